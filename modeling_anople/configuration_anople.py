@@ -1,0 +1,254 @@
+"""Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, PreTrainedConfig
+
+
+COUPLING_MODES = ("both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none")
+
+
+@strict
+class AnoPLeConfig(PreTrainedConfig):
+    r"""
+    Hold every size and every choice of an [`AnoPLeModel`].
+
+    The comments [K], [I] and [U] say how well a choice is founded: known from a source about the paper, inferred from
+    its relatives, or unknown and therefore ours.
+
+    Args:
+        clip_config (`CLIPConfig` or `dict`, *optional*):
+            The frozen backbone. Any width, depth, patch size, activation and resolution.
+        class_names (`list[str]`, *optional*):
+            The products, in the order of their class ids.
+        coupling (`str`, *optional*, defaults to `"both"`):
+            Which prompts exist and how they meet [K]: `both` concatenates each side's prompts with the other side's
+            projected ones, `text_to_vision` and `vision_to_text` do so on one side only, `uncoupled` keeps free prompts
+            on both sides, `text_only` and `vision_only` prompt one tower, `none` leaves CLIP as it is.
+        coupling_projection (`str`, *optional*, defaults to `"shared"`):
+            One linear projection per direction for all layers, or one `per_layer` (MaPLe's habit) [U].
+        prompt_length (`int`, *optional*, defaults to 4):
+            Free prompt tokens per tower and layer [U].
+        prompt_depth (`int`, *optional*, defaults to 9):
+            Number of blocks, counted from the first, whose prompt tokens are learnable [U].
+        prompt_std (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the prompts' and the prefix' first values [I].
+        prefix (`str`, *optional*, defaults to `"token"`):
+            How a view's scale is told to the vision tower [U]: one extra `token` that flows through all blocks, a
+            `deep_token` set anew at every prompted block, `add` to each visual prompt, or `none`.
+        view_grid (`int`, *optional*, defaults to 2):
+            Training cuts the photograph, enlarged `view_grid` times, into `view_grid`² sub-images beside the global view
+            [K: 2, hence N = 4]. 1 trains on the global view alone.
+        sub_image_losses (`str`, *optional*, defaults to `"all"`):
+            Which losses the sub-images receive [U]: `all` or `pixel`.
+        min_positive_fraction (`float`, *optional*, defaults to 0.01):
+            A view counts as anomalous for the image and alignment losses from this share of marked pixels on, and is
+            left out of them between 0 and this share [U].
+        value_attention_layers (`int`, *optional*, defaults to 0):
+            Number of last vision blocks in which patch tokens take a second path with value-value attention (as in
+            PromptAD). 0 is off; the decoder replaces its role [U].
+        temperature (`float`, *optional*, defaults to 0.07):
+            Softmax temperature of all text-image comparisons [U]; CLIP's own 0.01 saturates the probabilities that are
+            fused later.
+        decoder_head (`str`, *optional*, defaults to `"text"`):
+            `text`: probability of the abnormal against the normal text at each place of the decoded feature map [I];
+            `conv`: a 1x1 convolution with two outputs.
+        decoder_widths (`list[int]`, *optional*, defaults to `[128, 64]`):
+            Channels of the decoder's two stages, each followed by an upsampling by 2 [U].
+        decoder_layers (`list[int]`, *optional*):
+            Vision blocks (0-based) whose patch tokens, linearly projected and summed, feed the decoder. `None` feeds it
+            the final patch tokens in the joint space [U].
+        decoder_prior (`float`, *optional*, defaults to 0.03):
+            Anomaly probability that an untrained `conv` head answers everywhere. About the share of marked pixels, so
+            that the focal loss does not spend its first hundreds of steps on finding it.
+        pixel_loss_weight, image_loss_weight, alignment_loss_weight (`float`, *optional*, default to 1.0):
+            Weights of the three losses [K: unweighted]; 0 removes one.
+        focal_gamma (`float`, *optional*, defaults to 2.0):
+            Focusing exponent of the focal loss [I].
+        dice_views (`str`, *optional*, defaults to `"positive"`):
+            `positive`: Dice on views with a non-empty mask only, because Dice on an empty mask rests near 1 with hardly
+            a gradient and most views are empty; `all`: on every view.
+        dice_symmetric (`bool`, *optional*, defaults to `False`):
+            Add the Dice of the normal region, as AnomalyCLIP does [U].
+        alignment_detach (`str`, *optional*, defaults to `"decoder"`):
+            Where the alignment loss stops the gradient [U]. `none` is the literal formula, which a decoder that answers
+            the same feature everywhere satisfies best; `decoder` moves only the global feature towards the local
+            evidence, so that no constant can win; `map` stops only the map.
+        alignment_warmup (`float`, *optional*, defaults to 0.2):
+            Share of the steps before the alignment loss sets in, so that the evidence it spreads is evidence. The
+            training loop reads it.
+        latent_noise (`float`, *optional*, defaults to 0.015):
+            Standard deviation of the Gaussian noise added to the unit-length global feature of normal views to make
+            latent anomalies [U]. 0 turns them off.
+        latent_noise_target (`str`, *optional*, defaults to `"global"`):
+            `global`, or `patches`: also unit-length patch tokens of normal views, as wholly anomalous maps [U].
+        memory_layers (`list[int]`, *optional*):
+            Vision blocks (0-based) whose patch tokens are remembered. `None` takes blocks 2 and 7 of 12, scaled to the
+            tower's depth [I].
+        memory_features (`str`, *optional*, defaults to `"prompted"`):
+            Remember and compare features of the prompted pass, or of a second, `frozen` pass at twice the cost [I].
+        memory_sizes (`list[int]`, *optional*):
+            Remembered patch vectors per class and layer. Kept by the model; sizes the buffers on loading.
+        memory_chunk_size (`int`, *optional*, defaults to 8388608):
+            Largest number of cosine similarities held at once (32 MiB in fp32).
+        map_fusion (`str`, *optional*, defaults to `"harmonic"`):
+            `harmonic` mean of memory and decoder map [K], or one alone: `memory`, `decoder`.
+        fusion_scale (`str`, *optional*, defaults to `"raw"`):
+            `raw` memory distances enter the mean [K]; `normal` divides them by the largest distance seen on the class'
+            own normals (leave-one-out), clipped to 1, so that both parts of the mean have one scale [U].
+        image_map (`str`, *optional*, defaults to `"memory"`):
+            Which map's maximum is fused with the text score of the image: `memory` (PromptAD) or `fused` (AdaptCLIP) [U].
+        image_fusion (`str`, *optional*, defaults to `"harmonic"`):
+            `harmonic` mean of text score and map maximum [K], or one alone: `map`, `text`.
+        smoothing (`float`, *optional*, defaults to 0.01):
+            Standard deviation of the maps' Gaussian blur as a share of the image side (4 pixels of 400) [I].
+        class_identity (`str`, *optional*, defaults to `"given"`):
+            Where the class of a photograph comes from [U]: `given` by the caller (predicted where the caller gives
+            none), always `predicted`, or `pooled` (mean text embeddings and one memory over all classes).
+        class_prediction (`str`, *optional*, defaults to `"prototype"`):
+            How a class is predicted: nearest mean global feature of the normals (`prototype`), or nearest normal text
+            embedding (`text`) [U].
+        threshold (`float`, *optional*, defaults to 0.5):
+            Calibrated score from which on a photograph is called anomalous.
+        calibration (`dict`, *optional*):
+            Per class the line found from its normals. Floats in the config, because a half-precision model would round
+            them. Kept by the model.
+        fit (`dict`, *optional*):
+            How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program.
+    """
+
+    model_type = "anople"
+    sub_configs_defaults = {"clip_config": CLIPConfig}
+
+    clip_config: dict | CLIPConfig | None = None
+    class_names: list[str] | None = None
+    coupling: Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"] = (
+        "both"
+    )
+    coupling_projection: Literal["shared", "per_layer"] = "shared"
+    prompt_length: int = 4
+    prompt_depth: int = 9
+    prompt_std: float = 0.02
+    prefix: Literal["token", "deep_token", "add", "none"] = "token"
+    view_grid: int = 2
+    sub_image_losses: Literal["all", "pixel"] = "all"
+    min_positive_fraction: float = 0.01
+    value_attention_layers: int = 0
+    temperature: float = 0.07
+    decoder_head: Literal["text", "conv"] = "text"
+    decoder_widths: list[int] | None = None
+    decoder_layers: list[int] | None = None
+    decoder_prior: float = 0.03
+    pixel_loss_weight: float = 1.0
+    image_loss_weight: float = 1.0
+    alignment_loss_weight: float = 1.0
+    focal_gamma: float = 2.0
+    dice_views: Literal["positive", "all"] = "positive"
+    dice_symmetric: bool = False
+    alignment_detach: Literal["none", "decoder", "map"] = "decoder"
+    alignment_warmup: float = 0.2
+    latent_noise: float = 0.015
+    latent_noise_target: Literal["global", "patches"] = "global"
+    memory_layers: list[int] | None = None
+    memory_features: Literal["prompted", "frozen"] = "prompted"
+    memory_sizes: list[int] | None = None
+    memory_chunk_size: int = 8_388_608
+    map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
+    fusion_scale: Literal["raw", "normal"] = "raw"
+    image_map: Literal["memory", "fused"] = "memory"
+    image_fusion: Literal["harmonic", "map", "text"] = "harmonic"
+    smoothing: float = 0.01
+    class_identity: Literal["given", "predicted", "pooled"] = "given"
+    class_prediction: Literal["prototype", "text"] = "prototype"
+    threshold: float = 0.5
+    calibration: dict | None = None
+    fit: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.class_names = list(self.class_names or [])
+        self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
+        self.decoder_widths = list(self.decoder_widths or [128, 64])
+        self.calibration = dict(self.calibration or {})
+        if self.memory_layers is None:
+            depth = self.clip_config.vision_config.num_hidden_layers
+            self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
+
+    def validate_architecture(self):
+        """Check the relations between fields; raise `ValueError` with the value received and the remedy."""
+        depth = self.clip_config.vision_config.num_hidden_layers
+        self._require(self.view_grid >= 1, f"view_grid must be at least 1, got {self.view_grid}.")
+        self._require(self.prompt_length >= 1, f"prompt_length must be at least 1, got {self.prompt_length}.")
+        self._require(self.prompt_depth >= 1, f"prompt_depth must be at least 1, got {self.prompt_depth}.")
+        self._require(self.temperature > 0, f"temperature must be positive, got {self.temperature}.")
+        self._require(0 < self.decoder_prior < 1, f"decoder_prior is a probability, got {self.decoder_prior}.")
+        self._require(len(self.decoder_widths) == 2, f"decoder_widths needs two numbers, got {self.decoder_widths}.")
+        for name in ("memory_layers", "decoder_layers"):
+            wrong = [layer for layer in getattr(self, name) or [] if not 0 <= layer < depth]
+            self._require(
+                not wrong, f"{name} {wrong} are no blocks of a vision tower with {depth}: use 0 to {depth - 1}."
+            )
+        self._require(
+            0 <= self.value_attention_layers <= depth,
+            f"value_attention_layers must lie within 0 and {depth}, got {self.value_attention_layers}.",
+        )
+        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        self._require(not twice, f"class_names must differ; these stand there more than once: {twice}.")
+        self._require(
+            len(self.memory_sizes) == len(self.class_names),
+            f"memory_sizes has {len(self.memory_sizes)} numbers for {len(self.class_names)} classes: give one for each.",
+        )
+        self._require(
+            not (self.decoder_layers and self.latent_noise_target == "patches"),
+            "latent_noise_target='patches' disturbs final patch tokens, but decoder_layers feeds the decoder others: "
+            "use 'global'.",
+        )
+        prefix_needs = self.prefix == "add" and self.vision_prompt_count == 0
+        self._require(
+            not prefix_needs,
+            f"prefix='add' needs visual prompts, but coupling={self.coupling!r} has none: use 'token'.",
+        )
+
+    @staticmethod
+    def _require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of one training photograph: the global one and the sub-images."""
+        return 1 + (self.view_grid**2 if self.view_grid > 1 else 0)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the vision tower sees, in pixels."""
+        return self.clip_config.vision_config.image_size
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.clip_config.vision_config.patch_size
+
+    @property
+    def has_text_prompts(self) -> bool:
+        """Whether the text tower has free prompts of its own."""
+        return self.coupling not in ("vision_only", "none")
+
+    @property
+    def has_vision_prompts(self) -> bool:
+        """Whether the vision tower has free prompts of its own."""
+        return self.coupling not in ("text_only", "none")
+
+    @property
+    def text_prompt_count(self) -> int:
+        """Prompt tokens in the text tower's sequence, projected ones included."""
+        return self.prompt_length * (self.has_text_prompts + (self.coupling in ("both", "vision_to_text")))
+
+    @property
+    def vision_prompt_count(self) -> int:
+        """Prompt tokens in the vision tower's sequence, projected ones included; the prefix is not counted."""
+        return self.prompt_length * (self.has_vision_prompts + (self.coupling in ("both", "text_to_vision")))
+
+
+__all__ = ["COUPLING_MODES", "AnoPLeConfig"]

@@ -1,0 +1,88 @@
+"""The lightweight decoder: patch tokens -> dense features in the joint space -> anomaly probability at each place."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_anople import AnoPLeConfig
+
+
+@dataclass
+class DecoderOutput:
+    """
+    What the decoder answers.
+
+    Args:
+        features (`Tensor` of shape (batch, joint width, rows, columns)): unit-length features D_ij(z).
+        logits (`Tensor` of shape (batch, 2, rows, columns)): normal and abnormal, already divided by the temperature.
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class AnomalyDecoder(nn.Module):
+    """
+    Decode patch tokens into a map four times as fine (paper.md 1.6).
+
+    3x3 conv, norm, GELU, 2x transposed conv, twice; then a 1x1 conv back to the joint width. GroupNorm, because batches
+    are tiny and mix views. `decoder_head="text"` compares the features with the class' two text embeddings;
+    `"conv"` reads two channels off the last hidden map instead.
+    """
+
+    def __init__(self, config: AnoPLeConfig):
+        super().__init__()
+        width = config.clip_config.projection_dim
+        first, second = config.decoder_widths
+        self.grid_size, self.temperature, self.prior = config.grid_size, config.temperature, config.decoder_prior
+        self.layers = tuple(config.decoder_layers or ())
+        vision_width = config.clip_config.vision_config.hidden_size
+        self.inputs = nn.ModuleList(nn.Linear(vision_width, width) for _ in self.layers)
+        self.body = nn.Sequential(*_stage(width, first), *_stage(first, second))
+        self.project = nn.Conv2d(second, width, kernel_size=1)
+        self.head = nn.Conv2d(second, 2, kernel_size=1) if config.decoder_head == "conv" else None
+
+    @torch.no_grad()
+    def reset_head(self) -> None:
+        """Let an untrained conv head answer `decoder_prior` everywhere."""
+        if self.head is not None:
+            init.zeros_(self.head.weight)
+            init.copy_(self.head.bias, torch.tensor([0.0, math.log(self.prior / (1 - self.prior))]))
+
+    def forward(self, patches: Tensor, taps: dict[int, Tensor], class_embeddings: Tensor) -> DecoderOutput:
+        """
+        Decode one batch.
+
+        Args:
+            patches: (batch, patches, joint width), final patch tokens; scaled to unit length here.
+            taps: block number -> (batch, patches, vision width); read when `decoder_layers` names blocks.
+            class_embeddings: (batch, 2, joint width), unit length: normal and abnormal text of each image's class.
+        """
+        if self.layers:
+            patches = sum(linear(taps[layer]) for linear, layer in zip(self.inputs, self.layers, strict=True))
+        patches = nn.functional.normalize(patches, dim=-1)
+        # (batch, patches, width) -> (batch, width, rows, columns)
+        grid = patches.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
+        # unit length makes each entry about width^-0.5; the convolutions want entries about 1
+        hidden = self.body(grid * math.sqrt(grid.shape[1]))
+        features = nn.functional.normalize(self.project(hidden), dim=1)
+        if self.head is not None:
+            return DecoderOutput(features=features, logits=self.head(hidden))
+        # (batch, 2, width) x (batch, width, places) -> (batch, 2, places)
+        logits = class_embeddings.to(features.dtype) @ features.flatten(2) / self.temperature
+        return DecoderOutput(features=features, logits=logits.unflatten(2, features.shape[2:]))
+
+
+def _stage(width_in: int, width_out: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(width_in, width_out, kernel_size=3, padding=1),
+        nn.GroupNorm(math.gcd(8, width_out), width_out),
+        nn.GELU(),
+        nn.ConvTranspose2d(width_out, width_out, kernel_size=2, stride=2),
+    ]
+
+
+__all__ = ["AnomalyDecoder", "DecoderOutput"]

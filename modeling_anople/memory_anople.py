@@ -1,0 +1,113 @@
+"""The normal memory: patch features of the good photographs of each class, and the distance of a new one to them."""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_anople import AnoPLeConfig
+
+
+class NormalMemory(nn.Module):
+    """
+    Remember unit-length patch features of normal photographs, one bank per class (paper.md 1.9).
+
+    Banks are separate buffers, so that a class never touches another's and looking one class up costs the same however
+    many there are. Their sizes stand in `config.memory_sizes`; a photograph adds `patches` vectors to each layer.
+    """
+
+    def __init__(self, config: AnoPLeConfig):
+        super().__init__()
+        self.layers = tuple(config.memory_layers)
+        self.width = config.clip_config.vision_config.hidden_size
+        self.chunk_size = config.memory_chunk_size
+        self.num_classes = 0
+        for size in config.memory_sizes:
+            self.append_class(torch.zeros(len(self.layers), size, self.width))
+
+    def append_class(self, bank: Tensor) -> None:
+        """Add a class with its features (layers, vectors, width); an empty bank has no vectors yet."""
+        self.register_buffer(f"bank_{self.num_classes}", bank)
+        self.num_classes += 1
+
+    def bank(self, class_id: int) -> Tensor:
+        """Return the features (layers, vectors, width) of one class."""
+        return getattr(self, f"bank_{class_id}")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Vectors per layer, for each class."""
+        return [self.bank(class_id).shape[1] for class_id in range(self.num_classes)]
+
+    @torch.no_grad()
+    def add(self, taps: dict[int, Tensor], class_id: int) -> None:
+        """Append the patch features of normal photographs, {layer: (photographs, patches, width)}, to one class."""
+        known = self.bank(class_id)
+        features = self._stack(taps).flatten(1, 2)  # (layers, photographs x patches, width)
+        setattr(self, f"bank_{class_id}", torch.cat([known, features.to(known)], dim=1))
+
+    @torch.no_grad()
+    def clear(self, class_id: int) -> None:
+        """Forget all features of one class."""
+        known = self.bank(class_id)
+        setattr(self, f"bank_{class_id}", known[:, :0].clone())
+
+    def forward(
+        self, taps: dict[int, Tensor], class_ids: Tensor | None, exclude: tuple[int, slice] | None = None
+    ) -> Tensor:
+        """
+        Measure how far each patch is from the nearest remembered one.
+
+        Args:
+            taps: layer -> (batch, patches, width).
+            class_ids: (batch,) whose bank each image is compared with; `None` compares with all banks together.
+            exclude: a class id and the vectors of its bank to leave out (a photograph's own, for leave-one-out).
+
+        Returns:
+            (batch, patches) mean over layers of (1 - cosine) / 2, within 0 and 1.
+
+        Raises:
+            ValueError: if a needed bank is empty.
+        """
+        features = self._stack(taps)
+        if class_ids is None:
+            banks = [part for class_id in range(self.num_classes) for part in self._parts(class_id, exclude)]
+            return self._distance(features, banks)
+        distances = features.new_empty(features.shape[1:3])
+        for class_id in class_ids.unique().tolist():
+            rows = (class_ids == class_id).nonzero()[:, 0]
+            distances[rows] = self._distance(features[:, rows], self._parts(class_id, exclude))
+        return distances
+
+    def _stack(self, taps: dict[int, Tensor]) -> Tensor:
+        """Bring taps to unit length as (layers, batch, patches, width)."""
+        return nn.functional.normalize(torch.stack([taps[layer] for layer in self.layers]), dim=-1)
+
+    def _parts(self, class_id: int, exclude: tuple[int, slice] | None) -> list[Tensor]:
+        """Return the bank of one class, in two pieces around what is left out."""
+        bank = self.bank(class_id)
+        if bank.shape[1] == 0:
+            raise ValueError(
+                f"The memory of class id {class_id} is empty: fit the model, or fill it with model.remember(...)."
+            )
+        if exclude is None or exclude[0] != class_id:
+            return [bank]
+        pieces = (bank[:, : exclude[1].start], bank[:, exclude[1].stop :])
+        return [piece for piece in pieces if piece.shape[1]]
+
+    def _distance(self, features: Tensor, banks: list[Tensor]) -> Tensor:
+        """Search all banks in chunks of queries, so that at most `chunk_size` similarities exist at once."""
+        queries = features.flatten(1, 2)  # (layers, batch x patches, width)
+        rows = max(1, self.chunk_size // max(bank.shape[1] for bank in banks))
+        total = 0.0
+        for layer in range(len(self.layers)):
+            nearest = [_nearest_cosine(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
+            total = total + torch.stack(nearest).amax(0)
+        distance = (1 - total / len(self.layers)) / 2
+        return distance.clamp(0, 1).unflatten(0, features.shape[1:3])
+
+
+def _nearest_cosine(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
+    """Largest cosine of each query (queries, width) with any vector of the bank (vectors, width)."""
+    return torch.cat([(part @ bank.T).amax(1) for part in queries.split(rows)])
+
+
+__all__ = ["NormalMemory"]

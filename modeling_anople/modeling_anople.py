@@ -1,0 +1,300 @@
+"""AnoPLe: one frozen CLIP, prompts for both towers, a small decoder and a memory of good photographs."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .calibration_anople import ScoreCalibration
+from .configuration_anople import AnoPLeConfig
+from .decoding_anople import AnomalyDecoder
+from .fusion_anople import fuse_images, fuse_maps
+from .losses_anople import Answers, LossTerm, detector_losses, loss_weights, total_loss, view_labels
+from .memory_anople import NormalMemory
+from .products_anople import ProductsMixin
+from .prompting_anople import (
+    BidirectionalPrompts,
+    ScalePrefix,
+    VisionFeatures,
+    class_prompt_ids,
+    encode_image,
+    encode_text,
+)
+
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder")
+
+
+@dataclass
+class AnoPLeOutput(ModelOutput):
+    """
+    What [`AnoPLeModel`] answers. Raw values order the photographs of one class; calibrated ones are comparable.
+
+    Args:
+        loss (`Tensor`, *optional*): weighted sum of the losses, with `mask_labels`.
+        loss_terms (`dict[str, LossTerm]`, *optional*): focal, dice, image and alignment loss as sum and count.
+        image_scores (`Tensor` of shape (batch,)): raw image score, higher is more anomalous.
+        anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
+        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the line of the class.
+        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the line of the class.
+        text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
+        decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
+        memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
+        class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
+        image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
+        hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
+    """
+
+    loss: Tensor | None = None
+    loss_terms: dict[str, LossTerm] | None = None
+    image_scores: Tensor | None = None
+    anomaly_maps: Tensor | None = None
+    calibrated_scores: Tensor | None = None
+    calibrated_maps: Tensor | None = None
+    text_scores: Tensor | None = None
+    decoder_maps: Tensor | None = None
+    memory_maps: Tensor | None = None
+    class_ids: Tensor | None = None
+    image_embeds: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class AnoPLePreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the model: names, attention back ends and first values."""
+
+    config: AnoPLeConfig
+    base_model_prefix = "anople"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CLIPEncoderLayer, layer_name="vision_model"),
+        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="vision_model"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own start, as in MaPLe
+        elif isinstance(module, (BidirectionalPrompts, ScalePrefix)):
+            module.reset_parameters()
+        elif isinstance(module, AnomalyDecoder):
+            module.reset_head()
+        elif isinstance(module, (NormalMemory, AnoPLeModel)):
+            for buffer in module.buffers(recurse=False):
+                init.zeros_(buffer)
+
+
+class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
+    """
+    Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
+
+    Start one with [`AnoPLeModel.from_clip`], fit it with `accelerate launch -m modeling_anople.training`, and load it
+    with [`AnoPLeModel.from_pretrained`]. Prediction runs the vision tower once; the text side is stored.
+    """
+
+    def __init__(self, config: AnoPLeConfig, clip: CLIPModel | None = None):
+        super().__init__(config)
+        self.clip = CLIPModel(config.clip_config) if clip is None else clip
+        self.prompts = BidirectionalPrompts(config)
+        self.prefix = None if config.prefix == "none" else ScalePrefix(config)
+        self.decoder = AnomalyDecoder(config)
+        self.memory = NormalMemory(config)
+        self.calibration = ScoreCalibration(config)
+        classes, width = len(config.class_names), config.clip_config.projection_dim
+        length = config.clip_config.text_config.max_position_embeddings
+        self.register_buffer("class_token_ids", torch.zeros(2 * classes, length, dtype=torch.long))
+        self.register_buffer("class_embeddings", torch.zeros(classes, 2, width))
+        self.register_buffer("class_prototypes", torch.zeros(classes, width))
+        self.post_init()
+
+    @classmethod
+    def from_clip(cls, clip: str | CLIPModel, class_names: list[str], *, tokenizer=None, **kwargs) -> "AnoPLeModel":
+        """
+        Wrap a CLIP in a new, unfitted detector.
+
+        Args:
+            clip: a Hub id or folder of a `CLIPModel`, or the model itself.
+            class_names: the products; their words go into the prompts.
+            tokenizer: the CLIP's tokenizer; loaded from `clip` when that is a name.
+            kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
+
+        Raises:
+            ValueError: for an unknown keyword, no class, or a model without a tokenizer.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        unknown = sorted(set(kwargs) - {field.name for field in fields(AnoPLeConfig)})
+        if unknown:
+            raise ValueError(f"from_clip got {unknown}, which are no fields of AnoPLeConfig: see its docstring.")
+        if not class_names:
+            raise ValueError("from_clip needs at least one class name, got none.")
+        if isinstance(clip, CLIPModel) and tokenizer is None:
+            raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
+        if not isinstance(clip, CLIPModel):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
+            clip = CLIPModel.from_pretrained(clip, **hub)
+        config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
+        model = cls(config, clip=clip)
+        model.class_token_ids = class_prompt_ids(
+            tokenizer,
+            config.class_names,
+            prompt_count=config.text_prompt_count,
+            max_length=model.class_token_ids.shape[1],
+        )
+        model.store_class_embeddings()
+        return model.to(clip.device, clip.dtype).eval()
+
+    def train(self, mode: bool = True) -> "AnoPLeModel":
+        """Switch the learnable parts; the frozen CLIP stays in evaluation mode."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    def freeze_clip(self) -> "AnoPLeModel":
+        """Stop gradients into CLIP's weights. Call it before training; loading undoes it."""
+        self.clip.requires_grad_(False)
+        return self
+
+    def embed_classes(self) -> Tensor:
+        """Run the text tower: unit-length embeddings (classes, 2, joint width), normal and abnormal, with gradient."""
+        text_prompts, _ = self.prompts()
+        ids = self.class_token_ids
+        ends = (ids == ids[:, -1:]).int().argmax(1)  # rows are filled up with the end token
+        embeddings = encode_text(self.clip, ids[:, : int(ends.max()) + 1], prompts=text_prompts)
+        return F.normalize(embeddings, dim=-1).unflatten(0, (-1, 2))
+
+    @torch.no_grad()
+    def store_class_embeddings(self) -> None:
+        """Keep the class embeddings, so that prediction needs neither the text tower nor a tokenizer."""
+        self.class_embeddings = self.embed_classes().detach().to(self.class_embeddings)
+
+    def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+        """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
+        config = self.config
+        _, vision_prompts = self.prompts()
+        if view_ids is None:
+            view_ids = torch.zeros(len(pixel_values), dtype=torch.long, device=pixel_values.device)
+        return encode_image(
+            self.clip,
+            pixel_values,
+            prompts=vision_prompts,
+            prefix=None if self.prefix is None else self.prefix(view_ids),
+            prefix_mode=config.prefix,
+            tap_layers=(*self.memory.layers, *self.decoder.layers),
+            value_attention_layers=config.value_attention_layers,
+        )
+
+    def memory_taps(self, pixel_values: Tensor, features: VisionFeatures) -> dict[int, Tensor]:
+        """Pick the features that the memory holds: those of the prompted pass, or of a second, frozen one."""
+        if self.config.memory_features == "frozen":
+            return encode_image(self.clip, pixel_values, tap_layers=self.memory.layers).taps
+        return features.taps
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        class_ids: Tensor | None = None,
+        view_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_labels: Tensor | None = None,
+        noise_seeds: Tensor | None = None,
+        exclude: tuple[int, slice] | None = None,
+        **kwargs,
+    ) -> AnoPLeOutput:
+        """
+        Judge images, or with `mask_labels` measure the losses.
+
+        Args:
+            pixel_values: (batch, 3, side, side) from [`AnoPLeProcessor`].
+            class_ids: (batch,) the product of each image. Absent: predicted (or pooled, by `class_identity`).
+            view_ids: (batch,) 0 for the global view, 1 to N for the sub-images in reading order; training only.
+            labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks.
+            mask_labels: (batch, height, width) 1 where anomalous.
+            noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
+            exclude: a class id and the vectors of its memory to leave out (leave-one-out).
+
+        Returns:
+            [`AnoPLeOutput`].
+        """
+        features = self.encode_views(pixel_values, view_ids)
+        pooled = F.normalize(features.pooled, dim=-1)
+        embeddings = self.embed_classes() if self.training else self.class_embeddings
+        class_ids = self.identify(pooled, embeddings, class_ids)
+        text = self._texts_of(embeddings, class_ids, len(pooled))
+        decoded = self.decoder(features.patches, features.taps, text)
+        text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
+        output = AnoPLeOutput(
+            text_scores=text_logits.softmax(1)[:, 1],
+            decoder_maps=decoded.logits.float().softmax(1)[:, 1],
+            class_ids=class_ids,
+            image_embeds=pooled,
+        )
+        if mask_labels is not None:
+            output.loss_terms = detector_losses(
+                self.config,
+                Answers(pooled, features.patches, text, decoded.features, decoded.logits),
+                masks=mask_labels,
+                labels=view_labels(mask_labels, view_ids, self.config) if labels is None else labels,
+                seeds=noise_seeds,
+                decode=lambda patches: self.decoder(patches, features.taps, text).logits,
+            )
+            output.loss = total_loss(output.loss_terms, loss_weights(self.config))
+        if not self.training:
+            taps = self.memory_taps(pixel_values, features) if any(self.memory.sizes) else None
+            self.score(output, taps, exclude)
+        return output
+
+    def identify(self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None) -> Tensor | None:
+        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids, or `None` for all pooled."""
+        config = self.config
+        if config.class_identity == "pooled" and not self.training:
+            return None
+        if class_ids is not None and (config.class_identity == "given" or self.training):
+            if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
+                embeddings
+            ):
+                raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
+            return class_ids
+        prototypes = config.class_prediction == "prototype" and any(self.memory.sizes)
+        anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
+        return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
+
+    def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
+        """
+        Fuse text, decoder and memory into raw and calibrated scores and maps, in place (paper.md 1.9).
+
+        Args:
+            taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
+            exclude: as in [`forward`].
+        """
+        config, ids = self.config, output.class_ids
+        if taps is not None:
+            distances = self.memory(taps, ids, exclude)
+            output.memory_maps = distances.unflatten(1, (config.grid_size, config.grid_size))
+        scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
+        output.anomaly_maps = fuse_maps(output.decoder_maps, output.memory_maps, scales, config)
+        output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+        if self.calibration.covers(ids):
+            output.calibrated_scores = self.calibration.images(output.image_scores, ids)
+            output.calibrated_maps = self.calibration.maps(output.anomaly_maps, ids)
+
+    def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
+        """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
+        if class_ids is not None:
+            return embeddings[class_ids]
+        return F.normalize(embeddings.mean(0), dim=-1).expand(batch, -1, -1)

@@ -1,0 +1,80 @@
+"""A small CLIP with random weights, built on the spot from a fixed seed, so that everything runs without a download.
+
+Its features are those of an untrained network: good enough to see the whole journey work and to test it, not to inspect
+parts with. Use a trained CLIP (`--clip openai/clip-vit-base-patch16`, or any other) for real work.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+
+SMALL_CLIP = "small-random"
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """Build a CLIP tokenizer whose pieces are single bytes, so that any name in any script becomes tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # byte-level BPE writes bytes that do not print as the characters from 256 on
+    pieces = [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
+    words = ["<|startoftext|>", *pieces, *(f"{piece}</w>" for piece in pieces), "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+
+
+def small_clip_config(tokenizer: CLIPTokenizer, **vision) -> CLIPConfig:
+    """Describe the small CLIP: 128 x 4 over 14 x 14 patches of 224 pixels, text 64 x 2. `vision` overrides the tower."""
+    vision_config = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 224,
+        "patch_size": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 64,
+        **vision,
+    }
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "hidden_act": "gelu",
+        "projection_dim": 64,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=64)
+
+
+def write_small_clip(folder: Path, *, seed: int = 0, **vision) -> Path:
+    """
+    Write the small CLIP as an ordinary checkpoint folder: weights, tokenizer and image processor.
+
+    Args:
+        folder: where to; a folder that already holds one is left as it is.
+        seed: of the random weights; torch's global generator is left as it was.
+        vision: overrides of the vision tower's config.
+    """
+    folder = Path(folder)
+    if (folder / "preprocessor_config.json").exists():
+        return folder
+    tokenizer = byte_tokenizer()
+    config = small_clip_config(tokenizer, **vision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = config.vision_config.image_size
+    CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+__all__ = ["SMALL_CLIP", "byte_tokenizer", "small_clip_config", "write_small_clip"]
