@@ -110,7 +110,7 @@ class AnoPLeConfig(PreTrainedConfig):
             How a class is predicted: nearest mean global feature of the normals (`prototype`), or nearest normal text
             embedding (`text`) [U].
         threshold (`float`, *optional*, defaults to 0.5):
-            Calibrated score from which on a photograph is called anomalous.
+            Calibrated score above which a photograph is called anomalous.
         calibration (`dict`, *optional*):
             Per class the line found from its normals. Floats in the config, because a half-precision model would round
             them. Kept by the model.

@@ -28,17 +28,17 @@ class LossTerm:
         return self.total / self.count.clamp(min=1)
 
 
-def focal_loss(logits: Tensor, mask: Tensor, *, gamma: float) -> LossTerm:
+def focal_loss(margins: Tensor, mask: Tensor, *, gamma: float) -> LossTerm:
     """
-    Focal loss of a two-channel map, averaged over each image's pixels (Lin et al., 2017; gamma 2, no alpha).
+    Focal loss averaged over each image's pixels (Lin et al., 2017; gamma 2, no alpha).
 
     Args:
-        logits: (views, 2, height, width), normal and abnormal.
+        margins: (views, height, width), abnormal minus normal logit: a softmax over two is a sigmoid of their difference.
         mask: (views, height, width), 1 where anomalous.
     """
-    log_probability = logits.float().log_softmax(1)
-    taken = torch.where(mask > 0.5, log_probability[:, 1], log_probability[:, 0])
-    per_view = (-((1 - taken.exp()) ** gamma) * taken).flatten(1).mean(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(margins, mask, reduction="none")
+    missing = 1 - (-cross_entropy).exp()
+    per_view = (missing**gamma * cross_entropy).flatten(1).mean(1)
     return LossTerm(per_view.sum(), _count(per_view))
 
 
@@ -192,14 +192,12 @@ def detector_losses(
         noisy = decode(patches + config.latent_noise * seeded_noise(seeds, patches))
         logits.append(noisy[normal])
         pixel_masks.append(torch.ones_like(masks[normal], dtype=torch.float))
-    pixel_masks, size = torch.cat(pixel_masks), masks.shape[-2:]
-    map_logits = F.interpolate(torch.cat(logits).float(), size=size, mode="bilinear", align_corners=False)
+    pixel_masks, margins = torch.cat(pixel_masks), torch.cat(logits).float().diff(dim=1)
+    margins = F.interpolate(margins, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     text_logits = [torch.einsum("bd,bcd->bc", z.float(), answers.text.float()) / config.temperature for z in pooled]
     return {
-        "focal": focal_loss(map_logits, pixel_masks, gamma=config.focal_gamma),
-        "dice": dice_loss(
-            map_logits.softmax(1)[:, 1], pixel_masks, views=config.dice_views, symmetric=config.dice_symmetric
-        ),
+        "focal": focal_loss(margins, pixel_masks, gamma=config.focal_gamma),
+        "dice": dice_loss(margins.sigmoid(), pixel_masks, views=config.dice_views, symmetric=config.dice_symmetric),
         "image": contrastive_loss(torch.cat(text_logits), torch.cat(image_labels)),
         "alignment": alignment_loss(
             answers.pooled,

@@ -223,7 +223,7 @@ class AnoPLeProcessor(ProcessorMixin):
         Args:
             outputs: an [`AnoPLeOutput`].
             target_sizes: (height, width) of each photograph; its map is brought to that size. Without it, the model's.
-            threshold: calibrated score from which on a photograph is anomalous; usually `model.config.threshold`.
+            threshold: calibrated score above which a photograph is anomalous; usually `model.config.threshold`.
 
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
@@ -245,7 +245,7 @@ class AnoPLeProcessor(ProcessorMixin):
             results.append(
                 {
                     "score": score,
-                    "label": ("anomalous" if score >= threshold else "normal") if calibrated else None,
+                    "label": ("anomalous" if score > threshold else "normal") if calibrated else None,
                     "raw_score": float(outputs.image_scores[number]),
                     "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
                     "class_name": None if ids is None or not self.class_names else self.class_names[int(ids[number])],

@@ -25,13 +25,13 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 
 def small_clip_config(tokenizer: CLIPTokenizer, **vision) -> CLIPConfig:
-    """Describe the small CLIP: 128 x 4 over 14 x 14 patches of 224 pixels, text 64 x 2. `vision` overrides the tower."""
+    """Describe the small CLIP: 96 x 4 over 10 x 10 patches of 160 pixels, text 64 x 2. `vision` overrides the tower."""
     vision_config = {
-        "hidden_size": 128,
-        "intermediate_size": 512,
+        "hidden_size": 96,
+        "intermediate_size": 384,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": 224,
+        "image_size": 160,
         "patch_size": 16,
         "hidden_act": "gelu",
         "projection_dim": 64,

@@ -1,0 +1,134 @@
+"""The one loop that runs a detector: sources in, predictions out, in batches, one bad file never stopping the rest."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .fusion_anople import smooth_maps
+from .modeling_anople import AnoPLeModel, AnoPLeOutput
+from .processing_anople import AnoPLeProcessor, ImageError, load_photograph
+
+
+Part = Literal["fused", "memory", "decoder", "text"]
+
+
+@dataclass
+class Prediction:
+    """
+    What is known of one photograph.
+
+    Args:
+        error: why it could not be judged; everything below is then `None`.
+        size: (height, width) of the photograph.
+        score: calibrated, 0.5 is the line of its class; the raw score where the class has no line.
+        label: "normal" or "anomalous", `None` where the class has no line.
+        raw_score, raw_map: of the part asked for, for metrics; the map is (side, side), `None` for the text part.
+        anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
+        class_name: the class it was judged as; `None` when pooled.
+        seconds: its share of the time from reading to answer.
+    """
+
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    score: float | None = None
+    label: str | None = None
+    raw_score: float | None = None
+    raw_map: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = None
+    class_name: str | None = None
+    seconds: float | None = None
+
+
+def predict(
+    model: AnoPLeModel,
+    processor: AnoPLeProcessor,
+    sources: Iterable[Any],
+    *,
+    class_names: str | Iterable[str] | None = None,
+    batch_size: int = 8,
+    part: Part = "fused",
+) -> Iterator[Prediction]:
+    """
+    Judge photographs one after the other, `batch_size` at a time.
+
+    Args:
+        sources: anything that [`load_photograph`] opens; read as they are needed.
+        class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
+        part: which score and map the raw values are of.
+
+    Yields:
+        One [`Prediction`] for each source, in order; an unreadable one has `error` set.
+
+    Raises:
+        ValueError: for a class that the detector does not know.
+    """
+    names = itertools.repeat(class_names) if class_names is None or isinstance(class_names, str) else class_names
+    pairs = zip(sources, names, strict=False)
+    model.eval()
+    while chunk := list(itertools.islice(pairs, batch_size)):
+        yield from _predict_batch(model, processor, chunk, part)
+
+
+def _predict_batch(
+    model: AnoPLeModel, processor: AnoPLeProcessor, chunk: Sequence[tuple[Any, str | None]], part: Part
+) -> list[Prediction]:
+    start = time.perf_counter()
+    predictions, photographs, names = [], [], []
+    for source, name in chunk:
+        opened = _open(source, processor.white_value)
+        if isinstance(opened, Image.Image):
+            photographs.append(opened)
+            names.append(name)
+            predictions.append(Prediction(size=opened.size[::-1]))
+        else:
+            predictions.append(Prediction(error=opened))
+    if not photographs:
+        return predictions
+    class_names = None if names[0] is None else names
+    inputs = processor(images=photographs, class_names=class_names).to(model.device)
+    with torch.inference_mode():
+        outputs = model(**inputs)
+        scores, maps = part_scores(model, outputs, part)
+    results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
+    share = (time.perf_counter() - start) / len(photographs)
+    judged = [prediction for prediction in predictions if prediction.error is None]
+    for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
+        prediction.score, prediction.label = result["score"], result["label"]
+        prediction.raw_score = float(scores[number])
+        prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
+        prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
+        prediction.class_name, prediction.seconds = result["class_name"], share
+    return predictions
+
+
+def _open(source: Any, white_value: float | None) -> Image.Image | str:
+    try:
+        return load_photograph(source, white_value=white_value)
+    except ImageError as error:
+        return str(error)
+
+
+def part_scores(model: AnoPLeModel, outputs: AnoPLeOutput, part: Part) -> tuple[Tensor, Tensor | None]:
+    """
+    Pick the raw image scores (batch,) and maps (batch, side, side) of one part of the detector.
+
+    The memory's image score is its unsmoothed maximum, as in the fused score; the decoder's the maximum of its smoothed
+    map; the text has no map.
+    """
+    if part == "text":
+        return outputs.text_scores, None
+    if part == "fused":
+        return outputs.image_scores, outputs.anomaly_maps
+    raw = outputs.memory_maps if part == "memory" else outputs.decoder_maps
+    maps = smooth_maps(raw.float(), size=model.config.image_size, sigma=model.config.smoothing)
+    return (raw if part == "memory" else maps).flatten(1).amax(1), maps
+
+
+__all__ = ["Part", "Prediction", "part_scores", "predict"]

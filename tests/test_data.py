@@ -1,0 +1,304 @@
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from modeling_anople.data import FEATURES, IMAGE_EXTENSIONS, list_classes, read_dataset
+
+
+def picture(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (2, 2), value).save(path, format="PNG")
+
+
+def pictures(root: Path, *names: str) -> Path:
+    for name in names:
+        picture(root / name)
+    return root
+
+
+def mvtec(root: Path) -> Path:
+    """Two normals, one good and two defective test images; masks written in another order than the images."""
+    names = ["train/good/0.png", "train/good/1.png", "test/good/0.png", "test/crack/0.png", "test/crack/1.png"]
+    pictures(root / "bottle", *names)
+    picture(root / "bottle/ground_truth/crack/1_mask.png", 11)
+    picture(root / "bottle/ground_truth/crack/0.png", 10)
+    return root
+
+
+def paths(source: str | Path, split: str, **kwargs) -> list[str]:
+    return read_dataset(source, split=split, **kwargs)["path"][:]
+
+
+def mask_names(dataset: datasets.Dataset) -> list[str | None]:
+    return [mask and Path(mask["path"]).name for mask in dataset["mask"]]
+
+
+def test_mvtec_tree_gives_every_column(tmp_path):
+    train, test = (read_dataset(mvtec(tmp_path), split=split) for split in ("train", "test"))
+    assert train.features == test.features == FEATURES
+    assert train["path"][:] == ["bottle/train/good/0.png", "bottle/train/good/1.png"]
+    assert train["label"][:] == [0, 0] and train["defect"][:] == ["good", "good"] and mask_names(train) == [None, None]
+    assert test["path"][:] == ["bottle/test/crack/0.png", "bottle/test/crack/1.png", "bottle/test/good/0.png"]
+    assert test["label"][:] == [1, 1, 0] and test["defect"][:] == ["crack", "crack", "good"]
+    assert set(test["class_name"]) == {"bottle"} and test[0]["image"] == {
+        "bytes": None,
+        "path": str(tmp_path / "bottle/test/crack/0.png"),
+    }
+
+
+def test_masks_are_matched_by_stem_not_by_position(tmp_path):
+    pictures(mvtec(tmp_path) / "bottle/test", "crack/10.png", "crack/2.jpg", "crack/a.b.png", "scratch/10.png")
+    for value, name in enumerate(["crack/2_mask.png", "crack/a.b_mask.png", "crack/10.png", "scratch/10_mask.PNG"]):
+        picture(tmp_path / "bottle/ground_truth" / name, 20 + value)
+    dataset = read_dataset(tmp_path, split="test")
+    names = ["crack/0.png", "crack/1.png", "crack/2.jpg", "crack/10.png", "crack/a.b.png", "good/0.png"]
+    assert dataset["path"][:] == [f"bottle/test/{name}" for name in [*names, "scratch/10.png"]]
+    values = [mask and Image.open(mask["path"]).getpixel((0, 0)) for mask in dataset["mask"]]
+    assert values == [10, 11, 20, 22, 21, None, 23]
+
+
+def test_missing_and_unmatched_masks_are_counted_in_warnings(tmp_path, caplog):
+    read_dataset(mvtec(tmp_path), split="test")
+    assert not caplog.records
+    pictures(tmp_path / "bottle", "test/crack/7.png", "test/crack/8.png", "ground_truth/crack/9_mask.png")
+    pictures(tmp_path / "bottle/ground_truth", "gone/0_mask.png", "gone/1_mask.png")
+    dataset = read_dataset(tmp_path, split="test")
+    assert mask_names(dataset) == ["0.png", "1_mask.png", None, None, None] and sum(dataset["label"]) == 4
+    missing, unmatched = [record.getMessage() for record in caplog.records]
+    assert "no mask for 2 defective images" in missing and "7.png" in missing
+    assert "3 masks match no image" in unmatched and "9_mask.png" in unmatched
+
+
+def test_rows_are_in_natural_order_of_class_and_path(tmp_path):
+    expected = ["part2/good/09.png", "part2/good/9.png", "part2/good/10.png", "part2/good/b.png", "part10/good/1.png"]
+    pictures(tmp_path, *expected)
+    assert paths(tmp_path, "train") == expected
+    assert list_classes(tmp_path) == ["part2", "part10"]
+    assert paths(tmp_path, "train", classes=["part10", "part2", "part2"]) == expected
+
+
+def test_extensions_are_case_insensitive_and_other_files_ignored(tmp_path):
+    wanted = [f"{index:02d}{extension.upper()}" for index, extension in enumerate(sorted(IMAGE_EXTENSIONS))]
+    good = pictures(tmp_path / "nut/good", *wanted, ".hidden.png", "._0.png", "notes.txt", "Thumbs.db")
+    (good / "folder.png").mkdir()
+    (good / "98.png").touch()  # unreadable files are listed, for the caller to refuse by name
+    (good / "99.png").symlink_to(tmp_path / "gone.png")
+    assert {"00.BMP", "04.PGM", "05.PNG", "09.WEBP"} <= set(wanted) and len(wanted) == 10
+    assert paths(tmp_path, "train") == [f"nut/good/{name}" for name in [*wanted, "98.png", "99.png"]]
+
+
+def test_unicode_spaces_and_long_names_below_a_relative_source(tmp_path, monkeypatch):
+    names = [f"{'x' * 250}.png", "a b #%?.png", "日本.png"]
+    root = pictures(tmp_path / "Größe ü", *(f"good/{name}" for name in names))
+    monkeypatch.chdir(root)
+    dataset = read_dataset(".", split="train")
+    assert dataset["path"][:] == sorted(f"good/{name}" for name in names)
+    assert dataset[0]["class_name"] == "Größe ü"
+    assert [image["path"] for image in dataset["image"]] == [str(root / path) for path in dataset["path"]]
+
+
+def test_symlinked_class_folder_is_followed(tmp_path):
+    mvtec(tmp_path / "elsewhere")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere/bottle", target_is_directory=True)
+    assert paths(tmp_path / "root", "train") == ["link/train/good/0.png", "link/train/good/1.png"]
+    assert mask_names(read_dataset(tmp_path / "root", split="test")) == ["0.png", "1_mask.png", None]
+
+
+@pytest.mark.parametrize("prefix", ["train/good/", "good/", ""])
+def test_single_class_root_is_named_after_its_folder(tmp_path, prefix):
+    root = pictures(tmp_path / "gear", f"{prefix}0.png")
+    assert list_classes(root) == ["gear"]
+    assert paths(root, "train") == [f"{prefix}0.png"]
+
+
+def test_layouts_may_differ_per_class(tmp_path):
+    pictures(mvtec(tmp_path), "flat/0.jpg", "mixed/good/0.png", "mixed/bent/0.png", "mixed/bent/1.png", "stray.png")
+    picture(tmp_path / "mixed/ground_truth/bent/1.png")
+    (tmp_path / "empty").mkdir()
+    assert list_classes(tmp_path) == ["bottle", "flat", "mixed"]
+    assert paths(tmp_path, "train", classes=["mixed", "flat"]) == ["flat/0.jpg", "mixed/good/0.png"]
+    mixed = read_dataset(tmp_path, split="test", classes=["mixed"])
+    assert mixed["path"][:] == ["mixed/bent/0.png", "mixed/bent/1.png"] and mixed["label"][:] == [1, 1]
+    assert mixed["defect"][:] == ["bent", "bent"] and mask_names(mixed) == [None, "1.png"]
+    flat = read_dataset(tmp_path, split="test", classes=["flat"])
+    assert len(flat) == 0 and flat.features == FEATURES
+
+
+def test_images_of_no_split_are_warned_about(tmp_path, caplog):
+    pictures(tmp_path, "flat/0.png", "flat/scratch/0.png", "flat/scratch/1.png", "mixed/good/0.png", "mixed/1.png")
+    pictures(mvtec(tmp_path), "bottle/test/7.png", "bottle/train/bad/7.png")
+    read_dataset(tmp_path, split="train")
+    places = {str(record.args[0].relative_to(tmp_path)): record.args[1] for record in caplog.records}
+    assert places == {"flat/scratch": 2, "mixed": 1, "bottle/test": 1, "bottle/train/bad": 1}
+
+
+def png_bytes() -> bytes:
+    Image.new("L", (2, 2)).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
+
+
+def test_parquet_round_trip_is_silent_and_leaves_no_files(tmp_path, capfd):
+    pictures(mvtec(tmp_path / "tree"), "nut/good/0.png", "nut/bent/0.png")
+    tree = {split: read_dataset(tmp_path / "tree", split=split) for split in ("train", "test")}
+    picture(tmp_path / "data/assets/logo.png")
+    for split, dataset in tree.items():
+        rows = [row | {"image": {"bytes": Path(row["image"]["path"]).read_bytes()}} for row in dataset]
+        shuffled = datasets.Dataset.from_list(rows[::-1], features=FEATURES)
+        shuffled.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    capfd.readouterr()
+    for split, dataset in tree.items():
+        found = read_dataset(tmp_path / "data", split=split)
+        assert found.features == FEATURES
+        for column in ("label", "class_name", "defect", "path"):
+            assert found[column][:] == dataset[column][:]
+        assert [mask is None for mask in found["mask"]] == [mask is None for mask in dataset["mask"]]
+        files = [Path(image["path"]).read_bytes() for image in dataset["image"]]
+        assert [image["bytes"] for image in found["image"]] == files
+    assert list_classes(tmp_path / "data") == ["bottle", "nut"]
+    assert paths(tmp_path / "data", "train", classes=["nut"]) == ["nut/good/0.png"]
+    assert capfd.readouterr() == ("", "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_single_parquet_file_with_other_column_names(tmp_path):
+    stored = {"bytes": png_bytes(), "path": "0.png"}
+    columns = {"image": [stored] * 4, "segmentation": [None, stored, None, None], "label": [1, 0, 2, 3]}
+    columns |= {"object": [1, 0, 0, 1], "split": ["train", "test", "train", "test"]}
+    table = datasets.Dataset.from_dict(columns)
+    for name, names in {"label": ["torn", "good", "ok", "anomalous"], "object": ["screw", "bolt"]}.items():
+        table = table.cast_column(name, datasets.ClassLabel(names=names))
+    table.to_parquet(tmp_path / "things.parquet")
+    train, test = (read_dataset(tmp_path / "things.parquet", split=split) for split in ("train", "test"))
+    assert train["class_name"][:] == ["bolt", "screw"] and train["label"][:] == [0, 0]
+    assert train["path"][:] == ["train/000000-0.png", "train/000001-0.png"]  # one name for all, so numbered
+    assert test["class_name"][:] == ["bolt", "screw"] and test["defect"][:] == ["anomalous", "torn"]
+    assert mask_names(test) == [None, "0.png"]
+
+
+def write_parquet(path: Path, **columns) -> Path:
+    length = len(next(iter(columns.values())))
+    images = [{"bytes": png_bytes(), "path": f"{index}.png"} for index in range(length)]
+    datasets.Dataset.from_dict({"image": images, **columns}).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [False, True], [0.0, 1.0], ["Normal", "abnormal"], ["0", "1"]])
+def test_label_spellings_and_class_named_after_the_source(tmp_path, labels):
+    dataset = read_dataset(write_parquet(tmp_path / "gear.parquet", label=labels), split="train")
+    assert dataset["label"][:] == [0, 1] and dataset["defect"][:] == ["good", "anomalous"]
+    assert dataset["class_name"][:] == ["gear", "gear"] and dataset["path"][:] == ["0.png", "1.png"]
+    assert len(read_dataset(tmp_path / "gear.parquet", split="test")) == 0
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [0, -1], [0, None], ["good", ""], ["good", "7"]])
+def test_unreadable_label_is_refused(tmp_path, labels):
+    with pytest.raises(ValueError, match=r"Label .* in .*gear\.parquet cannot be read: use 0"):
+        read_dataset(write_parquet(tmp_path / "gear.parquet", label=labels), split="train")
+
+
+METADATA = {
+    "jsonl": """{"file_name": "test/b 1.png", "mask_file_name": null, "label": 0, "category": "001"}
+{"file_name": "test/b 2.png", "mask_file_name": "masks/ü.png", "label": 1, "category": "001"}
+
+{"file_name": "train/a.png", "label": 0, "category": "001"}
+{"file_name": "validation/v.png", "label": 0, "category": "001"}
+""",
+    "csv": "\ufefffile_name,mask_file_name,label,class_name\r\ntest/b 1.png,,0,001\r\n"
+    "test/b 2.png,masks/ü.png,1,001\r\ntrain/a.png,,0,001\r\nvalidation/v.png,,0,001\r\n",
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_imagefolder_metadata_with_null_masks(tmp_path, suffix):
+    root = pictures(tmp_path, "test/b 1.png", "test/b 2.png", "train/a.png", "validation/v.png", "masks/ü.png")
+    (root / f"metadata.{suffix}").write_text(METADATA[suffix], encoding="utf-8", newline="")
+    train, test = (read_dataset(root, split=split) for split in ("train", "test"))
+    assert train["path"][:] == ["train/a.png"] and train["mask"][:] == [None] and train.features == FEATURES
+    assert test["path"][:] == ["test/b 1.png", "test/b 2.png"] and test["label"][:] == [0, 1]
+    assert mask_names(test) == [None, "ü.png"] and test["defect"][:] == ["good", "anomalous"]
+    assert Image.open(test[1]["mask"]["path"]).size == Image.open(test[1]["image"]["path"]).size == (2, 2)
+    assert list_classes(root) == ["001"]
+
+
+def test_imagefolder_metadata_in_split_folders_and_split_column(tmp_path):
+    pictures(tmp_path, "train/good/0.png", "test/0.png", "train/1.png")
+    lines = {"train": [("good/0.png", 0, None), ("1.png", 1, "test")], "test": [("0.png", 1, None)]}
+    for split, rows in lines.items():
+        records = [json.dumps({"file_name": name, "label": label, "split": to}) for name, label, to in rows]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(records), encoding="utf-8")
+    assert paths(tmp_path, "train") == ["train/good/0.png"]
+    assert paths(tmp_path, "test") == ["test/0.png", "train/1.png"]
+
+
+def test_hub_data_set_columns_are_normalised(monkeypatch):
+    image = {"bytes": png_bytes(), "path": None}
+    table = datasets.Dataset.from_dict({"image": [image, image], "label": [0, 1], "extra": [1, 2]})
+    hub = {"user/name": datasets.DatasetDict(train=table, validation=table)}
+    monkeypatch.setattr(datasets, "load_dataset", hub.__getitem__)  # the Hub itself needs a network
+    dataset = read_dataset("user/name", split="train")
+    assert dataset.features == FEATURES and dataset["class_name"][:] == ["name", "name"]
+    assert dataset["label"][:] == [0, 1] and dataset[0]["image"] == image and dataset["mask"][:] == [None, None]
+    assert dataset["path"][:] == ["train/000000-image", "train/000001-image"]
+    assert len(read_dataset("user/name", split="test")) == 0
+
+
+def test_hub_failure_says_that_it_is_no_path_either(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="'no-such/data-set' is no path .* Check the spelling"):
+        read_dataset("no-such/data-set", split="train")
+
+
+@pytest.mark.parametrize("source", ["missing", "./a/b", "a/b/c", Path("a/b")])
+def test_missing_path_is_named(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / source} does not exist: check the path"):
+        list_classes(source)
+
+
+def test_wrong_sources_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"0\.png is a file: give the folder"):
+        list_classes(pictures(tmp_path, "nut/0.png") / "nut/0.png")
+    (tmp_path / "void/sub").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"(?s)No class folders in .*void.*1\. MVTec.*2\. plain.*3\. a data set"):
+        list_classes(tmp_path / "void")
+    pictures(tmp_path / "splits", "train/0.png", "test/good/0.png")  # split folders are no classes
+    with pytest.raises(ValueError, match="No class folders in .*splits"):
+        list_classes(tmp_path / "splits")
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', not 'val'"):
+        read_dataset(tmp_path, split="val")
+    with pytest.raises(ValueError, match=r"No class \['screw'\] in .*Classes there: bottle, gear\."):
+        read_dataset(pictures(mvtec(tmp_path / "tree"), "gear/0.png"), split="test", classes=["gear", "screw"])
+
+
+NO_NORMALS = {"nut/train/bad/0.png": "nut/train/good", "nut/bent/0.png": "nut", "nut/good/notes.txt": "nut/good"}
+
+
+@pytest.mark.parametrize(("name", "folder"), NO_NORMALS.items())
+def test_class_without_normals_names_class_and_folder(tmp_path, name, folder):
+    pictures(mvtec(tmp_path), name)
+    with pytest.raises(ValueError, match=f"Class 'nut' has no normal photographs in {tmp_path / folder}:"):
+        read_dataset(tmp_path, split="train")
+    assert len(read_dataset(tmp_path, split="train", classes=["bottle"])) == 2
+
+
+def test_table_errors_name_file_and_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"only_test.* no normal photographs in the train split"):
+        read_dataset(write_parquet(tmp_path / "only_test.parquet", label=[0]), split="train")
+    with pytest.raises(ValueError, match=r"x\.parquet has no column 'label', only \['image'\]"):
+        read_dataset(write_parquet(tmp_path / "x.parquet", size=[1]), split="train")
+    with pytest.raises(ValueError, match="Class 'nut' has no normal photographs in the train split of"):
+        read_dataset(write_parquet(tmp_path / "y.parquet", label=[0, 1], category=["gear", "nut"]), split="train")
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text("name,label\n0.png,0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metadata\.csv has a row without `file_name`.*Add it"):
+        list_classes(tmp_path)
+    metadata.rename(tmp_path / "metadata.jsonl")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is no UTF-8 jsonl file"):
+        list_classes(tmp_path)
