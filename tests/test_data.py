@@ -9,14 +9,10 @@ from PIL import Image
 from modeling_anople.data import FEATURES, IMAGE_EXTENSIONS, list_classes, read_dataset
 
 
-def picture(path: Path, value: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (2, 2), value).save(path, format="PNG")
-
-
-def pictures(root: Path, *names: str) -> Path:
-    for name in names:
-        picture(root / name)
+def pictures(root: Path, *names: str, value: int = 0) -> Path:
+    for path in (root / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), value).save(path, format="PNG")
     return root
 
 
@@ -24,8 +20,8 @@ def mvtec(root: Path) -> Path:
     """Two normals, one good and two defective test images; masks written in another order than the images."""
     names = ["train/good/0.png", "train/good/1.png", "test/good/0.png", "test/crack/0.png", "test/crack/1.png"]
     pictures(root / "bottle", *names)
-    picture(root / "bottle/ground_truth/crack/1_mask.png", 11)
-    picture(root / "bottle/ground_truth/crack/0.png", 10)
+    pictures(root / "bottle/ground_truth/crack", "1_mask.png", value=11)
+    pictures(root / "bottle/ground_truth/crack", "0.png", value=10)
     return root
 
 
@@ -44,16 +40,14 @@ def test_mvtec_tree_gives_every_column(tmp_path):
     assert train["label"][:] == [0, 0] and train["defect"][:] == ["good", "good"] and mask_names(train) == [None, None]
     assert test["path"][:] == ["bottle/test/crack/0.png", "bottle/test/crack/1.png", "bottle/test/good/0.png"]
     assert test["label"][:] == [1, 1, 0] and test["defect"][:] == ["crack", "crack", "good"]
-    assert set(test["class_name"]) == {"bottle"} and test[0]["image"] == {
-        "bytes": None,
-        "path": str(tmp_path / "bottle/test/crack/0.png"),
-    }
+    assert set(test["class_name"]) == {"bottle"}
+    assert test[0]["image"] == {"bytes": None, "path": str(tmp_path / "bottle/test/crack/0.png")}
 
 
 def test_masks_are_matched_by_stem_not_by_position(tmp_path):
     pictures(mvtec(tmp_path) / "bottle/test", "crack/10.png", "crack/2.jpg", "crack/a.b.png", "scratch/10.png")
     for value, name in enumerate(["crack/2_mask.png", "crack/a.b_mask.png", "crack/10.png", "scratch/10_mask.PNG"]):
-        picture(tmp_path / "bottle/ground_truth" / name, 20 + value)
+        pictures(tmp_path / "bottle/ground_truth", name, value=20 + value)
     dataset = read_dataset(tmp_path, split="test")
     names = ["crack/0.png", "crack/1.png", "crack/2.jpg", "crack/10.png", "crack/a.b.png", "good/0.png"]
     assert dataset["path"][:] == [f"bottle/test/{name}" for name in [*names, "scratch/10.png"]]
@@ -65,9 +59,10 @@ def test_missing_and_unmatched_masks_are_counted_in_warnings(tmp_path, caplog):
     read_dataset(mvtec(tmp_path), split="test")
     assert not caplog.records
     pictures(tmp_path / "bottle", "test/crack/7.png", "test/crack/8.png", "ground_truth/crack/9_mask.png")
-    pictures(tmp_path / "bottle/ground_truth", "gone/0_mask.png", "gone/1_mask.png")
+    pictures(tmp_path / "bottle", "ground_truth/gone/0_mask.png", "ground_truth/gone/1_mask.png", "test/Good/0.png")
     dataset = read_dataset(tmp_path, split="test")
-    assert mask_names(dataset) == ["0.png", "1_mask.png", None, None, None] and sum(dataset["label"]) == 4
+    assert mask_names(dataset) == [None, "0.png", "1_mask.png", None, None, None]
+    assert dataset["label"][:] == [0, 1, 1, 1, 1, 0] and dataset[0]["defect"] == "good"  # test/Good first
     missing, unmatched = [record.getMessage() for record in caplog.records]
     assert "no mask for 2 defective images" in missing and "7.png" in missing
     assert "3 masks match no image" in unmatched and "9_mask.png" in unmatched
@@ -118,7 +113,7 @@ def test_single_class_root_is_named_after_its_folder(tmp_path, prefix):
 
 def test_layouts_may_differ_per_class(tmp_path):
     pictures(mvtec(tmp_path), "flat/0.jpg", "mixed/good/0.png", "mixed/bent/0.png", "mixed/bent/1.png", "stray.png")
-    picture(tmp_path / "mixed/ground_truth/bent/1.png")
+    pictures(tmp_path / "mixed/ground_truth", "bent/1.png", "7.png")
     (tmp_path / "empty").mkdir()
     assert list_classes(tmp_path) == ["bottle", "flat", "mixed"]
     assert paths(tmp_path, "train", classes=["mixed", "flat"]) == ["flat/0.jpg", "mixed/good/0.png"]
@@ -145,7 +140,7 @@ def png_bytes() -> bytes:
 def test_parquet_round_trip_is_silent_and_leaves_no_files(tmp_path, capfd):
     pictures(mvtec(tmp_path / "tree"), "nut/good/0.png", "nut/bent/0.png")
     tree = {split: read_dataset(tmp_path / "tree", split=split) for split in ("train", "test")}
-    picture(tmp_path / "data/assets/logo.png")
+    pictures(tmp_path, "data/assets/logo.png")
     for split, dataset in tree.items():
         rows = [row | {"image": {"bytes": Path(row["image"]["path"]).read_bytes()}} for row in dataset]
         shuffled = datasets.Dataset.from_list(rows[::-1], features=FEATURES)
@@ -289,8 +284,9 @@ def test_class_without_normals_names_class_and_folder(tmp_path, name, folder):
 
 
 def test_table_errors_name_file_and_remedy(tmp_path):
-    with pytest.raises(ValueError, match=r"only_test.* no normal photographs in the train split"):
-        read_dataset(write_parquet(tmp_path / "only_test.parquet", label=[0]), split="train")
+    for name in ("only_test", "validation-0"):
+        with pytest.raises(ValueError, match=f"Class '{name}' has no normal photographs in the train split of"):
+            read_dataset(write_parquet(tmp_path / f"{name}.parquet", label=[0]), split="train")
     with pytest.raises(ValueError, match=r"x\.parquet has no column 'label', only \['image'\]"):
         read_dataset(write_parquet(tmp_path / "x.parquet", size=[1]), split="train")
     with pytest.raises(ValueError, match="Class 'nut' has no normal photographs in the train split of"):

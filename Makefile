@@ -1,0 +1,47 @@
+# make quickstart   fit, evaluate and show AnoPLe on a few products (DATA=folder for your own photographs)
+# make test         run all tests
+# make quality      check style; make style mends it
+# make benchmark    measure what a prediction costs against bare CLIP
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out/quickstart
+SHOTS ?= 4
+SEED ?= 0
+STEPS ?= 150
+DATA ?= $(OUT)/photographs
+
+.PHONY: quickstart test quality style benchmark clean
+
+# torch first and pinned: an open range may bring a build with gigabytes of CUDA
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/ready
+ifeq ($(DATA),$(OUT)/photographs)
+	test -d $(DATA) || $(BIN)/anople draw $(DATA) --seed $(SEED)
+endif
+	$(BIN)/anople fit "$(DATA)" --shots $(SHOTS) --seed $(SEED) --max_steps $(STEPS) --batch_size 4 --output_dir $(OUT)/detector --overwrite
+	$(BIN)/anople evaluate $(OUT)/detector "$(DATA)" --json $(OUT)/evaluation.json --csv $(OUT)/images.csv --gallery $(OUT)/gallery
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/ready
+	$(BIN)/python -m tests.benchmarks.prediction_cost
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info
