@@ -12,6 +12,7 @@ from .configuration_anople import AnoPLeConfig
 
 POOLED = "*"
 SMALLEST_SPREAD = 0.05
+LARGEST_LOG = 80.0  # a line that no score reaches is still a finite float32
 
 
 @dataclass
@@ -78,12 +79,12 @@ def _upper_limit(scores: list[float], rate: float) -> tuple[float, float]:
     logs = [math.log(max(score, 1e-9)) for score in scores]
     spread = max(statistics.stdev(logs), SMALLEST_SPREAD)
     reach = student_quantile(1 - rate, len(logs) - 1) * math.sqrt(1 + 1 / len(logs))
-    return math.exp(statistics.fmean(logs) + reach * spread), spread
+    return math.exp(min(statistics.fmean(logs) + reach * spread, LARGEST_LOG)), spread
 
 
 def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t by bisection of its distribution function (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    low, high = -1e4, 1e4
+    low, high = -1e9, 1e9
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)

@@ -45,9 +45,9 @@ def load_state(folder: Path, *, settings: dict, model: nn.Module, optimizer: tor
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step, known = int(metadata["step"]), json.loads(metadata["settings"])
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}): remove it and start anew without --resume.") from error
-    known = json.loads(metadata["settings"])
     now = json.loads(json.dumps(settings, sort_keys=True))
     differing = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
     if differing:
@@ -64,7 +64,15 @@ def load_state(folder: Path, *, settings: dict, model: nn.Module, optimizer: tor
                 number, entry = rest.split(".", 1)
                 state.setdefault(int(number), {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"])
+    return step
 
 
-__all__ = ["STATE_FILE", "load_state", "save_state"]
+def trim_log(path: Path, step: int) -> None:
+    """Drop what a log says of steps after `step`: a resumed fit repeats them, and a fresh one starts its log anew."""
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+__all__ = ["STATE_FILE", "load_state", "save_state", "trim_log"]

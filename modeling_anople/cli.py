@@ -1,6 +1,7 @@
 """The `anople` program. Each command's modules are imported when it is called."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -111,40 +112,40 @@ def predict(arguments: list[str]) -> int:
     parser = _parser("predict", PredictOptions, checkpoint="Folder or Hub id of a detector.")
     parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
     places, options = _parse(parser, arguments)
-    from .evaluation import full_size_map
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
+    from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
     from .visualization import overlay, with_legend
 
+    paths, failed = list_images(places.images), 0
     model, processor = load_detector(places.checkpoint)
     if options.threshold is not None:
         model.config.threshold = options.threshold
-    paths, failed = list_images(places.images), 0
     folder = Path(options.output) if options.output else None
-    results = _open_results(folder)
     predictions = judge(model, processor, paths, class_names=options.class_name, batch_size=options.batch_size)
-    for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
-        line = {"path": str(path), "class": prediction.class_name, "score": prediction.score}
-        line |= {"label": prediction.label, "seconds": prediction.seconds and round(prediction.seconds, 4)}
-        if prediction.error:
-            failed += 1
-            line["error"] = prediction.error
-        elif folder:
-            picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
-            line["overlay"] = str(folder / f"{number:04d}-{path.stem[:80]}.png")
-            with_legend(picture).save(line["overlay"])
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        sys.stdout.write(text)
-        if results:
-            results.write(text)
-    if results:
-        results.close()
+    with _open_results(folder) as results:
+        for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
+            line = {"path": str(path), "class": prediction.class_name, "score": prediction.score}
+            line |= {"label": prediction.label, "seconds": prediction.seconds and round(prediction.seconds, 4)}
+            if prediction.error:
+                failed += 1
+                line["error"] = prediction.error
+            elif folder:
+                picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
+                line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
+                with_legend(picture).save(line["overlay"])
+            text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
+            sys.stdout.write(text)
+            if results:
+                results.write(text)
     return 1 if failed else 0
 
 
-def _open_results(folder: Path | None):
+def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
     if folder is None:
-        return None
+        return contextlib.nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / "results.jsonl").open("w", encoding="utf-8")
 
@@ -155,36 +156,71 @@ def draw(arguments: list[str]) -> int:
     places, options = _parse(parser, arguments)
     from .drawing import write_dataset
 
-    write_dataset(Path(places.folder), **vars(options))
+    settings = dict(vars(options))
+    write_dataset(Path(places.folder), settings.pop("seed"), **settings)
     sys.stdout.write(f"Photographs: {places.folder}\n")
     return 0
 
 
 def load_detector(checkpoint: str):
-    """Load model and processor; a folder that is none is refused with the remedy."""
+    """Load model and processor; what is no detector, or a damaged one, is refused with the remedy."""
+    from .configuration_anople import AnoPLeConfig
     from .modeling_anople import AnoPLeModel
     from .processing_anople import AnoPLeProcessor
 
-    if Path(checkpoint).exists() and not (Path(checkpoint) / "config.json").is_file():
-        raise ValueError(f"{checkpoint} holds no detector (no config.json): give the --output_dir of `anople fit`.")
-    return AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
+    folder, remedy = Path(checkpoint), "give the --output_dir of `anople fit`, or a Hub id"
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{checkpoint} holds no detector (no config.json): {remedy}.")
+        _check_files(folder)
+    try:
+        kind = AnoPLeConfig.get_config_dict(checkpoint)[0].get("model_type")
+        if kind != AnoPLeConfig.model_type:
+            raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
+        return AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
+    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
+        place = "" if folder.exists() else " is no folder, and as a Hub id it"
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{checkpoint}{place} cannot be loaded ({reason}): {remedy}.") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Name a file that was cut short; the libraries' own errors do not."""
+    from safetensors import safe_open
+
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            else:
+                with safe_open(path, framework="pt"):
+                    pass
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
+            ) from error
 
 
 def list_images(places: list[str]) -> list[Path]:
     """Name all photographs: files as they are, folders with the image files below them, sorted."""
     from PIL import Image
 
-    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in Image.EXTENSION)
+            files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
+            inside = sorted(path for path in files if not _is_hidden(path.relative_to(place)))
             if not inside:
                 raise ValueError(f"{place} holds no image files: give photographs, or another folder.")
             paths += inside
         else:
             paths.append(place)
     return paths
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "predict": predict, "draw": draw}
@@ -212,8 +248,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(USAGE + "\n" if known else f"anople: no command {arguments[0]!r}.\n{USAGE}\n")
         return 0 if known and arguments else 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         return COMMANDS[arguments[0]](arguments[1:])
+    except StrictDataclassError as error:  # a model option that does not fit, told over several lines
+        sys.stderr.write(f"anople {arguments[0]}: {' '.join(str(error).split())}\n")
+        return 2
     except (ValueError, OSError) as error:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2

@@ -59,6 +59,11 @@ class AnoPLeConfig(PreTrainedConfig):
         decoder_layers (`list[int]`, *optional*):
             Vision blocks (0-based) whose patch tokens, linearly projected and summed, feed the decoder. `None` feeds it
             the final patch tokens in the joint space [U].
+        decoder_input (`str`, *optional*, defaults to `"centred"`):
+            `centred` takes each image's mean over places off its patch tokens and scales them to unit variance, because
+            all patch tokens of a CLIP share one large component that convolutions learn slowly around; `unit` only
+            scales tokens to unit length [U]. On made defects over held-back normals (150 steps, small random CLIP)
+            pixel AUROC against shuffled maps was 0.600 against 0.514 centred, 0.559 against 0.521 otherwise.
         decoder_prior (`float`, *optional*, defaults to 0.03):
             Anomaly probability that an untrained `conv` head answers everywhere. About the share of marked pixels, so
             that the focal loss does not spend its first hundreds of steps on finding it.
@@ -139,6 +144,7 @@ class AnoPLeConfig(PreTrainedConfig):
     decoder_head: Literal["text", "conv"] = "text"
     decoder_widths: list[int] | None = None
     decoder_layers: list[int] | None = None
+    decoder_input: Literal["centred", "unit"] = "centred"
     decoder_prior: float = 0.03
     pixel_loss_weight: float = 1.0
     image_loss_weight: float = 1.0
@@ -171,6 +177,8 @@ class AnoPLeConfig(PreTrainedConfig):
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
         self.decoder_widths = list(self.decoder_widths or [128, 64])
         self.calibration = dict(self.calibration or {})
+        for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
+            part.dtype = None  # the towers take the detector's; one of their own would survive loading in another
         if self.memory_layers is None:
             depth = self.clip_config.vision_config.num_hidden_layers
             self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
@@ -208,6 +216,11 @@ class AnoPLeConfig(PreTrainedConfig):
         self._require(
             not prefix_needs,
             f"prefix='add' needs visual prompts, but coupling={self.coupling!r} has none: use 'token'.",
+        )
+        self._require(
+            not (self.fusion_scale == "normal" and self.class_identity == "pooled"),
+            "fusion_scale='normal' divides by the largest distance of a class' own normals, but class_identity='pooled' "
+            "knows no class: use fusion_scale='raw'.",
         )
 
     @staticmethod

@@ -18,7 +18,7 @@ from .data import read_dataset
 from .fusion_anople import resize_maps
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 from .modeling_anople import AnoPLeModel
-from .prediction import Part, Prediction, predict
+from .prediction import Part, Prediction, full_size_map, predict
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask, load_photograph
 from .visualization import contact_sheet, panel, write_gallery
 
@@ -134,8 +134,10 @@ def evaluate(
         [`EvaluationReport`]. Pixel metrics count good photographs and defective ones with a mask.
 
     Raises:
-        ValueError: if the data has no test photographs of any known class.
+        ValueError: if the data has no test photographs of any known class, or `evaluation_size` is below 1.
     """
+    if evaluation_size < 1:
+        raise ValueError(f"evaluation_size must be at least 1 pixel, got {evaluation_size}.")
     rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
     names = sorted(set(rows["class_name"]))
     report_rows, entries = [], {}
@@ -269,23 +271,25 @@ def _panels(
     predictions = predict(model, processor, (sample["image"] for sample in samples), class_names=names)
     for row, sample, prediction in zip(shown, samples, predictions, strict=True):
         photograph = load_photograph(sample["image"], white_value=processor.white_value)
-        try:
-            mask = load_mask(sample["mask"], size=prediction.size) if sample["mask"] is not None else None
-        except ImageError:
-            mask = None
+        answer = f"raw score {row.score:.3g}, no line"
+        if row.label is not None:
+            answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"
         yield panel(
             photograph,
             anomaly_map=full_size_map(prediction),
-            mask=mask,
-            title=f"{row.path}  -  {'defective' if row.anomalous else 'good'} ({row.defect})",
-            subtitle=f"score {row.score:.2f}, line 0.50: {row.label or 'no line'}",
+            mask=_mask_to_show(row, sample, prediction),
+            title=f"{row.path}  -  {f'defective ({row.defect})' if row.anomalous else 'good'}",
+            subtitle=answer,
         )
 
 
-def full_size_map(prediction: Prediction) -> np.ndarray:
-    """Bring a prediction's map to the photograph's own size, within 0 and 1; the raw map where there is no line."""
-    values = prediction.raw_map if prediction.anomaly_map is None else prediction.anomaly_map
-    return resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+def _mask_to_show(row: ImageRow, sample: dict, prediction: Prediction) -> np.ndarray | None:
+    if sample["mask"] is None:  # a good photograph needs none
+        return None if row.anomalous else np.zeros(prediction.size, dtype=bool)
+    try:
+        return load_mask(sample["mask"], size=prediction.size)
+    except ImageError:
+        return None
 
 
-__all__ = ["EvaluationReport", "ImageRow", "evaluate", "full_size_map", "make_gallery", "test_rows"]
+__all__ = ["EvaluationReport", "ImageRow", "evaluate", "make_gallery", "test_rows"]

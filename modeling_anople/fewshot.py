@@ -87,13 +87,14 @@ class FewShotDataset(Dataset):
     An endless stream of training samples, each a function of the seed and its own number alone.
 
     Any process may therefore draw any sample, in any order, and a killed run goes on where it stopped. Every photograph
-    comes once per round, in an order drawn for the round; every second sample is made anomalous.
+    comes once per round, in an order drawn for the round.
 
     Args:
         images: uint8 (3, grid x side, grid x side) of each good photograph.
         class_ids: the class of each.
         views: how a photograph becomes views.
         anomaly: the pixel-space pseudo-anomaly; `None` leaves all photographs as they are.
+        anomaly_period: the last of every so many samples is made anomalous.
         seed: of all draws.
     """
 
@@ -104,12 +105,13 @@ class FewShotDataset(Dataset):
         *,
         views: ViewSettings,
         anomaly: PseudoAnomaly | None,
+        anomaly_period: int = 2,
         seed: int,
     ):
         if not images:
             raise ValueError("FewShotDataset was given no good photographs: at least one is needed.")
         self.images, self.class_ids = list(images), list(class_ids)
-        self.views, self.anomaly, self.seed = views, anomaly, seed
+        self.views, self.anomaly, self.anomaly_period, self.seed = views, anomaly, anomaly_period, seed
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Make sample `number`: pixel_values (views, 3, side, side), mask_labels (views, side, side) and ids."""
@@ -120,7 +122,7 @@ class FewShotDataset(Dataset):
         generator = torch.Generator().manual_seed(int(state))
         image = self.images[chosen].float() / 255
         mask = torch.zeros(image.shape[1:], dtype=torch.bool)
-        if self.anomaly is not None and number % 2:
+        if self.anomaly is not None and (number + 1) % self.anomaly_period == 0:
             others = [other.float() / 255 for other in self._textures(chosen, generator)]
             image, mask = self.anomaly(image, others, generator)
         pixels, masks = self.views.cut(image, mask)

@@ -54,7 +54,7 @@ def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, scales: Tensor |
         fused = decoder_maps
     else:
         if scales is not None:
-            memory_maps = (memory_maps / scales.view(-1, 1, 1)).clamp(max=1)
+            memory_maps = (memory_maps / scales.to(memory_maps).view(-1, 1, 1)).clamp(max=1)
         memory_maps = resize_maps(memory_maps.float(), decoder_maps.shape[-2:])
         fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
     return smooth_maps(fused, size=config.image_size, sigma=config.smoothing)

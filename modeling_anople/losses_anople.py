@@ -95,8 +95,8 @@ def alignment_loss(pooled: Tensor, features: Tensor, probability: Tensor, labels
     """
     if detach == "map":
         probability = probability.detach()
-    evidence = torch.einsum("bdhw,bhw->bd", features, probability.to(features.dtype))
-    evidence = F.normalize(evidence.float(), dim=-1)
+    evidence = torch.einsum("bdhw,bhw->bd", features.float(), probability.float())
+    evidence = F.normalize(evidence, dim=-1)
     if detach == "decoder":
         evidence = evidence.detach()
     chosen = labels == 1
@@ -192,21 +192,25 @@ def detector_losses(
         noisy = decode(patches + config.latent_noise * seeded_noise(seeds, patches))
         logits.append(noisy[normal])
         pixel_masks.append(torch.ones_like(masks[normal], dtype=torch.float))
-    pixel_masks, margins = torch.cat(pixel_masks), torch.cat(logits).float().diff(dim=1)
-    margins = F.interpolate(margins, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    text_logits = [torch.einsum("bd,bcd->bc", z.float(), answers.text.float()) / config.temperature for z in pooled]
-    return {
-        "focal": focal_loss(margins, pixel_masks, gamma=config.focal_gamma),
-        "dice": dice_loss(margins.sigmoid(), pixel_masks, views=config.dice_views, symmetric=config.dice_symmetric),
-        "image": contrastive_loss(torch.cat(text_logits), torch.cat(image_labels)),
-        "alignment": alignment_loss(
-            answers.pooled,
-            answers.features,
-            answers.logits.float().softmax(1)[:, 1],
-            labels,
-            detach=config.alignment_detach,
-        ),
-    }
+    with torch.autocast(masks.device.type, enabled=False):  # einsum would fall back to bfloat16
+        pixel_masks, margins = torch.cat(pixel_masks), torch.cat(logits).float().diff(dim=1)
+        margins = F.interpolate(margins, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        text = answers.text.float()
+        text_logits = [torch.einsum("bd,bcd->bc", z.float(), text) / config.temperature for z in pooled]
+        return {
+            "focal": focal_loss(margins, pixel_masks, gamma=config.focal_gamma),
+            "dice": dice_loss(
+                margins.sigmoid(), pixel_masks, views=config.dice_views, symmetric=config.dice_symmetric
+            ),
+            "image": contrastive_loss(torch.cat(text_logits), torch.cat(image_labels)),
+            "alignment": alignment_loss(
+                answers.pooled,
+                answers.features,
+                answers.logits.float().softmax(1)[:, 1],
+                labels,
+                detach=config.alignment_detach,
+            ),
+        }
 
 
 def _count(values: Tensor) -> Tensor:

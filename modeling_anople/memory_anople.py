@@ -58,19 +58,19 @@ class NormalMemory(nn.Module):
 
         Args:
             taps: layer -> (batch, patches, width).
-            class_ids: (batch,) whose bank each image is compared with; `None` compares with all banks together.
+            class_ids: (batch,) whose bank each image is compared with; `None` compares with all filled banks together.
             exclude: a class id and the vectors of its bank to leave out (a photograph's own, for leave-one-out).
 
         Returns:
             (batch, patches) mean over layers of (1 - cosine) / 2, within 0 and 1.
 
         Raises:
-            ValueError: if a needed bank is empty.
+            ValueError: if a needed bank is empty, or empty without what is left out.
         """
         features = self._stack(taps)
         if class_ids is None:
-            banks = [part for class_id in range(self.num_classes) for part in self._parts(class_id, exclude)]
-            return self._distance(features, banks)
+            filled = [class_id for class_id, size in enumerate(self.sizes) if size] or [0]
+            return self._distance(features, [part for class_id in filled for part in self._parts(class_id, exclude)])
         distances = features.new_empty(features.shape[1:3])
         for class_id in class_ids.unique().tolist():
             rows = (class_ids == class_id).nonzero()[:, 0]
@@ -95,6 +95,8 @@ class NormalMemory(nn.Module):
 
     def _distance(self, features: Tensor, banks: list[Tensor]) -> Tensor:
         """Search all banks in chunks of queries, so that at most `chunk_size` similarities exist at once."""
+        if not banks:
+            raise ValueError("exclude leaves nothing of the memory to compare with: remember more photographs.")
         queries = features.flatten(1, 2)  # (layers, batch x patches, width)
         rows = max(1, self.chunk_size // max(bank.shape[1] for bank in banks))
         total = 0.0

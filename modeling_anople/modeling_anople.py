@@ -1,16 +1,17 @@
 """AnoPLe: one frozen CLIP, prompts for both towers, a small decoder and a memory of good photographs."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.utils import ModelOutput
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
@@ -74,15 +75,14 @@ class AnoPLePreTrainedModel(PreTrainedModel):
     base_model_prefix = "anople"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
+    supports_gradient_checkpointing = (
+        False  # its layers checkpoint in training mode only, and CLIP stays in evaluation mode
+    )
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(CLIPEncoderLayer, layer_name="vision_model"),
-        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="vision_model"),
-    }
+    _can_record_outputs = {"hidden_states": CLIPEncoderLayer, "attentions": CLIPAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -133,29 +133,32 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
 
         Raises:
-            ValueError: for an unknown keyword, no class, or a model without a tokenizer.
+            ValueError: for an unknown keyword or a wrong value, no class, or a model without a tokenizer.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        unknown = sorted(set(kwargs) - {field.name for field in fields(AnoPLeConfig)})
+        unknown = sorted(set(kwargs) - set(AnoPLeConfig.__annotations__))
         if unknown:
             raise ValueError(f"from_clip got {unknown}, which are no fields of AnoPLeConfig: see its docstring.")
-        if not class_names:
-            raise ValueError("from_clip needs at least one class name, got none.")
+        if not class_names or isinstance(class_names, str):
+            raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
         if not isinstance(clip, CLIPModel):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
             clip = CLIPModel.from_pretrained(clip, **hub)
-        config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
-        model = cls(config, clip=clip)
+        try:
+            config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__)) from error
+        model = cls(config, clip=clip).to(clip.device, clip.dtype).eval()
         model.class_token_ids = class_prompt_ids(
             tokenizer,
             config.class_names,
             prompt_count=config.text_prompt_count,
             max_length=model.class_token_ids.shape[1],
-        )
+        ).to(clip.device)
         model.store_class_embeddings()
-        return model.to(clip.device, clip.dtype).eval()
+        return model
 
     def train(self, mode: bool = True) -> "AnoPLeModel":
         """Switch the learnable parts; the frozen CLIP stays in evaluation mode."""
@@ -181,7 +184,9 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         """Keep the class embeddings, so that prediction needs neither the text tower nor a tokenizer."""
         self.class_embeddings = self.embed_classes().detach().to(self.class_embeddings)
 
-    def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
         config = self.config
         _, vision_prompts = self.prompts()
@@ -203,8 +208,7 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             return encode_image(self.clip, pixel_values, tap_layers=self.memory.layers).taps
         return features.taps
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -226,23 +230,25 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks.
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
-            exclude: a class id and the vectors of its memory to leave out (leave-one-out).
+            exclude: a class id and the vectors of its memory to leave out (leave-one-out); `class_ids` are then known.
 
         Returns:
             [`AnoPLeOutput`].
         """
-        features = self.encode_views(pixel_values, view_ids)
+        features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
         embeddings = self.embed_classes() if self.training else self.class_embeddings
-        class_ids = self.identify(pooled, embeddings, class_ids)
+        class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
         text = self._texts_of(embeddings, class_ids, len(pooled))
-        decoded = self.decoder(features.patches, features.taps, text)
+        decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
         text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         output = AnoPLeOutput(
             text_scores=text_logits.softmax(1)[:, 1],
             decoder_maps=decoded.logits.float().softmax(1)[:, 1],
             class_ids=class_ids,
             image_embeds=pooled,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
         )
         if mask_labels is not None:
             output.loss_terms = detector_losses(
@@ -257,14 +263,16 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         if not self.training:
             taps = self.memory_taps(pixel_values, features) if any(self.memory.sizes) else None
             self.score(output, taps, exclude)
-        return output
+        return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
-    def identify(self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None) -> Tensor | None:
+    def identify(
+        self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
+    ) -> Tensor | None:
         """Decide as which class each image is judged (paper.md 3.4): (batch,) ids, or `None` for all pooled."""
         config = self.config
         if config.class_identity == "pooled" and not self.training:
             return None
-        if class_ids is not None and (config.class_identity == "given" or self.training):
+        if class_ids is not None and (config.class_identity == "given" or self.training or known):
             if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
                 embeddings
             ):

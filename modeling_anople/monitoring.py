@@ -77,16 +77,26 @@ def check_decoder(model: AnoPLeModel, batch: dict[str, Tensor], *, batch_size: i
         places = decoded.features.float().flatten(2)
         spreads.append((places - places.mean(2, keepdim=True)).square().sum(1).mean(1).sqrt())
         maps.append(decoded.logits.float().softmax(1)[:, 1])
-    masks = batch["mask_labels"].cpu()
-    maps = resize_maps(torch.cat(maps), tuple(masks.shape[-2:])).cpu()
+    return judge_maps(torch.cat(maps), batch["mask_labels"], feature_spread=float(torch.cat(spreads).mean()))
+
+
+def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> DecoderHealth:
+    """
+    Compare maps (images, rows, columns) with their masks (images, height, width), and with those of other images.
+
+    Args:
+        masks: at least one pixel marked and one not.
+    """
+    masks = masks.cpu()
+    maps = resize_maps(maps, tuple(masks.shape[-2:])).cpu()
     marked = masks.flatten().numpy() > 0.5
     return DecoderHealth(
         auroc=float(roc_auc_score(marked, maps.flatten().numpy())),
         shuffled_auroc=float(roc_auc_score(marked, maps.roll(1, dims=0).flatten().numpy())),
-        feature_spread=float(torch.cat(spreads).mean()),
+        feature_spread=feature_spread,
         inside=float(maps[masks > 0.5].mean()),
         outside=float(maps[masks <= 0.5].mean()),
     )
 
 
-__all__ = ["DecoderHealth", "check_decoder"]
+__all__ = ["DecoderHealth", "check_decoder", "judge_maps"]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .fusion_anople import smooth_maps
+from .fusion_anople import resize_maps, smooth_maps
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
 from .processing_anople import AnoPLeProcessor, ImageError, load_photograph
 
@@ -61,19 +61,34 @@ def predict(
     Args:
         sources: anything that [`load_photograph`] opens; read as they are needed.
         class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
+        batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
 
     Yields:
         One [`Prediction`] for each source, in order; an unreadable one has `error` set.
 
     Raises:
-        ValueError: for a class that the detector does not know.
+        ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
+            below 1, or the memory's part of a detector without one.
     """
-    names = itertools.repeat(class_names) if class_names is None or isinstance(class_names, str) else class_names
-    pairs = zip(sources, names, strict=False)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     model.eval()
+    pairs = _pairs(sources, class_names)
     while chunk := list(itertools.islice(pairs, batch_size)):
         yield from _predict_batch(model, processor, chunk, part)
+
+
+def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> Iterator[tuple[Any, str | None]]:
+    if class_names is None or isinstance(class_names, str):
+        yield from zip(sources, itertools.repeat(class_names), strict=False)
+        return
+    missing = object()
+    for source, name in itertools.zip_longest(sources, class_names, fillvalue=missing):
+        if source is missing or name is missing:
+            more, fewer = ("sources", "class names") if name is missing else ("class names", "sources")
+            raise ValueError(f"predict was given more {more} than {fewer}: give one class name for each source.")
+        yield source, name
 
 
 def _predict_batch(
@@ -127,8 +142,16 @@ def part_scores(model: AnoPLeModel, outputs: AnoPLeOutput, part: Part) -> tuple[
     if part == "fused":
         return outputs.image_scores, outputs.anomaly_maps
     raw = outputs.memory_maps if part == "memory" else outputs.decoder_maps
+    if raw is None:
+        raise ValueError("part='memory' of a detector that remembers nothing: fit it, or call model.remember(...).")
     maps = smooth_maps(raw.float(), size=model.config.image_size, sigma=model.config.smoothing)
     return (raw if part == "memory" else maps).flatten(1).amax(1), maps
 
 
-__all__ = ["Part", "Prediction", "part_scores", "predict"]
+def full_size_map(prediction: Prediction) -> np.ndarray:
+    """Bring a prediction's map to the photograph's own size, within 0 and 1; the raw map where there is no line."""
+    values = prediction.raw_map if prediction.anomaly_map is None else prediction.anomaly_map
+    return resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+
+
+__all__ = ["Part", "Prediction", "full_size_map", "part_scores", "predict"]

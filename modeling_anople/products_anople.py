@@ -77,7 +77,8 @@ class ProductsMixin:
         for number, photograph in enumerate(pixel_values):
             copies = disturbed_copies(photograph)
             batch = copies if alone else torch.cat([photograph[None], copies])
-            exclude = None if alone else (class_id, slice(number * patches, (number + 1) * patches))
+            left_out = 0 if alone else patches
+            exclude = (class_id, slice(number * patches, number * patches + left_out))
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
             judged.append(self(batch, class_ids=class_ids, exclude=exclude))
         return judged

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
+from transformers.utils import ModelOutput
 
 from .configuration_anople import AnoPLeConfig
 
@@ -97,7 +98,7 @@ class ScalePrefix(nn.Module):
 
 
 @dataclass
-class VisionFeatures:
+class VisionFeatures(ModelOutput):
     """
     What one pass through the vision tower leaves.
 
@@ -105,11 +106,14 @@ class VisionFeatures:
         pooled (`Tensor` of shape (batch, joint width)): projected CLS token, not normalised.
         patches (`Tensor` of shape (batch, patches, joint width)): projected patch tokens after the last norm.
         taps (`dict[int, Tensor]`): block number -> patch tokens (batch, patches, width) of the residual stream after it.
+        hidden_states, attentions (`tuple`, *optional*): of every block, when [`AnoPLeModel`] is asked for them.
     """
 
-    pooled: Tensor
-    patches: Tensor
-    taps: dict[int, Tensor]
+    pooled: Tensor | None = None
+    patches: Tensor | None = None
+    taps: dict[int, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def encode_image(
@@ -222,8 +226,9 @@ def _end_positions(input_ids: Tensor, eos_token_id: int) -> Tensor:
     return (input_ids == eos_token_id).int().argmax(dim=-1)
 
 
-# Names of public data sets that are codes rather than words (paper.md 1.2, after PromptAD).
+# Names of public data sets that are codes or run-together words (paper.md 1.2, after PromptAD).
 CLASS_WORDS = {
+    "chewinggum": "chewing gum",
     "macaroni1": "macaroni",
     "macaroni2": "macaroni",
     "pcb": "printed circuit board",

@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .checkpointing import STATE_FILE, load_state, save_state
+from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .data import read_dataset
 from .fewshot import FewShotDataset, StepSampler, ViewSettings, collate_views, sample_few_shot, square_image
 from .losses_anople import LossTerm, loss_weights
@@ -70,7 +70,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
     num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})
     monitor_images: int = field(
-        default=16, metadata={"help": "Held-back photographs on which the decoder is checked."}
+        default=16,
+        metadata={"help": "Held-back photographs that check the decoder, at least one per product; 0 for none."},
     )
     save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
     log_steps: int = field(default=10, metadata={"help": "Steps between two lines of training_log.jsonl."})
@@ -81,17 +82,19 @@ class TrainingConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace a detector that output_dir already holds."})
 
     def __post_init__(self):
-        if self.max_steps < 0 or self.batch_size < 1 or self.shots < 1:
-            raise ValueError(
-                f"max_steps ({self.max_steps}) must not be negative; batch_size ({self.batch_size}) and shots "
-                f"({self.shots}) start at 1."
-            )
+        for name in ("shots", "batch_size", "gradient_accumulation_steps", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal parts: choose "
                 "a multiple of gradient_accumulation_steps."
             )
 
+
+LOG_FILE = "training_log.jsonl"
 
 # Not part of what a resumed fit must repeat.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
@@ -110,11 +113,12 @@ class Shots:
 def choose_shots(config: TrainingConfig) -> Shots:
     """Draw the good photographs of each class from the train split, and name them in the log."""
     normals = read_dataset(config.data_root, split="train", classes=config.classes)
+    normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
     rows: dict[str, dict[str, int]] = {}
     for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
         rows.setdefault(name, {})[path] = number
     shots = Shots({}, [], [], [])
-    spare = max(1, math.ceil(config.monitor_images / len(rows)))
+    spare = max(1, config.monitor_images // len(rows))
     for class_id, name in enumerate(sorted(rows)):
         chosen = sample_few_shot(list(rows[name]), config.shots, seed=config.seed, class_name=name)
         if len(chosen) < config.shots:
@@ -158,17 +162,22 @@ def make_optimizer(model: AnoPLeModel, config: TrainingConfig) -> torch.optim.Ad
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
 
 
-def combine_losses(accelerator: Accelerator, terms: dict[str, LossTerm], weights: dict[str, float]) -> torch.Tensor:
+def combine_losses(
+    accelerator: Accelerator, terms: dict[str, LossTerm], weights: dict[str, float]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
     Sum the loss terms so that several processes reach the loss of one.
 
     Each term is divided by the samples that all processes saw, not by its own, which differ: some have more positive
     views. Gradients are averaged over processes later, hence the factor.
+
+    Returns:
+        This process' share of the loss and of each term's mean; their averages over processes are what one would have.
     """
     counts = torch.stack([term.count.float() for term in terms.values()])
     counts = accelerator.reduce(counts, reduction="sum").clamp(min=1) / accelerator.num_processes
-    means = zip(terms, (term.total for term in terms.values()), counts, strict=True)
-    return sum(weights[name] * total / count for name, total, count in means)
+    means = {name: term.total / count for (name, term), count in zip(terms.items(), counts, strict=True)}
+    return sum(weights[name] * mean for name, mean in means.items()), means
 
 
 def train(config: TrainingConfig, options: dict | None = None) -> Path:
@@ -186,7 +195,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         ValueError: for a folder that already holds a detector, or data that cannot be used, with the remedy.
     """
     output_dir, options = Path(config.output_dir), dict(options or {})
-    if (output_dir / "model.safetensors").exists() and not config.overwrite:
+    unfinished = config.resume and (output_dir / STATE_FILE).exists()  # killed while the detector was written
+    if (output_dir / "model.safetensors").exists() and not config.overwrite and not unfinished:
         raise ValueError(f"{output_dir} already holds a detector: choose another --output_dir or add --overwrite.")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -220,6 +230,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
+        trim_log(output_dir / LOG_FILE, first)
     if config.report_to != "none":
         accelerator.init_trackers("anople", config={name: str(value) for name, value in settings.items()})
 
@@ -234,7 +245,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
                 group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
             terms = wrapped(**batch).loss_terms
             now = weights if step >= alignment_start else {**weights, "alignment": 0.0}
-            loss = combine_losses(accelerator, terms, now)
+            loss, means = combine_losses(accelerator, terms, now)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
@@ -245,16 +256,18 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         step += 1
         bar.update()
         if step % config.log_steps == 0 or step == config.max_steps:
-            log_step(accelerator, output_dir, step, bar, {"loss": loss, **{n: t.mean for n, t in terms.items()}})
+            log_step(accelerator, output_dir, step, bar, {"loss": loss, **means})
         if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
             save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
     bar.close()
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.
     accelerator.wait_for_everyone()
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # prediction is not in bfloat16
     if accelerator.is_main_process:
         health = finish(model, processor, shots, watched, config)
-        model.config.fit = {**settings, "decoder_health": health.as_dict() if health else None}
+        seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
+        model.config.fit = {**settings, **seen}
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
         (output_dir / STATE_FILE).unlink(missing_ok=True)
@@ -286,19 +299,20 @@ def make_samples(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shot
 
 def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots) -> dict[str, torch.Tensor] | None:
     """Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves)."""
-    held_back = shots.held_back[: config.monitor_images]
-    if not held_back:
+    if config.monitor_images < 1:
         return None
-    images = [square_image(load_photograph(image), processor.image_size) for image, _ in held_back]
+    images = [square_image(load_photograph(image), processor.image_size) for image, _ in shots.held_back]
     kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
     samples = FewShotDataset(
         images,
-        [class_id for _, class_id in held_back],
+        [class_id for _, class_id in shots.held_back],
         views=_view_settings(processor, 1),
         anomaly=PseudoAnomaly(kind=kind),
+        anomaly_period=1,
         seed=config.seed + 1_000_003,  # defects that fitting does not draw
     )
-    return collate_views([samples[number] for number in range(1, 4 * len(images), 2)])
+    batch = collate_views([samples[number] for number in range(2 * len(images))])
+    return batch if batch["mask_labels"].any() else None
 
 
 def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
@@ -312,7 +326,7 @@ def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, value
     accelerator.log(figures, step=step)
     if accelerator.is_main_process:
         bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
-        with (folder / "training_log.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
@@ -323,11 +337,13 @@ def finish(
     model.eval()
     model.store_class_embeddings()
     device = model.device
+    pixels = []
     for class_id in range(len(shots.files)):
         photographs = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
-        pixels = processor(photographs)["pixel_values"].to(device)
-        model.remember(pixels, class_id)
-        model.calibrate(pixels, class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+        pixels.append(processor(photographs)["pixel_values"].to(device))
+        model.remember(pixels[class_id], class_id)
+    for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
+        model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
     if watched is None:
         return None
     health = check_decoder(model, {name: values.to(device) for name, values in watched.items()})

@@ -147,7 +147,7 @@ def write_gallery(
     """Write one PNG per class and an index.html with the summary table; returns the path of the index.
 
     `sheets` maps class names to pictures. The keys of `summary_rows` are the table's columns: fractions under a name
-    that ends with auroc, aupro, ap or f1_max are shown as percent, None and NaN as n/a. All text is escaped.
+    that ends with auroc, aupro, ap, f1_max or rate are shown as percent, None and NaN as n/a. All text is escaped.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,7 @@ def _cell_text(column: str, value: object) -> str:
         return "n/a"
     if isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real):
         return str(value)
-    is_fraction = re.search(r"(auroc|aupro|f1_max|(^|[^a-z])ap)$", column.lower())
+    is_fraction = re.search(r"(auroc|aupro|f1_max|_rate|(^|[^a-z])ap)$", column.lower())
     return f"{100 * value:.1f}%" if is_fraction else f"{value:.4g}"
 
 

@@ -1,0 +1,104 @@
+"""Fixtures that several test files share: a small CLIP with random weights, detectors on it, and photographs."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.small_clip import byte_tokenizer, write_small_clip
+
+
+CLASS_NAMES = ["bolt", "nut"]
+
+
+@pytest.fixture(scope="session")
+def small_clip_folder(tmp_path_factory) -> Path:
+    """A CLIP checkpoint of 4 x 4 patches of 8 pixels; vision 32 wide and 4 deep, text 64 wide and 2 deep."""
+    return write_small_clip(
+        tmp_path_factory.mktemp("clip") / "small",
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CLIPTokenizer:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def clip_model(small_clip_folder) -> CLIPModel:
+    """The small CLIP, read anew for each test."""
+    return CLIPModel.from_pretrained(small_clip_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def loaded_clip(small_clip_folder) -> CLIPModel:
+    return CLIPModel.from_pretrained(small_clip_folder)
+
+
+@pytest.fixture
+def make_model(loaded_clip, tokenizer) -> Callable[..., AnoPLeModel]:
+    """Start detectors on the small CLIP; keywords are fields of AnoPLeConfig, `class_names` among them."""
+
+    def make(*, class_names: list[str] | None = None, seed: int = 0, **config) -> AnoPLeModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            clip = deepcopy(loaded_clip)  # three times as fast as reading the folder
+            return AnoPLeModel.from_clip(clip, class_names or CLASS_NAMES, tokenizer=tokenizer, **config)
+
+    return make
+
+
+@pytest.fixture
+def make_processor(small_clip_folder) -> Callable[..., AnoPLeProcessor]:
+    """Build processors of the small CLIP."""
+
+    def make(*, class_names: list[str] | None = None) -> AnoPLeProcessor:
+        return AnoPLeProcessor.from_clip(str(small_clip_folder), class_names or CLASS_NAMES)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Callable[..., Image.Image]:
+    """Make photographs: a bright, shaded disc on a striped ground, with a little noise; one seed, one photograph."""
+
+    def make(seed: int = 0, *, size: tuple[int, int] = (48, 40)) -> Image.Image:
+        generator = np.random.default_rng(seed)
+        width, height = size
+        rows, columns = np.mgrid[0:height, 0:width] / min(size)
+        stripes = 90 + 40 * np.sin(2 * np.pi * (rows + columns) * generator.uniform(2, 6))
+        centre = generator.uniform(0.4, 0.6, 2)
+        disc = np.hypot(rows - centre[0], columns - centre[1]) < generator.uniform(0.2, 0.35)
+        grey = np.where(disc, 180 + 60 * rows, stripes)[..., None] * generator.uniform(0.8, 1, 3)
+        return Image.fromarray(np.clip(grey + generator.normal(0, 4, grey.shape), 0, 255).astype(np.uint8))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_pixels() -> Callable[..., torch.Tensor]:
+    """Make normalised pixel values (photographs, 3, side, side): smooth random pictures, one seed, one batch."""
+
+    def make(count: int, *, seed: int = 0, side: int = 32) -> torch.Tensor:
+        coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+
+    return make

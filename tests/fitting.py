@@ -1,0 +1,102 @@
+"""What the tests of fitting share: products to learn, the training program in this process or another, its results."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.training import main
+
+
+REPOSITORY = Path(__file__).parents[1]
+PARTS = {"train/good": 5, "test/good": 1, "test/scratch": 1, "ground_truth/scratch": 1}
+
+
+def write_products(root: Path, photograph: Callable[..., Image.Image]) -> Path:
+    """Write two products as an MVTec tree: five good photographs of each to learn from, two tests and a mask."""
+    for number, name in enumerate(("bolt", "nut")):
+        for part, count in PARTS.items():
+            (root / name / part).mkdir(parents=True)
+            for seed in range(count):
+                photograph(10 * number + seed).save(root / name / part / f"{seed:03d}.png")
+    return root
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Compute in one thread, so that sums do not depend on the machine, and leave no accelerator behind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def fit(*options: str, data: Path, clip: Path, output: Path) -> Path:
+    """Run the training program in this process: one shot, two steps, unless `options` tell otherwise."""
+    usual = ["--shots", "1", "--max_steps", "2", "--batch_size", "2", "--log_steps", "1", "--monitor_images", "2"]
+    with one_process():
+        return main(["--data_root", str(data), "--clip", str(clip), "--output_dir", str(output), *usual, *options])
+
+
+def start(arguments: list, folder: Path, **environment: str) -> subprocess.Popen:
+    """Start a Python program of one thread, away from the user's own accelerate settings, in a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def launch(arguments: list, folder: Path, **environment: str) -> None:
+    """Run such a program to its end, which must be a good one."""
+    process = start(arguments, folder, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def read_log(detector: Path) -> list[dict[str, float]]:
+    """Read training_log.jsonl; every figure must be finite."""
+    log = [json.loads(line) for line in (detector / "training_log.jsonl").read_text("utf-8").splitlines()]
+    assert all(math.isfinite(value) for line in log for value in line.values())
+    return log
+
+
+def weights_of(detector: Path) -> dict[str, torch.Tensor]:
+    """Read the saved weights and buffers."""
+    return load_file(detector / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Compare two saved detectors bit for bit."""
+    weights, others = weights_of(first), weights_of(second)
+    assert weights.keys() == others.keys()
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
+def assert_it_predicts(detector: Path, data: Path, paths: list[str]) -> AnoPLeModel:
+    """Load a detector anew and judge photographs of the class that their first folder names."""
+    model, processor = AnoPLeModel.from_pretrained(detector), AnoPLeProcessor.from_pretrained(detector)
+    batch = processor([data / path for path in paths], class_names=[path.split("/")[0] for path in paths])
+    with torch.no_grad():
+        outputs = model(**batch)
+    for values in (outputs.calibrated_scores, outputs.calibrated_maps, outputs.image_scores, outputs.anomaly_maps):
+        assert bool(values.isfinite().all()) and 0 <= float(values.min()) <= float(values.max()) <= 1
+    return model

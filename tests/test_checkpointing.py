@@ -1,0 +1,225 @@
+"""A fit that is killed goes on as if nothing had happened."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modeling_anople.checkpointing import STATE_FILE, load_state, save_state, trim_log
+
+from . import fitting
+from .fitting import assert_same_weights, read_log, start, write_products
+
+
+LONG = [
+    "--shots",
+    "2",
+    "--max_steps",
+    "40",
+    "--batch_size",
+    "2",
+    "--log_steps",
+    "1",
+    "--save_steps",
+    "2",
+    "--monitor_images",
+    "2",
+]
+SETTINGS = {"seed": 0, "files": {"bolt": ["000.png"]}, "rate": 0.1, "classes": None}
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory, photograph) -> Path:
+    return write_products(tmp_path_factory.mktemp("products"), photograph)
+
+
+@pytest.fixture
+def fit(products, small_clip_folder, tmp_path):
+    """Fit a detector to the products in this process."""
+
+    def run(*options: str, output: str = "detector") -> Path:
+        return fitting.fit(*options, data=products, clip=small_clip_folder, output=tmp_path / output)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed_once(products, small_clip_folder, tmp_path_factory) -> Path:
+    """The folder of a fit that was ended by SIGKILL soon after its first state."""
+    folder = tmp_path_factory.mktemp("killed")
+    places = ["--data_root", products, "--clip", small_clip_folder, "--output_dir", folder / "detector"]
+    process = start(["-m", "modeling_anople.training", *places, *LONG], folder)
+    deadline = time.monotonic() + 120
+    while not (folder / "detector" / STATE_FILE).exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return folder / "detector"
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path) -> Path:
+    """A copy of that folder, where `fit` writes by default."""
+    return shutil.copytree(killed_once, tmp_path / "detector")
+
+
+def steps_done(folder: Path) -> int:
+    with safe_open(folder / STATE_FILE, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def test_a_killed_fit_resumes_to_the_same_weights(fit, killed):
+    assert 2 <= steps_done(killed) < 40 and not (killed / "model.safetensors").exists()
+    whole = fit(*LONG, output="whole")
+    assert fit(*LONG, "--resume", "--save_steps", "7") == killed
+    assert_same_weights(whole, killed)
+    assert [line["step"] for line in read_log(killed)] == list(range(1, 41))
+    assert read_log(killed) == read_log(whole)
+    assert not list(killed.glob(f"{STATE_FILE}*")) and not list(whole.glob(f"{STATE_FILE}*"))
+
+
+def test_whatever_was_written_after_the_last_state_is_written_anew(fit, killed):
+    """Lines of the log, the last of them in part, and half of the detector."""
+    done = steps_done(killed)
+    (killed / "model.safetensors").write_bytes(b"the first half of a detector")
+    with (killed / "training_log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f'{{"step": {done + 1}, "loss": 99.0}}\n{{"step": {done + 2}, "lo')
+    with pytest.raises(ValueError, match="already holds a detector"):
+        fit(*LONG)
+    log = read_log(fit(*LONG, "--resume"))
+    assert [line["step"] for line in log] == list(range(1, 41))
+    assert all(line["loss"] < 50 for line in log)
+    assert len(load_file(killed / "model.safetensors")) > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--seed 1", ["seed: 0 then, 1 now", "files"]),
+        ("--max_steps 50", ["max_steps: 40 then, 50 now"]),
+        ("--prompt_length 2", ["prompt_length: None then, 2 now"]),
+        ("--classes nut", ["classes: None then, ['nut'] now"]),
+        ("--pixel_anomaly both --mixed_precision bf16", ["pixel_anomaly", "mixed_precision: 'no' then, 'bf16' now"]),
+    ],
+)
+def test_other_settings_are_refused_and_named(fit, killed, options, names):
+    before = (killed / STATE_FILE).read_bytes()
+    with pytest.raises(ValueError, match="with other settings") as error:
+        fit(*LONG, "--resume", *options.split())
+    assert all(name in str(error.value) for name in names)
+    assert (killed / STATE_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut short", "not a state", "no settings"])
+def test_a_damaged_state_is_refused_with_the_remedy(fit, killed, damage):
+    state = killed / STATE_FILE
+    if damage == "cut short":
+        state.write_bytes(state.read_bytes()[:-1000])
+    elif damage == "not a state":
+        state.write_bytes(b"{}")
+    else:
+        save_file(load_file(state), state)
+    with pytest.raises(ValueError, match=rf"{STATE_FILE} cannot be read .*: remove it"):
+        fit(*LONG, "--resume")
+    state.unlink()
+    assert [line["step"] for line in read_log(fit("--resume"))] == [1, 2]
+
+
+def test_without_a_state_a_resumed_fit_starts_anew(fit):
+    plain, resumed = fit(output="plain"), fit("--resume", output="resumed")
+    assert_same_weights(plain, resumed)
+
+
+def test_a_fresh_fit_in_the_folder_of_a_killed_one_starts_its_own_log(fit, killed):
+    assert len(read_log(killed)) > 1
+    assert [line["step"] for line in read_log(fit("--max_steps", "1", "--save_steps", "9"))] == [1]
+    assert not (killed / STATE_FILE).exists()
+
+
+@pytest.fixture
+def make_learner():
+    """Make a small network with a frozen part, and its optimiser; one seed, one start."""
+
+    def make(seed: int = 0):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        return model, torch.optim.AdamW([{"params": model[2].parameters(), "base_lr": 0.5}], lr=0.1)
+
+    return make
+
+
+def learn(model, optimizer, steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+
+def test_weights_and_optimiser_state_survive_exactly(make_learner, tmp_path):
+    whole, optimizer = make_learner()
+    learn(whole, optimizer, range(3))
+    save_state(tmp_path, step=3, settings=SETTINGS, model=whole, optimizer=optimizer)
+    learn(whole, optimizer, range(3, 6))
+    model, optimizer = make_learner()
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    assert load_state(tmp_path, settings=dict(reversed(SETTINGS.items())), model=model, optimizer=optimizer) == 3
+    assert [group["base_lr"] for group in optimizer.param_groups] == [0.5]
+    learn(model, optimizer, range(3, 6))
+    assert all(
+        torch.equal(weight, other) for weight, other in zip(model.parameters(), whole.parameters(), strict=True)
+    )
+
+
+def test_a_state_holds_no_frozen_weights(make_learner, tmp_path):
+    model, optimizer = make_learner()
+    learn(model, optimizer, range(1))
+    save_state(tmp_path, step=1, settings=SETTINGS, model=model, optimizer=optimizer)
+    names = set(load_file(tmp_path / STATE_FILE))
+    assert {name for name in names if name.startswith("model.")} == {"model.2.weight", "model.2.bias"}
+    assert len(names) == 2 + 2 * 3  # two moments and the step of each
+
+
+def test_a_state_is_replaced_whole(make_learner, tmp_path):
+    """What a killed save left behind is neither read nor in the way."""
+    model, optimizer = make_learner()
+    learn(model, optimizer, range(1))
+    (tmp_path / f"{STATE_FILE}.part").write_bytes(b"half a state")
+    assert load_state(tmp_path, settings=SETTINGS, model=model, optimizer=optimizer) == 0
+    for step in (1, 2):
+        save_state(tmp_path, step=step, settings=SETTINGS, model=model, optimizer=optimizer)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+    assert load_state(tmp_path, settings=SETTINGS, model=model, optimizer=optimizer) == 2
+
+
+def test_settings_that_came_or_went_are_named(make_learner, tmp_path):
+    model, optimizer = make_learner()
+    save_state(tmp_path, step=1, settings=SETTINGS, model=model, optimizer=optimizer)
+    now = {**SETTINGS, "files": {"bolt": ["001.png"]}, "coupling": "none"}
+    now.pop("rate")
+    with pytest.raises(ValueError) as error:
+        load_state(tmp_path, settings=now, model=model, optimizer=optimizer)
+    for text in ("coupling: None then, 'none' now", "rate: 0.1 then, None now", "'001.png'"):
+        assert text in str(error.value)
+    assert "seed" not in str(error.value)
+
+
+def test_the_log_is_cut_behind_a_step(tmp_path):
+    log = tmp_path / "log.jsonl"
+    trim_log(log, 3)
+    assert not log.exists()
+    log.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st', encoding="utf-8")
+    trim_log(log, 3)
+    assert log.read_text(encoding="utf-8") == '{"step": 2}\n{"step": 3}\n'
+    trim_log(log, 0)
+    assert log.read_text(encoding="utf-8") == ""

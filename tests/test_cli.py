@@ -1,0 +1,241 @@
+"""The `anople` program: its commands on a fitted detector, what they write, and errors of one line."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople.cli import list_images, main
+from modeling_anople.data import read_dataset
+from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.visualization import MIN_LEGEND_HEIGHT, overlay
+
+from .detectors import normals_of, write_detector
+from .fitting import one_process
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, small_clip_folder, photograph) -> Path:
+    return write_detector(tmp_path_factory.mktemp("detector"), small_clip_folder, photograph)
+
+
+@pytest.fixture
+def pictures(tmp_path, photograph) -> list[Path]:
+    """Three photographs, one of them with a defect, in names of several scripts."""
+    paths = [
+        tmp_path / name for name in ("photographs/ü 1.png", "photographs/日本.jpg", f"photographs/{'🔩' * 60}.png")
+    ]
+    paths[0].parent.mkdir()
+    for path, size in zip(paths, [(48, 40), (90, 30), (31, 70)], strict=True):
+        photograph(0).resize(size).save(path)
+    return paths
+
+
+def run(capsys, *arguments: object, code: int = 0) -> str:
+    assert main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().out
+
+
+def test_without_a_command_the_usage_is_shown(capsys):
+    for arguments, code in (([], 2), (["--help"], 0), (["-h"], 0), (["paint"], 2)):
+        assert main(arguments) == code
+        output = capsys.readouterr()
+        assert output.out == "" and all(name in output.err for name in ("fit", "evaluate", "predict", "draw"))
+        assert ("no command 'paint'" in output.err) == (arguments == ["paint"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit", ["--shots", "--output_dir", "--prompt_depth", "--resume"]),
+        ("evaluate", ["checkpoint", "data", "--gallery", "--class_identity", "{fused,memory,decoder,text}"]),
+        ("predict", ["checkpoint", "images", "--class", "--output", "--threshold"]),
+        ("draw", ["folder", "--seed", "--defective"]),
+    ],
+)
+def test_each_command_has_help(capsys, command, words):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and f"usage: anople {command}" in text and all(word in text for word in words)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["predict"], ["evaluate", "x"], ["draw"], ["draw", "x", "--seed", "one"], ["fit"]]
+)
+def test_wrong_options_end_with_2_and_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and f"usage: anople {arguments[0]}" in capsys.readouterr().err
+
+
+def test_predict_prints_a_json_line_for_each_photograph(capsys, checkpoint, pictures):
+    lines = [json.loads(line) for line in run(capsys, "predict", checkpoint, *pictures, "--class", "nut").splitlines()]
+    model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
+    expected = list(predict(model, processor, pictures, class_names="nut"))
+    assert [line["path"] for line in lines] == [str(path) for path in pictures]
+    assert [line["score"] for line in lines] == pytest.approx([each.score for each in expected], abs=1e-6)
+    assert [line["label"] for line in lines] == [each.label for each in expected]
+    for line in lines:
+        assert line.keys() == {"path", "class", "score", "label", "seconds"}
+        assert line["class"] == "nut" and 0 <= line["score"] <= 1 and line["seconds"] >= 0
+
+
+def test_predict_writes_overlays_at_the_photographs_own_size(capsys, tmp_path, checkpoint, pictures):
+    output = run(capsys, "predict", checkpoint, *pictures, "--class", "bolt", "--output", tmp_path / "new/out")
+    assert (tmp_path / "new/out/results.jsonl").read_text(encoding="utf-8") == output
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert len({line["overlay"] for line in lines}) == 3
+    model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
+    for line, path in zip(lines, pictures, strict=True):
+        picture, original = Image.open(line["overlay"]), load_photograph(path)
+        width, height = original.size
+        assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
+        [prediction] = predict(model, processor, [path], class_names="bolt")
+        expected = overlay(original, full_size_map(prediction))
+        difference = np.asarray(picture.crop((0, 0, width, height))) - np.asarray(expected, dtype=float)
+        assert np.abs(difference).max() <= 2  # a batch's map differs in its last bits
+
+
+def test_predict_takes_folders_in_order(capsys, checkpoint, pictures, photograph):
+    folder = pictures[0].parent
+    (folder / "sub/.hidden").mkdir(parents=True)
+    (folder / "picture.png").mkdir()
+    for name in ("sub/a.tif", "sub/.hidden/a.png", ".thumbnail.png", "sub/notes.txt", "sub/manual.pdf"):
+        (
+            photograph(3).save(folder / name)
+            if name[-3:] in ("tif", "png")
+            else (folder / name).write_bytes(b"no picture")
+        )
+    lines = [json.loads(line) for line in run(capsys, "predict", checkpoint, folder, pictures[1]).splitlines()]
+    expected = [*sorted([*pictures, folder / "sub/a.tif"]), pictures[1]]
+    assert (
+        [line["path"] for line in lines]
+        == [str(path) for path in expected]
+        == list(map(str, list_images([folder, pictures[1]])))
+    )
+
+
+def test_predicted_classes_and_thresholds(capsys, tmp_path, checkpoint, photograph):
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for class_id, path in enumerate(paths):
+        normals_of(photograph, class_id)[0].save(path)
+    for threshold, label in (("0", "anomalous"), ("1", "normal")):
+        output = run(capsys, "predict", checkpoint, *paths, "--threshold", threshold)
+        lines = [json.loads(line) for line in output.splitlines()]
+        assert [line["class"] for line in lines] == ["bolt", "nut"]
+        assert [line["label"] for line in lines] == [label] * 2
+    assert main(["predict", str(checkpoint), str(paths[0]), "--threshold", "1.5"]) == 2
+    assert "--threshold must lie within 0 and 1, got 1.5" in capsys.readouterr().err
+
+
+def test_undecodable_file_names_survive(capsys, tmp_path, checkpoint, photograph):
+    name = os.fsdecode(b"b\xfclt.png")  # latin-1 on a UTF-8 disk
+    with contextlib.suppress(OSError):
+        photograph(0).save(tmp_path / name)
+    if not (tmp_path / name).exists():
+        pytest.skip("this disk takes no such names")
+    output = run(
+        capsys, "predict", checkpoint, tmp_path, "--class", "bolt", "--output", tmp_path.parent / "undecodable"
+    )
+    [line] = map(json.loads, output.splitlines())
+    assert line["path"] == str(tmp_path / name) and Image.open(line["overlay"]).height == MIN_LEGEND_HEIGHT
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "products"
+    options = ["--classes", "gear", "capsule", "--train", "2", "--good", "2", "--defective", "2", "--size", "48"]
+    assert main(["draw", str(folder), *options, "--seed", "3"]) == 0
+    for old, new in (("gear", "bolt"), ("capsule", "nut")):  # the products of the detector
+        (folder / old).rename(folder / new)
+    return folder
+
+
+def test_draw_writes_what_can_be_read(capsys, tmp_path, drawn):
+    test = read_dataset(drawn, split="test")
+    assert len(read_dataset(drawn, split="train")) == 4 and len(test) == 8 and sum(test["label"]) == 4
+    assert all(row["mask"] for row in test if row["label"])
+    again = ["--classes", "gear", "--train", "2", "--good", "2", "--defective", "2", "--size", "48", "--seed"]
+    assert str(tmp_path / "a") in run(capsys, "draw", tmp_path / "a", *again, "3")
+    run(capsys, "draw", tmp_path / "b", *again, "4")
+    same, other = (tmp_path / name / "gear/train/good/000.png" for name in "ab")
+    assert same.read_bytes() == (drawn / "bolt/train/good/000.png").read_bytes() != other.read_bytes()
+    assert main(["draw", str(tmp_path / "a")]) == 2
+    assert "a is not empty: name a new folder" in capsys.readouterr().err
+
+
+def test_evaluate_writes_all_that_is_asked_for(capsys, tmp_path, checkpoint, drawn):
+    files = {"--json": tmp_path / "x/e.json", "--csv": tmp_path / "y/e.csv", "--gallery": tmp_path / "z"}
+    options = [word for pair in files.items() for word in pair]
+    table = run(capsys, "evaluate", checkpoint, drawn, "--evaluation_size", 32, *options)
+    report = json.loads(files["--json"].read_text(encoding="utf-8"))
+    assert report["evaluation_size"] == 32 and report["classes"].keys() == {"bolt", "nut"}
+    assert len(files["--csv"].read_text(encoding="utf-8").splitlines()) == 9
+    assert sorted(path.name for path in files["--gallery"].iterdir()) == ["01-bolt.png", "02-nut.png", "index.html"]
+    [row] = [line for line in table.splitlines() if line.startswith("| mean ")]
+    figures = [f"{100 * report['mean'][key]:.1f}" for key in ("image_auroc", "image_ap", "pixel_auroc", "aupro")]
+    assert all(f" {figure} " in row for figure in figures) and str(files["--gallery"] / "index.html") in table
+
+
+@pytest.mark.parametrize("part", ["fused", "memory", "decoder", "text"])
+def test_evaluate_one_part_and_one_class(capsys, tmp_path, checkpoint, drawn, part):
+    options = ["--score", part, "--classes", "nut", "--evaluation_size", 32, "--json", tmp_path / "e.json"]
+    run(capsys, "evaluate", checkpoint, drawn, *options, "--class_identity", "predicted")
+    report = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert report["score"] == part and report["class_identity"] == "predicted" and [*report["classes"]] == ["nut"]
+    assert (report["mean"]["pixel_auroc"] is None) == (part == "text")
+
+
+def test_evaluate_refuses_data_without_tests(capsys, tmp_path, checkpoint, photograph):
+    (tmp_path / "bolt/train/good").mkdir(parents=True)
+    photograph(0).save(tmp_path / "bolt/train/good/0.png")
+    assert main(["evaluate", str(checkpoint), str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and "put them into CLASS/test/good" in output.err and "Traceback" not in output.err
+
+
+def test_fit_takes_the_data_first(capsys, tmp_path, drawn, small_clip_folder):
+    options = ["--clip", small_clip_folder, "--shots", 2, "--max_steps", 1, "--batch_size", 1, "--monitor_images", 0]
+    with one_process(), torch.random.fork_rng(devices=[]):
+        run(capsys, "fit", drawn, *options, "--output_dir", tmp_path / "out")
+        assert main(["fit", str(drawn), "--output_dir", str(tmp_path / "out")]) == 2
+        assert "already holds a detector" in capsys.readouterr().err
+        assert main(["fit", str(drawn), "--clip", str(small_clip_folder), "--memory_layers", "99"]) == 2
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("anople fit: ")]
+    assert "memory_layers [99] are no blocks of a vision tower with 4" in error
+    assert len(run(capsys, "predict", tmp_path / "out", drawn / "nut/test/good").splitlines()) == 2
+
+
+def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictures, drawn):
+    """`pip install anople` alone predicts; the other commands name what they lack."""
+    for name in ("cli", "prediction", "visualization", "evaluation", "data", "metrics", "training", "drawing"):
+        monkeypatch.delitem(sys.modules, f"modeling_anople.{name}", raising=False)
+    for name in ("datasets", "scipy", "sklearn", "accelerate"):
+        monkeypatch.setitem(sys.modules, name, None)
+    from modeling_anople.cli import main as bare_main
+
+    assert bare_main(["predict", str(checkpoint), str(pictures[0])]) == 0
+    for arguments, extra in ((["evaluate", str(checkpoint), str(drawn)], "evaluate"), (["fit", str(drawn)], "train")):
+        assert bare_main(arguments) == 2
+        assert f"pip install 'anople[{extra}]'" in capsys.readouterr().err
+
+
+def test_installed_program(tmp_path, checkpoint, pictures):
+    [entry] = entry_points(group="console_scripts", name="anople")
+    assert entry.load() is main
+    program = Path(sys.executable).with_name("anople")
+    command = [program, "predict", checkpoint, pictures[0], tmp_path / "gone.png", "--class", "bolt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and [line["class"] for line in lines] == ["bolt", None]
+    assert lines[1]["error"].endswith("gone.png: there is no such file.") and "Traceback" not in done.stderr

@@ -1,0 +1,157 @@
+"""Alarms of fitting: a decoder that does not look at the image is noticed, one that does is not."""
+
+import dataclasses
+import logging
+import re
+
+import pytest
+import torch
+
+from modeling_anople.monitoring import DecoderHealth, check_decoder, judge_maps
+from modeling_anople.options import model_options
+from modeling_anople.training import TrainingConfig, choose_shots, make_samples, make_watched
+
+
+@pytest.fixture
+def masks():
+    """Six masks with a square each, every one elsewhere."""
+    masks = torch.zeros(6, 32, 32)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        masks[number, 16 * row : 16 * row + 8, 8 * column : 8 * column + 8] = 1
+    return masks
+
+
+@pytest.fixture
+def batch(make_pixels, masks):
+    return {"pixel_values": make_pixels(6), "class_ids": torch.tensor([0, 1, 0, 1, 0, 1]), "mask_labels": masks}
+
+
+@pytest.fixture
+def products(tmp_path, photograph):
+    """Two products, one with three photographs to spare beyond two shots, one with none."""
+    for name, count in (("bolt", 5), ("nut", 2)):
+        folder = tmp_path / "products" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            photograph(number + 10 * len(name)).save(folder / f"{number}.png")
+    return tmp_path / "products"
+
+
+def test_a_map_that_is_the_mask_is_perfect(masks):
+    health = judge_maps(masks.clone(), masks, feature_spread=0.7)
+    assert health.auroc == 1 and health.inside == 1 and health.outside == 0
+    assert health.shuffled_auroc < 0.6
+    assert health.problems == []
+
+
+def test_a_coarse_map_is_brought_to_the_masks(masks):
+    coarse = torch.nn.functional.avg_pool2d(masks, 4)
+    assert judge_maps(coarse, masks, feature_spread=0.7).auroc > 0.98
+
+
+def test_the_same_map_for_all_images_is_noticed(masks):
+    shared = masks.mean(0, keepdim=True).expand(6, -1, -1)  # knows where defects are made, but not this image's
+    health = judge_maps(shared, masks, feature_spread=0.7)
+    assert health.auroc > 0.6
+    assert health.auroc == pytest.approx(health.shuffled_auroc)
+    assert len(health.problems) == 1 and "fit other images as well" in health.problems[0]
+
+
+def test_features_that_hardly_vary_are_noticed():
+    health = DecoderHealth(auroc=0.9, shuffled_auroc=0.5, feature_spread=0.01, inside=0.8, outside=0.1)
+    assert len(health.problems) == 1 and "spread 0.010" in health.problems[0]
+
+
+def test_a_constant_decoder_is_noticed_and_the_remedy_named(make_model, batch, caplog):
+    model = make_model().eval()
+    with torch.no_grad():
+        model.decoder.project.weight.zero_()
+        model.decoder.project.bias.normal_(generator=torch.Generator().manual_seed(0))
+    health = check_decoder(model, batch)
+    assert health.feature_spread < 1e-3 and health.auroc == pytest.approx(0.5, abs=0.1)
+    assert len(health.problems) == 2
+    with caplog.at_level(logging.WARNING, logger="modeling_anople"):
+        health.warn()
+    assert "collapsed" in caplog.text
+    remedies = set(re.findall(r"--(\w+)", caplog.text))
+    known = {field.name for options in (TrainingConfig, model_options()) for field in dataclasses.fields(options)}
+    assert remedies and remedies <= known
+
+
+def test_a_healthy_decoder_gives_no_warning(masks, caplog):
+    with caplog.at_level(logging.WARNING, logger="modeling_anople"):
+        judge_maps(masks.clone(), masks, feature_spread=0.7).warn()
+    assert caplog.text == ""
+
+
+def test_an_untrained_decoder_looks_at_the_image(make_model, batch):
+    """Its maps mean nothing yet, but its features differ from place to place."""
+    health = check_decoder(make_model().eval(), batch)
+    assert health.feature_spread > 0.1
+
+
+def test_the_figures_do_not_depend_on_the_batch_size(make_model, batch):
+    model = make_model().eval()
+    whole, parts = check_decoder(model, batch), check_decoder(model, batch, batch_size=4)
+    assert whole.as_dict() == pytest.approx(parts.as_dict(), abs=1e-3)
+
+
+def test_the_class_of_each_image_is_used(make_model, batch):
+    model = make_model().eval()
+    with torch.no_grad():
+        model.class_embeddings[1] = model.class_embeddings[1].flip(0)  # normal and abnormal text change places
+    other = {**batch, "class_ids": 1 - batch["class_ids"]}
+    assert check_decoder(model, batch).inside != pytest.approx(check_decoder(model, other).inside, abs=1e-5)
+
+
+def test_figures_of_the_log_are_rounded():
+    health = DecoderHealth(auroc=0.123456, shuffled_auroc=0.5, feature_spread=0.25, inside=0.1, outside=0.2)
+    figures = health.as_dict()
+    assert figures == {"auroc": 0.1235, "shuffled_auroc": 0.5, "feature_spread": 0.25, "inside": 0.1, "outside": 0.2}
+
+
+def config_for(products, **options) -> TrainingConfig:
+    return TrainingConfig(data_root=str(products), shots=2, **options)
+
+
+def test_watched_photographs_are_not_among_the_shots(products):
+    shots = choose_shots(config_for(products, monitor_images=6))
+    held_back: dict[str, set[str]] = {name: set() for name in shots.files}
+    for image, owner in shots.held_back:
+        held_back[list(shots.files)[owner]].add(image["path"])
+    chosen = {name: {str(products / path) for path in paths} for name, paths in shots.files.items()}
+    assert len(held_back["bolt"]) == 3 and not held_back["bolt"] & chosen["bolt"]
+    assert held_back["nut"] == chosen["nut"]  # none to spare
+
+
+@pytest.mark.parametrize(("asked", "each"), [(1, 1), (2, 1), (4, 2), (5, 2)])
+def test_all_classes_are_watched_equally(products, make_processor, asked, each):
+    config = config_for(products, monitor_images=asked)
+    shots = choose_shots(config)
+    watched = make_watched(config, make_processor(), shots)
+    assert [owner for _, owner in shots.held_back] == [0] * each + [1] * each
+    assert watched["class_ids"].bincount().tolist() == [2 * each, 2 * each]
+    assert watched["pixel_values"].shape == (4 * each, 3, 32, 32)
+    assert watched["view_ids"].unique().tolist() == [0]
+
+
+def test_watched_defects_are_made_as_in_training_but_are_others(products, make_processor):
+    config = config_for(products, monitor_images=4, pixel_anomaly="cut_paste")
+    shots, processor = choose_shots(config), make_processor()
+    watched, again = (make_watched(config, processor, shots) for _ in range(2))
+    assert all(torch.equal(watched[name], again[name]) for name in watched)
+    assert watched["mask_labels"].flatten(1).any(1).all()
+    trained = make_samples(config, processor, shots, 1)
+    drawn = {trained[number]["mask_labels"].numpy().tobytes() for number in range(1, 40, 2)}
+    assert not drawn & {mask[None].numpy().tobytes() for mask in watched["mask_labels"]}
+
+
+def test_defects_are_watched_where_training_makes_none(products, make_processor):
+    config = config_for(products, monitor_images=6, pixel_anomaly="none")
+    assert make_watched(config, make_processor(), choose_shots(config))["mask_labels"].any()
+
+
+def test_watching_can_be_turned_off(products, make_processor):
+    config = config_for(products, monitor_images=0)
+    assert make_watched(config, make_processor(), choose_shots(config)) is None

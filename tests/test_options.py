@@ -1,0 +1,127 @@
+"""Command line options: one home for each, with a help text, and the values that come out of them."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from modeling_anople import AnoPLeConfig
+from modeling_anople.options import KEPT_FIELDS, model_options, parse_options
+from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
+
+
+OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT_FIELDS]
+CHOICES = [
+    (field.name, choice)
+    for options in (TrainingConfig, model_options())
+    for field in dataclasses.fields(options)
+    if typing.get_origin(field.type) is typing.Literal
+    for choice in typing.get_args(field.type)
+]
+
+
+def parse(*arguments: str):
+    return parse_options("anople fit", TrainingConfig, model_options(), ["--data_root", "photographs", *arguments])
+
+
+def test_every_field_a_person_may_choose_is_an_option():
+    names = {field.name for field in dataclasses.fields(model_options())}
+    assert names == set(OWN_FIELDS)
+    assert {"coupling", "prefix", "decoder_layers", "alignment_detach", "image_map", "threshold"} <= names
+    assert not names & {"clip_config", "memory_sizes", "fit", "hidden_size", "architectures"}
+
+
+def test_options_are_named_once():
+    training = {field.name for field in dataclasses.fields(TrainingConfig)}
+    assert not training & set(OWN_FIELDS)
+    assert training >= FREE_ON_RESUME
+
+
+@pytest.mark.parametrize("options", [TrainingConfig, model_options()], ids=["training", "model"])
+def test_every_option_has_a_help_text(options):
+    helps = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(options)}
+    assert {name: text for name, text in helps.items() if len(text.split()) < 2} == {}
+
+
+def test_help_texts_are_those_of_the_docstring():
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(model_options())}
+    assert helps["prompt_length"].startswith("Free prompt tokens")
+    assert helps["image_loss_weight"] == helps["pixel_loss_weight"] == helps["alignment_loss_weight"]
+    assert "Weights of the three losses" in helps["image_loss_weight"]
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    shown = capsys.readouterr().out
+    names = [*OWN_FIELDS, *(field.name for field in dataclasses.fields(TrainingConfig))]
+    assert end.value.code == 0
+    assert [name for name in names if f"--{name}" not in shown] == []
+
+
+def test_defaults_are_those_of_the_config():
+    config, options = parse()
+    assert options == {}
+    assert config == TrainingConfig(data_root="photographs")
+
+
+@pytest.mark.parametrize(("name", "choice"), CHOICES)
+def test_each_choice_is_accepted(name, choice):
+    config, options = parse(f"--{name}", choice)
+    chosen = {**dataclasses.asdict(AnoPLeConfig()), **dataclasses.asdict(config), **options}
+    assert chosen[name] == choice
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CHOICES}))
+def test_a_wrong_choice_is_refused_with_the_right_ones(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(f"--{name}", "sideways")
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert f"--{name}" in message and "sideways" in message
+    assert all(choice in message for option, choice in CHOICES if option == name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--memory_layers", "0", "2"], {"memory_layers": [0, 2]}),
+        (["--decoder_layers", "3"], {"decoder_layers": [3]}),
+        (["--decoder_widths", "8", "4"], {"decoder_widths": [8, 4]}),
+        (["--dice_symmetric"], {"dice_symmetric": True}),
+        (["--dice_symmetric", "true"], {"dice_symmetric": True}),
+        (["--dice_symmetric", "false"], {}),
+        (["--temperature", "0.5", "--prompt_length", "2"], {"temperature": 0.5, "prompt_length": 2}),
+        (["--alignment_loss_weight", "0"], {"alignment_loss_weight": 0.0}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_model_options_reach_the_config(arguments, expected):
+    _, options = parse(*arguments)
+    assert options == expected
+    config = AnoPLeConfig(**options)
+    assert {name: getattr(config, name) for name in options} == expected
+
+
+def test_an_option_set_to_its_default_is_not_a_change():
+    default = AnoPLeConfig().prompt_length
+    assert parse("--prompt_length", str(default))[1] == {}
+    assert parse("--prompt_length", str(default + 1))[1] == {"prompt_length": default + 1}
+
+
+def test_lists_and_switches_of_the_training_are_parsed():
+    config, _ = parse("--classes", "bolt", "metal nut", "--resume", "--overwrite", "false", "--max_steps", "7")
+    assert config.classes == ["bolt", "metal nut"]
+    assert config.resume is True and config.overwrite is False and config.max_steps == 7
+
+
+@pytest.mark.parametrize("arguments", [["--max_step", "3"], ["--no_such_option", "1"], ["--shots", "two"]])
+def test_what_is_no_option_is_refused(arguments):
+    with pytest.raises((SystemExit, ValueError)):
+        parse(*arguments)
+
+
+def test_the_data_must_be_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_options("anople fit", TrainingConfig, model_options(), [])
+    assert "--data_root" in capsys.readouterr().err

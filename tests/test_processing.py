@@ -1,0 +1,226 @@
+"""The processor: photographs, names and masks to tensors, answers to results, and back from a saved folder."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError, load_photograph
+from modeling_anople.processing_anople import load_mask
+
+from .detectors import write_detector
+
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # a ramp from 0 to 235
+COLOUR = np.stack([GREY, GREY[::-1], np.full_like(GREY, 77)], axis=-1)
+ALPHA = np.where(GREY < 100, 0, 255).astype(np.uint8)
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, axis=-1)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+IN_MEMORY = {
+    "uint8": (COLOUR, COLOUR),
+    "grey": (GREY[..., None], grey(GREY)),
+    "rgba": (np.dstack([COLOUR, ALPHA]), np.where(grey(ALPHA) == 0, 255, COLOUR)),
+    "float": (COLOUR / 255, COLOUR),
+    "a little outside": (COLOUR / 200, np.clip(COLOUR / 200 * 255, 0, 255)),
+    "uint16": (COLOUR.astype(np.uint16) * 257, COLOUR),
+    "bool": (GREY > 100, grey((GREY > 100) * 255)),
+    "tensor": (torch.from_numpy(COLOUR.copy()).permute(2, 0, 1), COLOUR),
+    "half tensor": (torch.from_numpy(GREY / 255)[None].bfloat16(), grey(GREY)),
+    "picture": (Image.fromarray(COLOUR), COLOUR),
+    "table": ({"path": "a.png", "bytes": png(Image.fromarray(COLOUR))}, COLOUR),
+}
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_images_in_memory_have_the_right_colours(name):
+    source, expected = IN_MEMORY[name]
+    np.testing.assert_allclose(np.asarray(load_photograph(source), dtype=float), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (COLOUR.astype(float), "values from 0 to 235 do not fit the usual white of 1: scale them"),
+        ((COLOUR / 255 - 0.45) / 0.2, "do not fit the usual white of 1"),
+        (COLOUR.astype(np.int64), "int64 says nothing about white: give uint8"),
+        (COLOUR[..., :2], r"shape \(6, 8, 2\) is no image: give \(height, width\)"),
+        (np.zeros((0, 8), np.uint8), r"shape \(0, 8\) is no image"),
+        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\) is no image"),
+        (None, "a NoneType is no photograph: give a path"),
+        ([COLOUR], "a list is no photograph: give a path"),
+        ({"path": None, "bytes": None}, "image in a table: a NoneType is no photograph"),
+    ],
+)
+def test_images_in_memory_that_mean_something_else_are_refused(source, message):
+    with pytest.raises(ImageError, match=message):
+        load_photograph(source)
+
+
+MARKED = GREY > 200
+MASKS = {
+    "ones.png": Image.fromarray(MARKED.astype(np.uint8)),
+    "labels.png": Image.fromarray(MARKED.astype(np.uint16)),
+    "labels.tif": Image.fromarray(MARKED.astype(np.int32) * 3),
+    "shares.tif": Image.fromarray(MARKED.astype(np.float32) * 0.01),
+    "bits.png": Image.fromarray(MARKED),
+    "clear.png": Image.fromarray(np.dstack([np.full_like(COLOUR, 200), MARKED * np.uint8(255)])),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_mark_whatever_is_above_zero(tmp_path, name):
+    MASKS[name].save(tmp_path / name)
+    assert (load_mask(tmp_path / name, size=(6, 8)) == MARKED).all()
+
+
+def test_pixel_values_are_those_of_the_clip_image_processor(make_processor, photograph):
+    processor, images = make_processor(), [photograph(0), photograph(1, size=(70, 33))]
+    plain = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    expected = plain(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images)["pixel_values"], expected)
+    assert torch.equal(processor(images[1])["pixel_values"], expected[1:])
+    assert processor(images).keys() == {"pixel_values"}
+
+
+def test_the_whole_photograph_is_seen(make_processor):
+    """CLIP's own centre crop would hide defects at the border."""
+    image = Image.new("RGB", (128, 32))
+    image.paste("white", (0, 0, 8, 32))
+    image.paste("white", (120, 0, 128, 32))
+    pixels = make_processor()(image)["pixel_values"][0, 0]
+    assert pixels[:, 0].min() > pixels[:, 16].max() and pixels[:, -1].min() > pixels[:, 16].max()
+
+
+def test_class_names_become_ids(make_processor, photograph):
+    processor, images = make_processor(class_names=["nut", "bolt", "cap"]), [photograph(0), photograph(1)]
+    assert processor(images, class_names="cap")["class_ids"].tolist() == [2, 2]
+    assert processor(images, class_names=["bolt", "nut"])["class_ids"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"'Bolt' is not known .* knows \['nut', 'bolt', 'cap'\]"):
+        processor(images, class_names=["nut", "Bolt"])
+    with pytest.raises(ValueError, match="2 images were given with 1 class names: give one for each"):
+        processor(images, class_names=["nut"])
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="needs images"):
+            processor(nothing)
+
+
+def test_masks_are_brought_to_the_square_without_new_values(make_processor, photograph):
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    mask[10:30, 12:24] = 1
+    inputs = make_processor()([photograph(0), photograph(1)], masks=[Image.fromarray(mask), None])
+    assert inputs["mask_labels"].shape == (2, 32, 32) and inputs["mask_labels"].unique().tolist() == [0, 1]
+    expected = torch.zeros(32, 32)
+    expected[8:24, 8:16] = 1
+    assert torch.equal(inputs["mask_labels"][0], expected) and inputs["mask_labels"][1].sum() == 0
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path, make_processor, photograph):
+    Image.new("L", (24, 20)).save(tmp_path / "small.png")
+    with pytest.raises(
+        ImageError, match=r"small\.png: the mask has 24 x 20 pixels and its photograph 48 x 40: export"
+    ):
+        make_processor()(photograph(0), masks=tmp_path / "small.png")
+    with pytest.raises(ValueError, match="1 images were given with 2 masks: give one or None for each"):
+        make_processor()(photograph(0), masks=[None, None])
+
+
+def test_white_value_of_the_camera_is_used(make_processor):
+    processor, ramp = make_processor(), np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    dark = processor(ramp)["pixel_values"]
+    processor.white_value = 4095
+    bright = processor(ramp)["pixel_values"]
+    eight_bits = processor(np.rint(ramp / 4095 * 255).astype(np.uint8))["pixel_values"]
+    assert torch.equal(bright, eight_bits) and dark.max() < bright.mean()
+
+
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"])
+def test_saved_processor_is_the_same_on_every_machine(tmp_path, make_processor, photograph, kind):
+    processor = make_processor(class_names=["ünut", "bolt"])
+    processor.white_value = 4095.0
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+    settings["image_processor"]["image_processor_type"] = kind
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for loaded in (AnoPLeProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(loaded).__name__ == "AnoPLeProcessor" and isinstance(loaded.image_processor, CLIPImageProcessorPil)
+        assert loaded.class_names == ["ünut", "bolt"] and loaded.white_value == 4095
+        assert torch.equal(loaded(photograph(0))["pixel_values"], processor(photograph(0))["pixel_values"])
+        assert loaded.tokenizer("a bolt")["input_ids"] == processor.tokenizer("a bolt")["input_ids"]
+
+
+def answer(scores: list[float], *, calibrated: bool = True) -> AnoPLeOutput:
+    maps = torch.arange(len(scores) * 16.0).view(-1, 4, 4) / (len(scores) * 16)
+    output = AnoPLeOutput(image_scores=torch.tensor(scores) / 2, anomaly_maps=maps / 2)
+    if calibrated:
+        output.calibrated_scores, output.calibrated_maps = torch.tensor(scores), maps
+    return output
+
+
+def test_results_have_their_photographs_own_sizes(make_processor):
+    output, processor = answer([0.5, 0.75]), make_processor()
+    output.class_ids = torch.tensor([1, 0])
+    results = processor.post_process_anomaly_detection(output, target_sizes=[(8, 4), (3, 21)])
+    assert [result["anomaly_map"].shape for result in results] == [(8, 4), (3, 21)]
+    assert results[0]["anomaly_map"].dtype == np.float32
+    np.testing.assert_allclose(results[0]["anomaly_map"][[0, -1]], output.calibrated_maps[0, [0, -1]], atol=1e-6)
+    assert [result["class_name"] for result in results] == ["nut", "bolt"]
+    assert [result["raw_score"] for result in results] == [0.25, 0.375]
+    whole = processor.post_process_anomaly_detection(output)
+    assert (whole[1]["anomaly_map"] == output.calibrated_maps[1].numpy()).all()
+    with pytest.raises(ValueError, match="2 results were given 1 target_sizes: give one for each"):
+        processor.post_process_anomaly_detection(output, target_sizes=[(8, 4)])
+
+
+def test_only_scores_above_the_threshold_are_anomalous(make_processor):
+    output, processor = answer([0.25, 0.5, 0.75]), make_processor()
+    labels = [result["label"] for result in processor.post_process_anomaly_detection(output)]
+    assert labels == ["normal", "normal", "anomalous"]
+    labels = [result["label"] for result in processor.post_process_anomaly_detection(output, threshold=0.25)]
+    assert labels == ["normal", "anomalous", "anomalous"]
+
+
+def test_without_a_line_there_is_no_label(make_processor):
+    [result] = make_processor().post_process_anomaly_detection(answer([0.5], calibrated=False))
+    assert result["label"] is None and result["class_name"] is None
+    assert result["score"] == result["raw_score"] == 0.25 and result["anomaly_map"].max() < 0.5
+
+
+def test_four_lines_judge_a_photograph(tmp_path, small_clip_folder, photograph):
+    folder = write_detector(tmp_path / "detector", small_clip_folder, photograph)
+    photograph(0, size=(50, 30)).save(tmp_path / "bolt.jpg")
+
+    processor = AnoPLeProcessor.from_pretrained(folder)
+    model = AnoPLeModel.from_pretrained(folder)
+    inputs = processor(images=tmp_path / "bolt.jpg", class_names="bolt")
+    [result] = processor.post_process_anomaly_detection(model(**inputs), target_sizes=[(30, 50)])
+
+    assert result["anomaly_map"].shape == (30, 50) and 0 <= result["score"] <= 1
+    assert result["label"] == ("anomalous" if result["score"] > 0.5 else "normal") and result["class_name"] == "bolt"
+
+
+def test_any_image_processor_becomes_clips_pil_form_with_its_settings(make_processor, photograph):
+    """Pixel values must not depend on whether a faster library is installed."""
+    processor = make_processor()
+    settings = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 3}
+    other = SiglipImageProcessorPil(image_mean=[0.1] * 3, image_std=[0.5] * 3, **settings)
+    replaced = AnoPLeProcessor(other, processor.tokenizer, class_names=["bolt"])
+    assert type(replaced.image_processor) is CLIPImageProcessorPil
+    square = np.asarray(photograph(0).resize((32, 32), Image.Resampling.BICUBIC)) / 255
+    pixels = replaced(photograph(0))["pixel_values"][0].permute(1, 2, 0)
+    np.testing.assert_allclose(pixels, (square - 0.1) / 0.5, atol=1e-5)

@@ -1,0 +1,176 @@
+"""Every switch of the method and every layout of data, from the command line to a detector that judges photographs."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.training import TrainingConfig, choose_shots
+
+from . import fitting
+from .fitting import assert_it_predicts, assert_same_weights, read_log, write_products
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory, photograph) -> Path:
+    return write_products(tmp_path_factory.mktemp("products"), photograph)
+
+
+@pytest.fixture
+def fit(products, small_clip_folder, tmp_path):
+    """Fit a detector to the products in this process; two steps unless told otherwise."""
+
+    def run(*options: str, data: Path = products, output: str = "detector") -> Path:
+        return fitting.fit(*options, data=data, clip=small_clip_folder, output=tmp_path / output)
+
+    return run
+
+
+MODES = [
+    *(f"--coupling {mode}" for mode in ("both", "text_to_vision", "vision_to_text", "uncoupled")),
+    *(f"--coupling {mode}" for mode in ("text_only", "vision_only", "none")),
+    "--coupling none --prefix none",
+    "--coupling_projection per_layer --prompt_depth 2 --prompt_length 2",
+    *(f"--prefix {mode}" for mode in ("none", "add", "deep_token")),
+    "--view_grid 1",
+    "--view_grid 3 --sub_image_losses pixel",
+    "--decoder_head conv",
+    "--decoder_head conv --alignment_detach decoder",
+    "--decoder_layers 1 3 --decoder_widths 8 4",
+    *(f"--pixel_anomaly {kind}" for kind in ("perlin", "cut_paste", "both", "none")),
+    "--latent_noise 0",
+    "--latent_noise_target patches --latent_noise 0.05",
+    *(f"--{name}_loss_weight 0" for name in ("pixel", "image", "alignment")),
+    *(f"--alignment_detach {side} --alignment_warmup 0" for side in ("none", "decoder", "map")),
+    "--dice_views all --dice_symmetric",
+    "--value_attention_layers 1",
+    "--memory_features frozen --memory_layers 0 2",
+    "--class_identity pooled",
+    "--class_identity predicted --class_prediction text",
+    "--map_fusion decoder --image_fusion text",
+    "--fusion_scale normal --image_map fused",
+    "--mixed_precision bf16",
+    "--gradient_accumulation_steps 2",
+    "--num_workers 1",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_trains_and_gives_a_detector(fit, products, mode):
+    detector = fit(*mode.split(), "--batch_size", "4")
+    log = read_log(detector)
+    assert [line["step"] for line in log] == [1, 2]
+    model = assert_it_predicts(detector, products, ["bolt/test/scratch/000.png", "nut/test/good/000.png"])
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    words = mode.split()
+    for place, word in enumerate(words[:-1]):
+        name, value = word[2:], words[place + 1]
+        if word.startswith("--") and hasattr(model.config, name) and isinstance(getattr(model.config, name), str):
+            assert getattr(model.config, name) == value
+
+
+def test_workers_prepare_the_same_photographs(fit):
+    assert_same_weights(fit(output="none"), fit("--num_workers", "2", output="two"))
+
+
+def test_bfloat16_stays_near_full_precision(fit):
+    full, half = read_log(fit(output="full")), read_log(fit("--mixed_precision", "bf16", output="half"))
+    assert full != half
+    assert all(line == pytest.approx(expected, abs=0.05) for line, expected in zip(half, full, strict=True))
+
+
+IDENTITIES = ["--mixed_precision bf16", "--class_identity pooled", "--class_identity predicted --image_map fused"]
+
+
+@pytest.mark.parametrize("options", IDENTITIES)
+def test_the_lines_are_those_of_the_finished_detector(fit, products, options):
+    """Drawn in full precision, which predicts, and when the memory of every product is there to compare with."""
+    detector = fit(*options.split(), "--shots", "2")
+    model, processor = AnoPLeModel.from_pretrained(detector), AnoPLeProcessor.from_pretrained(detector)
+    kept = json.loads(json.dumps(model.config.calibration))
+    for class_id, paths in enumerate(model.config.fit["files"].values()):
+        model.calibrate(processor([products / path for path in paths])["pixel_values"], class_id)
+    assert kept.keys() == model.config.calibration.keys()
+    for name, line in model.config.calibration.items():
+        for field, value in line.items():
+            assert kept[name][field] == pytest.approx(value, abs=1e-6), (name, field)
+
+
+def test_plain_folders_give_the_same_detector_as_an_mvtec_tree(fit, products, tmp_path):
+    plain = tmp_path / "plain"
+    for name in ("bolt", "nut"):
+        shutil.copytree(products / name / "train" / "good", plain / name)
+    tree, folders = fit("--shots", "2", output="tree"), fit("--shots", "2", data=plain, output="folders")
+    files = [AnoPLeModel.from_pretrained(detector).config.fit["files"] for detector in (tree, folders)]
+    assert [[Path(path).name for path in paths] for paths in files[0].values()] == [
+        [Path(path).name for path in paths] for paths in files[1].values()
+    ]
+    assert_same_weights(tree, folders)
+
+
+def test_one_photograph_of_one_product_is_enough(fit, photograph, tmp_path, caplog):
+    (tmp_path / "one" / "bolt").mkdir(parents=True)
+    photograph(0).save(tmp_path / "one" / "bolt" / "only.jpg")
+    detector = fit("--shots", "1", data=tmp_path / "one")
+    model = assert_it_predicts(detector, tmp_path / "one", ["bolt/only.jpg"])
+    assert model.config.memory_sizes == [16]
+    assert model.config.fit["files"] == {"bolt": ["bolt/only.jpg"]}
+    assert not any(record.levelno == logging.WARNING and "shots" in record.getMessage() for record in caplog.records)
+
+
+def test_a_parquet_file_and_a_metadata_folder_are_sources_too(fit, photograph, tmp_path):
+    """Rows without a split belong to train; those that are anomalous are no shots."""
+    rows = [("bolt", number, int(number == 1)) for number in range(3)] + [("nut", number, 0) for number in (3, 4)]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for _, number, _ in rows:
+        photograph(number).save(folder / f"{number}.png")
+    with (folder / "metadata.jsonl").open("w") as file:
+        for name, number, label in rows:
+            file.write(json.dumps({"file_name": f"{number}.png", "class_name": name, "label": label}) + "\n")
+    columns = {
+        "image": [
+            {"bytes": (folder / f"{number}.png").read_bytes(), "path": f"{number}.png"} for _, number, _ in rows
+        ],
+        "class_name": [name for name, _, _ in rows],
+        "label": [label for _, _, label in rows],
+    }
+    features = Features(image=Image(), class_name=Value("string"), label=Value("int64"))
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "parts.parquet")
+    detectors = [
+        fit("--shots", "4", data=source, output=source.stem) for source in (folder, tmp_path / "parts.parquet")
+    ]
+    for detector in detectors:
+        config = AnoPLeModel.from_pretrained(detector).config
+        assert config.fit["files"] == {"bolt": ["0.png", "2.png"], "nut": ["3.png", "4.png"]}
+    assert_same_weights(*detectors)
+
+
+def test_fewer_photographs_than_shots_are_all_used_with_a_warning(fit, products, caplog):
+    detector = fit("--shots", "7", "--classes", "bolt")
+    config = AnoPLeModel.from_pretrained(detector).config
+    assert config.fit["files"] == {"bolt": [f"bolt/train/good/{number:03d}.png" for number in range(5)]}
+    assert config.memory_sizes == [5 * 16]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("bolt" in text and "5" in text and "7" in text for text in warnings)
+
+
+def test_the_choice_of_one_class_does_not_depend_on_the_others(products):
+    whole, alone = (
+        choose_shots(TrainingConfig(data_root=str(products), shots=2, classes=classes)).files["nut"]
+        for classes in (None, ["nut"])
+    )
+    assert whole == alone
+
+
+def test_a_photograph_that_cannot_be_read_is_named(fit, products, tmp_path):
+    data = shutil.copytree(products, tmp_path / "products")
+    for path in (data / "nut/train/good").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"nut.train.good.00\d\.png: .*(again|remove)"):
+        fit(data=data)
