@@ -2,12 +2,72 @@
 
 import dataclasses
 import re
-import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
 from .configuration_anople import AnoPLeConfig
+from .small_clip import SMALL_CLIP
 
+
+@dataclass
+class TrainingConfig:
+    """Options of a fit; every field is a command line option."""
+
+    data_root: str = field(
+        metadata={"help": "Folder with one sub-folder per product, a parquet file or a Hub dataset."}
+    )
+    output_dir: str = field(default="out/anople", metadata={"help": "Where the detector is written."})
+    clip: str = field(
+        default=SMALL_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel; by default a small one."}
+    )
+    classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
+    shots: int = field(default=4, metadata={"help": "Good photographs per product."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})
+    max_steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs per step over all processes, times the views."})
+    prompt_learning_rate: float = field(default=1e-3, metadata={"help": "Of prompts, projections and prefix."})
+    decoder_learning_rate: float = field(
+        default=3e-3, metadata={"help": "Of the decoder, which starts from nothing and wants a higher rate."}
+    )
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
+    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
+    final_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Where the cosine ends."})
+    max_gradient_norm: float = field(default=1.0, metadata={"help": "Longer gradients are shortened to this."})
+    pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
+        default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
+    )
+    max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
+    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})
+    monitor_images: int = field(
+        default=16,
+        metadata={"help": "Held-back photographs that check the decoder, at least one per product; 0 for none."},
+    )
+    save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
+    log_steps: int = field(default=10, metadata={"help": "Steps between two lines of training_log.jsonl."})
+    report_to: Literal["none", "tensorboard", "trackio"] = field(
+        default="none", metadata={"help": "Where to log, too."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on with an unfinished fit in output_dir."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a detector that output_dir already holds."})
+
+    def __post_init__(self):
+        for name in ("shots", "batch_size", "gradient_accumulation_steps", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal parts: choose "
+                "a multiple of gradient_accumulation_steps."
+            )
+
+
+LOG_FILE = "training_log.jsonl"
 
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}
@@ -37,7 +97,7 @@ def _field_helps(docstring: str) -> dict[str, str]:
     return helps
 
 
-def parse_options(program: str, options: type, model: type, arguments: list[str] | None) -> tuple[typing.Any, dict]:
+def parse_options(program: str, options: type, model: type, arguments: list[str] | None) -> tuple[Any, dict]:
     """
     Parse a command line into `options` and the model options that were changed.
 
@@ -51,4 +111,4 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     return parsed, {name: value for name, value in values if value != getattr(defaults, name)}
 
 
-__all__ = ["model_options", "parse_options"]
+__all__ = ["TrainingConfig", "model_options", "parse_options"]

@@ -106,7 +106,7 @@ def _predict_batch(
             predictions.append(Prediction(error=opened))
     if not photographs:
         return predictions
-    class_names = None if names[0] is None else names
+    class_names = names if any(name is not None for name in names) else None
     inputs = processor(images=photographs, class_names=class_names).to(model.device)
     with torch.inference_mode():
         outputs = model(**inputs)

@@ -11,125 +11,35 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
-from .data import read_dataset
-from .fewshot import FewShotDataset, StepSampler, ViewSettings, collate_views, sample_few_shot, square_image
+from .fewshot import StepSampler, collate_views
 from .losses_anople import LossTerm, loss_weights
 from .modeling_anople import AnoPLeModel
 from .monitoring import DecoderHealth, check_decoder
-from .options import model_options, parse_options
-from .processing_anople import AnoPLeProcessor, load_photograph
+from .options import TrainingConfig, model_options, parse_options
+from .processing_anople import AnoPLeProcessor
+from .shots import Shots, choose_shots, make_samples, make_watched
 from .small_clip import SMALL_CLIP, write_small_clip
-from .synthesis import PseudoAnomaly
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainingConfig:
-    """Options of a fit; every field is a command line option."""
-
-    data_root: str = field(
-        metadata={"help": "Folder with one sub-folder per product, a parquet file or a Hub dataset."}
-    )
-    output_dir: str = field(default="out/anople", metadata={"help": "Where the detector is written."})
-    clip: str = field(
-        default=SMALL_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel; by default a small one."}
-    )
-    classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
-    shots: int = field(default=4, metadata={"help": "Good photographs per product."})
-    seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})
-    max_steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs per step over all processes, times the views."})
-    prompt_learning_rate: float = field(default=1e-3, metadata={"help": "Of prompts, projections and prefix."})
-    decoder_learning_rate: float = field(
-        default=3e-3, metadata={"help": "Of the decoder, which starts from nothing and wants a higher rate."}
-    )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
-    final_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Where the cosine ends."})
-    max_gradient_norm: float = field(default=1.0, metadata={"help": "Longer gradients are shortened to this."})
-    pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
-        default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
-    )
-    max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
-    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})
-    monitor_images: int = field(
-        default=16,
-        metadata={"help": "Held-back photographs that check the decoder, at least one per product; 0 for none."},
-    )
-    save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
-    log_steps: int = field(default=10, metadata={"help": "Steps between two lines of training_log.jsonl."})
-    report_to: Literal["none", "tensorboard", "trackio"] = field(
-        default="none", metadata={"help": "Where to log, too."}
-    )
-    resume: bool = field(default=False, metadata={"help": "Go on with an unfinished fit in output_dir."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a detector that output_dir already holds."})
-
-    def __post_init__(self):
-        for name in ("shots", "batch_size", "gradient_accumulation_steps", "save_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal parts: choose "
-                "a multiple of gradient_accumulation_steps."
-            )
 
 
 LOG_FILE = "training_log.jsonl"
 
 # Not part of what a resumed fit must repeat.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
-
-
-@dataclass
-class Shots:
-    """The good photographs of a fit: their names per class, and what was held back to watch the decoder."""
-
-    files: dict[str, list[str]]
-    images: list[dict]
-    class_ids: list[int]
-    held_back: list[tuple[dict, int]]
-
-
-def choose_shots(config: TrainingConfig) -> Shots:
-    """Draw the good photographs of each class from the train split, and name them in the log."""
-    normals = read_dataset(config.data_root, split="train", classes=config.classes)
-    normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
-    rows: dict[str, dict[str, int]] = {}
-    for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
-        rows.setdefault(name, {})[path] = number
-    shots = Shots({}, [], [], [])
-    spare = max(1, config.monitor_images // len(rows))
-    for class_id, name in enumerate(sorted(rows)):
-        chosen = sample_few_shot(list(rows[name]), config.shots, seed=config.seed, class_name=name)
-        if len(chosen) < config.shots:
-            logger.warning("%s has %d good photographs; %d were asked for.", name, len(chosen), config.shots)
-        shots.files[name] = chosen
-        shots.images += [normals[rows[name][path]]["image"] for path in chosen]
-        shots.class_ids += [class_id] * len(chosen)
-        others = sample_few_shot(list(rows[name].keys() - chosen) or chosen, spare, seed=config.seed, class_name=name)
-        shots.held_back += [(normals[rows[name][path]]["image"], class_id) for path in others]
-        logger.info("%s, %d shots: %s", name, len(chosen), ", ".join(chosen))
-    return shots
 
 
 @contextlib.contextmanager
@@ -180,6 +90,31 @@ def combine_losses(
     return sum(weights[name] * mean for name, mean in means.items()), means
 
 
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """
+    Join the processes that were launched.
+
+    Raises:
+        ValueError: if accelerate joined fewer than were started; they would fit apart and write over one another.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        # batch_size counts the photographs of all processes; each takes its part of every batch
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
+    )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but accelerate joined {accelerator.num_processes}: without a GPU, set "
+            "ACCELERATE_USE_CPU=true for `accelerate launch --multi_gpu --num_processes N`."
+        )
+    return accelerator
+
+
 def train(config: TrainingConfig, options: dict | None = None) -> Path:
     """
     Fit a detector and save it.
@@ -198,16 +133,11 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     unfinished = config.resume and (output_dir / STATE_FILE).exists()  # killed while the detector was written
     if (output_dir / "model.safetensors").exists() and not config.overwrite and not unfinished:
         raise ValueError(f"{output_dir} already holds a detector: choose another --output_dir or add --overwrite.")
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-        dataloader_config=_dataloader_settings(),
-    )
+    accelerator = make_accelerator(config)
     # 1. Data: k good photographs of each class, the same in every process.
     shots = choose_shots(config)
+    for name, files in shots.files.items() if accelerator.is_main_process else ():
+        logger.info("%s, %d shots: %s", name, len(files), ", ".join(files))
     # 2. Model: a frozen CLIP with learnable prompts and decoder.
     with clip_folder(config.clip) as clip:
         model = AnoPLeModel.from_clip(clip, list(shots.files), **options).freeze_clip()
@@ -268,56 +198,18 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         health = finish(model, processor, shots, watched, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
         model.config.fit = {**settings, **seen}
-        model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
-        (output_dir / STATE_FILE).unlink(missing_ok=True)
-        logger.info("The detector is in %s.", output_dir)
+        save(model, processor, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
 
 
-def _dataloader_settings():
-    from accelerate.utils import DataLoaderConfiguration
-
-    # batch_size counts the photographs of all processes; each takes its part of every batch
-    return DataLoaderConfiguration(split_batches=True, even_batches=True)
-
-
-def make_samples(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int) -> FewShotDataset:
-    """Load the photographs at the size from which views are cut."""
-    side = processor.image_size
-    images = [square_image(load_photograph(image), side * grid) for image in shots.images]
-    return FewShotDataset(
-        images,
-        shots.class_ids,
-        views=_view_settings(processor, grid),
-        anomaly=None if config.pixel_anomaly == "none" else PseudoAnomaly(kind=config.pixel_anomaly),
-        seed=config.seed,
-    )
-
-
-def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots) -> dict[str, torch.Tensor] | None:
-    """Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves)."""
-    if config.monitor_images < 1:
-        return None
-    images = [square_image(load_photograph(image), processor.image_size) for image, _ in shots.held_back]
-    kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
-    samples = FewShotDataset(
-        images,
-        [class_id for _, class_id in shots.held_back],
-        views=_view_settings(processor, 1),
-        anomaly=PseudoAnomaly(kind=kind),
-        anomaly_period=1,
-        seed=config.seed + 1_000_003,  # defects that fitting does not draw
-    )
-    batch = collate_views([samples[number] for number in range(2 * len(images))])
-    return batch if batch["mask_labels"].any() else None
-
-
-def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
-    normalisation = processor.image_processor
-    return ViewSettings(processor.image_size, grid, tuple(normalisation.image_mean), tuple(normalisation.image_std))
+def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
+    """Write the finished detector; the state to resume from goes last, once nothing can be lost any more."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    logger.info("The detector is in %s.", folder)
 
 
 def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, values: dict[str, torch.Tensor]) -> None:

@@ -73,15 +73,6 @@ def test_named_blocks_feed_it_instead_of_the_final_patches():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["text", "conv"])
-def test_without_its_features_it_answers_the_same(head):
-    decoder, inputs = make_decoder(decoder_head=head), make_inputs()
-    decoded, short = decoder(*inputs), decoder(*inputs, need_features=False)
-    assert short.features is None and decoded.logits.std() > 0.01
-    torch.testing.assert_close(short.logits, decoded.logits, atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("prior", [0.03, 0.5, 0.9])
 def test_an_untrained_conv_head_answers_the_prior_everywhere(prior):
     decoder, inputs = make_decoder(decoder_head="conv", decoder_prior=prior), make_inputs()
@@ -99,3 +90,30 @@ def test_any_widths_find_groups(widths):
     decoder = AnomalyDecoder(AnoPLeConfig(clip_config=clip, decoder_widths=widths))
     patches, taps, texts = make_inputs()
     assert decoder(patches, taps, texts).logits.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["text", "conv"])
+@pytest.mark.parametrize("decoder_input", ["centred", "unit"])
+def test_logits_without_features_are_the_same(head, decoder_input):
+    decoder, (patches, taps, texts) = make_decoder(decoder_head=head, decoder_input=decoder_input), make_inputs()
+    torch.nn.init.normal_(decoder.project.bias)
+    if head == "conv":
+        torch.nn.init.normal_(decoder.head.weight)
+    whole, quick = decoder(patches, taps, texts), decoder(patches, taps, texts, need_features=False)
+    assert quick.features is None and whole.features is not None
+    torch.testing.assert_close(quick.logits, whole.logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_centred_input_has_no_part_that_all_patches_share():
+    patches, taps, texts = make_inputs()
+    seen = {}
+    for name in ("centred", "unit"):
+        decoder = make_decoder(decoder_input=name)
+        decoder.body.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        decoder(patches + 3, taps, texts)
+    torch.testing.assert_close(seen["centred"].mean(dim=(2, 3)), torch.zeros(2, JOINT), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen["centred"].var(dim=(1, 2, 3), correction=0), torch.ones(2), atol=1e-2, rtol=0)
+    assert seen["unit"].mean(dim=(2, 3)).min() > 0.5  # the shared part stays
+    torch.testing.assert_close(seen["unit"].norm(dim=1), torch.full((2, GRID, GRID), JOINT**0.5))

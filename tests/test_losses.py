@@ -36,8 +36,8 @@ def square_masks() -> Tensor:
 
 
 def check(term: LossTerm, per_sample: list[float]) -> None:
-    assert float(term.total) == pytest.approx(sum(per_sample), rel=1e-5) and int(term.count) == len(per_sample)
-    assert float(term.mean) == pytest.approx(sum(per_sample) / max(1, len(per_sample)), rel=1e-5)
+    assert term.total.item() == pytest.approx(sum(per_sample), rel=1e-5) and int(term.count) == len(per_sample)
+    assert term.mean.item() == pytest.approx(sum(per_sample) / max(1, len(per_sample)), rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0, 3.5])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modeling_anople.monitoring import DecoderHealth, check_decoder, judge_maps
-from modeling_anople.options import model_options
-from modeling_anople.training import TrainingConfig, choose_shots, make_samples, make_watched
+from modeling_anople.options import TrainingConfig, model_options
+from modeling_anople.shots import choose_shots, make_samples, make_watched
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import typing
 import pytest
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.options import KEPT_FIELDS, model_options, parse_options
+from modeling_anople.options import model_options, parse_options
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
-OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT_FIELDS]
+KEPT = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}  # by the program, not by a person
+OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
     (field.name, choice)
     for options in (TrainingConfig, model_options())

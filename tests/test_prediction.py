@@ -155,6 +155,7 @@ def test_each_part_has_its_own_score_and_map(detector, images):
         ({"class_names": "screw"}, r"'screw' is not known .* \['bolt', 'nut'\]"),
         ({"class_names": ["bolt", "nut"]}, "more sources than class names: give one class name for each"),
         ({"class_names": ["bolt"] * 9}, "more class names than sources: give one class name for each"),
+        ({"class_names": [None, *["bolt"] * 6]}, "class None is not known"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )

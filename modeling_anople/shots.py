@@ -1,0 +1,85 @@
+"""Which photographs a fit learns from, and which it is watched on."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from .data import read_dataset
+from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
+from .options import TrainingConfig
+from .processing_anople import AnoPLeProcessor, load_photograph
+from .synthesis import PseudoAnomaly
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Shots:
+    """The good photographs of a fit: their names per class, and what was held back to watch the decoder."""
+
+    files: dict[str, list[str]]
+    images: list[dict]
+    class_ids: list[int]
+    held_back: list[tuple[dict, int]]
+
+
+def choose_shots(config: TrainingConfig) -> Shots:
+    """Draw the good photographs of each class from the train split."""
+    normals = read_dataset(config.data_root, split="train", classes=config.classes)
+    normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
+    rows: dict[str, dict[str, int]] = {}
+    for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
+        rows.setdefault(name, {})[path] = number
+    shots = Shots({}, [], [], [])
+    spare = max(1, config.monitor_images // len(rows))
+    for class_id, name in enumerate(sorted(rows)):
+        chosen = sample_few_shot(list(rows[name]), config.shots, seed=config.seed, class_name=name)
+        if len(chosen) < config.shots:
+            logger.warning("%s has %d good photographs; %d were asked for.", name, len(chosen), config.shots)
+        shots.files[name] = chosen
+        shots.images += [normals[rows[name][path]]["image"] for path in chosen]
+        shots.class_ids += [class_id] * len(chosen)
+        others = sample_few_shot(list(rows[name].keys() - chosen) or chosen, spare, seed=config.seed, class_name=name)
+        shots.held_back += [(normals[rows[name][path]]["image"], class_id) for path in others]
+    return shots
+
+
+def make_samples(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int) -> FewShotDataset:
+    """Load the photographs at the size from which views are cut."""
+    side = processor.image_size
+    images = [square_image(load_photograph(image), side * grid) for image in shots.images]
+    return FewShotDataset(
+        images,
+        shots.class_ids,
+        views=_view_settings(processor, grid),
+        anomaly=None if config.pixel_anomaly == "none" else PseudoAnomaly(kind=config.pixel_anomaly),
+        seed=config.seed,
+    )
+
+
+def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots) -> dict[str, torch.Tensor] | None:
+    """Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves)."""
+    if config.monitor_images < 1:
+        return None
+    images = [square_image(load_photograph(image), processor.image_size) for image, _ in shots.held_back]
+    kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
+    samples = FewShotDataset(
+        images,
+        [class_id for _, class_id in shots.held_back],
+        views=_view_settings(processor, 1),
+        anomaly=PseudoAnomaly(kind=kind),
+        anomaly_period=1,
+        seed=config.seed + 1_000_003,  # defects that fitting does not draw
+    )
+    batch = collate_views([samples[number] for number in range(2 * len(images))])
+    return batch if batch["mask_labels"].any() else None
+
+
+def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
+    normalisation = processor.image_processor
+    return ViewSettings(processor.image_size, grid, tuple(normalisation.image_mean), tuple(normalisation.image_std))
+
+
+__all__ = ["Shots", "choose_shots", "make_samples", "make_watched"]

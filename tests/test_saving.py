@@ -1,0 +1,183 @@
+"""A saved detector is the detector: in this process, in a fresh one, and where the package is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from modeling_anople import AnoPLeModel
+
+from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
+
+
+CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head": "conv"}, {"prefix": "none"}]
+
+
+@pytest.fixture
+def fitted(make_model, make_processor, photograph):
+    """A detector with everything in it, its processor, and photographs to judge."""
+    model, processor = make_model(fusion_scale="normal"), make_processor()
+    with torch.no_grad():
+        for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
+            weight.add_(0.05 * torch.randn_like(weight))
+        model.store_class_embeddings()
+    for class_id in (0, 1):
+        pixels = processor([photograph(10 * class_id + number) for number in range(3)])["pixel_values"]
+        model.remember(pixels, class_id)
+        model.calibrate(pixels, class_id)
+    model.config.fit = {"shots": 3}
+    return model, processor, [photograph(30 + number) for number in range(3)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_saved_detector_answers_bit_for_bit_the_same(make_model, make_pixels, tmp_path, choice):
+    model = fill(make_model(**choice), make_pixels)
+    before = judge(model, make_pixels)
+    model.save_pretrained(tmp_path)
+    for read in (AnoPLeModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(read) is AnoPLeModel and not read.training
+        assert {name: tuple(value.shape) for name, value in read.state_dict().items()} == {
+            name: tuple(value.shape) for name, value in model.state_dict().items()
+        }
+        assert_same(before, judge(read, make_pixels))
+
+
+def test_learning_goes_on_where_it_was_saved(make_model, make_pixels, tmp_path):
+    model = fill(make_model(), make_pixels)
+    model.save_pretrained(tmp_path)
+    read = AnoPLeModel.from_pretrained(tmp_path)
+    losses = [m.freeze_clip().train()(**training_batch(m, make_pixels)).loss for m in (model, read)]
+    assert torch.equal(*losses)
+    read.remember(make_pixels(1, seed=3), 0)
+    read.save_pretrained(tmp_path)
+    assert AnoPLeModel.from_pretrained(tmp_path).memory.sizes == [48, 32]
+
+
+@torch.no_grad()
+def test_half_precision_loading_keeps_the_lines(make_model, make_pixels, tmp_path):
+    model = fill(make_model(), make_pixels)
+    model.save_pretrained(tmp_path)
+    half = AnoPLeModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.config.calibration == model.config.calibration and half.memory.bank(0).dtype == torch.bfloat16
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    pixels = make_pixels(3, seed=7)
+    output = half(pixels.to(torch.bfloat16), class_ids=torch.tensor([0, 1, 0]))
+    torch.testing.assert_close(
+        output.image_scores.float(), judge(model, make_pixels).image_scores, atol=0.02, rtol=0.05
+    )
+
+
+CHILD = """
+import json, sys
+road, folder, package = sys.argv[1:4]
+if road == "package":
+    sys.path.insert(0, package)
+    from modeling_anople import AnoPLeModel, AnoPLeProcessor
+else:
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "modeling_anople":
+                raise ModuleNotFoundError(name)
+    sys.meta_path.insert(0, Absent())
+    try:
+        import modeling_anople
+    except ModuleNotFoundError:
+        pass
+    else:
+        raise SystemExit("the package could be imported")
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+import torch
+if road == "package":
+    models = {"own": AnoPLeModel.from_pretrained(folder), "auto": AutoModel.from_pretrained(folder)}
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is AnoPLeProcessor and type(models["auto"]) is AnoPLeModel
+else:
+    models = {"remote": AutoModel.from_pretrained(folder, trust_remote_code=True)}
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert "modeling_anople" not in sys.modules
+inputs = processor([Image.open(f"{folder}/{n}.png") for n in range(3)], class_names=["nut", "bolt", "nut"])
+for name, model in models.items():
+    with torch.no_grad():
+        output = model(**inputs)
+    results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
+    answers = {key: output[key] for key in ("image_scores", "anomaly_maps", "calibrated_scores", "calibrated_maps")}
+    answers["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
+    save_file(answers, f"{folder}/{name}.safetensors")
+"""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("road", "names"), [("package", ["own", "auto"]), ("trust_remote_code", ["remote"])])
+def test_a_fresh_process_answers_bit_for_bit_the_same(fitted, tmp_path, road, names):
+    model, processor, photographs = fitted
+    folder, elsewhere = tmp_path / "detector", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for number, image in enumerate(photographs):
+        image.save(folder / f"{number}.png")
+    output = model(**processor(photographs, class_names=["nut", "bolt", "nut"]))
+    results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
+    expected = {name: output[name] for name in ANSWERS}
+    expected["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
+    package = os.path.dirname(os.path.dirname(sys.modules["modeling_anople"].__file__))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", CHILD, road, str(folder), package],
+        cwd=elsewhere,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "modules" / "transformers_modules").exists() == (road == "trust_remote_code")
+    for name in names:
+        answers = load_file(folder / f"{name}.safetensors")
+        for key, value in expected.items():
+            assert torch.equal(answers[key], value), (name, key)
+
+
+def test_a_saved_folder_names_its_own_code(fitted, tmp_path):
+    model, processor, _ = fitted
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["auto_map"]["AutoModel"] == "modeling_anople.AnoPLeModel"
+    assert config["auto_map"]["AutoConfig"] == "configuration_anople.AnoPLeConfig"
+    assert config["memory_sizes"] == [48, 48] and sorted(config["calibration"]) == ["bolt", "nut"]
+    assert config["fit"] == {"shots": 3}
+    assert AutoConfig.from_pretrained(tmp_path).calibration == model.config.calibration
+    saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+    assert saved["auto_map"]["AutoProcessor"] == "processing_anople.AnoPLeProcessor"
+
+
+def test_a_checkpoint_cut_short_is_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(SafetensorError, match="incomplete"):
+        AnoPLeModel.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["prompts.text"] = weights["prompts.text"][:, :2].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AnoPLeModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_config_is_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json"):
+        AutoModel.from_pretrained(tmp_path)
