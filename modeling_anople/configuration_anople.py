@@ -79,7 +79,8 @@ class AnoPLeConfig(PreTrainedConfig):
         alignment_detach (`str`, *optional*, defaults to `"decoder"`):
             Where the alignment loss stops the gradient [U]. `none` is the literal formula, which a decoder that answers
             the same feature everywhere satisfies best; `decoder` moves only the global feature towards the local
-            evidence, so that no constant can win; `map` stops only the map.
+            evidence, so that no constant can win; `map` stops only the map. With `decoder_head="conv"` the features
+            learn from this loss alone, so only `none` or `map` teaches them anything.
         alignment_warmup (`float`, *optional*, defaults to 0.2):
             Share of the steps before the alignment loss sets in, so that the evidence it spreads is evidence. The
             training loop reads it.
@@ -134,27 +135,27 @@ class AnoPLeConfig(PreTrainedConfig):
     coupling_projection: Literal["shared", "per_layer"] = "shared"
     prompt_length: int = 4
     prompt_depth: int = 9
-    prompt_std: float = 0.02
+    prompt_std: int | float = 0.02
     prefix: Literal["token", "deep_token", "add", "none"] = "token"
     view_grid: int = 2
     sub_image_losses: Literal["all", "pixel"] = "all"
-    min_positive_fraction: float = 0.01
+    min_positive_fraction: int | float = 0.01
     value_attention_layers: int = 0
-    temperature: float = 0.07
+    temperature: int | float = 0.07
     decoder_head: Literal["text", "conv"] = "text"
     decoder_widths: list[int] | None = None
     decoder_layers: list[int] | None = None
     decoder_input: Literal["centred", "unit"] = "centred"
-    decoder_prior: float = 0.03
-    pixel_loss_weight: float = 1.0
-    image_loss_weight: float = 1.0
-    alignment_loss_weight: float = 1.0
-    focal_gamma: float = 2.0
+    decoder_prior: int | float = 0.03
+    pixel_loss_weight: int | float = 1.0
+    image_loss_weight: int | float = 1.0
+    alignment_loss_weight: int | float = 1.0
+    focal_gamma: int | float = 2.0
     dice_views: Literal["positive", "all"] = "positive"
     dice_symmetric: bool = False
     alignment_detach: Literal["none", "decoder", "map"] = "decoder"
-    alignment_warmup: float = 0.2
-    latent_noise: float = 0.015
+    alignment_warmup: int | float = 0.2
+    latent_noise: int | float = 0.015
     latent_noise_target: Literal["global", "patches"] = "global"
     memory_layers: list[int] | None = None
     memory_features: Literal["prompted", "frozen"] = "prompted"
@@ -164,10 +165,10 @@ class AnoPLeConfig(PreTrainedConfig):
     fusion_scale: Literal["raw", "normal"] = "raw"
     image_map: Literal["memory", "fused"] = "memory"
     image_fusion: Literal["harmonic", "map", "text"] = "harmonic"
-    smoothing: float = 0.01
+    smoothing: int | float = 0.01
     class_identity: Literal["given", "predicted", "pooled"] = "given"
     class_prediction: Literal["prototype", "text"] = "prototype"
-    threshold: float = 0.5
+    threshold: int | float = 0.5
     calibration: dict | None = None
     fit: dict | None = None
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from modeling_anople.drawing_defects import DEFECTS, LIGHT, Canvas, draw_defect
+from .drawing_defects import DEFECTS, LIGHT, Canvas, draw_defect
 
 
 class Surface:

@@ -82,7 +82,7 @@ def model_options() -> type:
         if entry.name in own:
             default = None if entry.default is dataclasses.MISSING else entry.default
             kept = dataclasses.field(default=default, metadata={"help": helps.get(entry.name, "")})
-            fields.append((entry.name, entry.type, kept))
+            fields.append((entry.name, float if entry.type == int | float else entry.type, kept))
     return dataclasses.make_dataclass("ModelOptions", fields)
 
 
