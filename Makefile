@@ -29,8 +29,9 @@ endif
 	$(BIN)/anople fit "$(DATA)" --shots $(SHOTS) --seed $(SEED) --max_steps $(STEPS) --batch_size 4 --output_dir $(OUT)/detector --overwrite
 	$(BIN)/anople evaluate $(OUT)/detector "$(DATA)" --json $(OUT)/evaluation.json --csv $(OUT)/images.csv --gallery $(OUT)/gallery
 
+# one thread: the tests' models are so small that a second one only gets in the way
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 quality: $(VENV)/ready
 	$(BIN)/ruff check .
