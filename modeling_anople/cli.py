@@ -248,13 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(USAGE + "\n" if known else f"anople: no command {arguments[0]!r}.\n{USAGE}\n")
         return 0 if known and arguments else 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         return COMMANDS[arguments[0]](arguments[1:])
-    except StrictDataclassError as error:  # a model option that does not fit, told over several lines
-        sys.stderr.write(f"anople {arguments[0]}: {' '.join(str(error).split())}\n")
-        return 2
     except (ValueError, OSError) as error:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2

@@ -39,6 +39,9 @@ class TrainingConfig:
         default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
     )
     max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
+    white_value: float | None = field(
+        default=None, metadata={"help": "White of 16-bit and float greyscale photographs; 4095 for a 12-bit camera."}
+    )
     mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
     num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})

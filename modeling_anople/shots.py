@@ -48,8 +48,7 @@ def choose_shots(config: TrainingConfig) -> Shots:
 
 def make_samples(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int) -> FewShotDataset:
     """Load the photographs at the size from which views are cut."""
-    side = processor.image_size
-    images = [square_image(load_photograph(image), side * grid) for image in shots.images]
+    images = [_square(image, processor, grid) for image in shots.images]
     return FewShotDataset(
         images,
         shots.class_ids,
@@ -63,7 +62,7 @@ def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shot
     """Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves)."""
     if config.monitor_images < 1:
         return None
-    images = [square_image(load_photograph(image), processor.image_size) for image, _ in shots.held_back]
+    images = [_square(image, processor, 1) for image, _ in shots.held_back]
     kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
     samples = FewShotDataset(
         images,
@@ -75,6 +74,11 @@ def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shot
     )
     batch = collate_views([samples[number] for number in range(2 * len(images))])
     return batch if batch["mask_labels"].any() else None
+
+
+def _square(image: dict, processor: AnoPLeProcessor, grid: int) -> torch.Tensor:
+    photograph = load_photograph(image, white_value=processor.white_value)
+    return square_image(photograph, processor.image_size * grid)
 
 
 def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:

@@ -142,6 +142,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     with clip_folder(config.clip) as clip:
         model = AnoPLeModel.from_clip(clip, list(shots.files), **options).freeze_clip()
         processor = AnoPLeProcessor.from_clip(clip, list(shots.files))
+    processor.white_value = config.white_value
     optimizer = make_optimizer(model, config)
     # 3. Where an earlier, killed run stopped.
     settings = {**dataclasses.asdict(config), **options, "files": shots.files}

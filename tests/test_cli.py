@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory, small_clip_folder, photograph) -> Path:
 def pictures(tmp_path, photograph) -> list[Path]:
     """Three photographs, one of them with a defect, in names of several scripts."""
     paths = [
-        tmp_path / name for name in ("photographs/ü 1.png", "photographs/日本.jpg", f"photographs/{'🔩' * 60}.png")
+        tmp_path / name for name in ("photographs/ü 1.png", "photographs/日本.jpg", f"photographs/{'🔩' * 62}.png")
     ]
     paths[0].parent.mkdir()
     for path, size in zip(paths, [(48, 40), (90, 30), (31, 70)], strict=True):

@@ -5,6 +5,8 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -175,3 +177,18 @@ def test_a_photograph_that_cannot_be_read_is_named(fit, products, tmp_path):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"nut.train.good.00\d\.png: .*(again|remove)"):
         fit(data=data)
+
+
+def test_the_white_value_of_a_12_bit_camera_is_fitted_and_kept(fit, tmp_path):
+    folder = tmp_path / "camera" / "bolt"
+    folder.mkdir(parents=True)
+    ramp = np.linspace(0, 4095, 48 * 40).reshape(48, 40).astype(np.uint16)
+    PIL.Image.fromarray(ramp).save(folder / "0.png")
+    told = fit("--white_value", "4095", data=tmp_path / "camera", output="told")
+    untold = fit(data=tmp_path / "camera", output="untold")
+    processor = AnoPLeProcessor.from_pretrained(told)
+    assert processor.white_value == 4095
+    pixels = processor(folder / "0.png")["pixel_values"]
+    assert pixels.max() - pixels.min() > 3  # the whole range, and none of it clipped
+    banks = [AnoPLeModel.from_pretrained(place).memory.bank(0) for place in (told, untold)]
+    assert not torch.equal(*banks)
