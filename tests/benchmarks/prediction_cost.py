@@ -48,7 +48,7 @@ def b16_plus_config(vocabulary: int, end_token: int) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=640)
 
 
-def make_detector(shots: int = 4, classes: int = 5) -> AnoPLeModel:
+def make_detector(shots: int = 4, classes: int = 2) -> AnoPLeModel:
     """Build a B/16+ sized detector with random weights and a filled memory."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def measure(repeats: int, batch_sizes: list[int]) -> list[dict]:
     """Measure the ratio for each batch size."""
     model, rows = make_detector(), []
     for batch in batch_sizes:
-        pixels, class_ids = torch.randn(batch, 3, 240, 240), torch.arange(batch) % 5
+        pixels, class_ids = torch.randn(batch, 3, 240, 240), torch.arange(batch) % 2
         pairs = paired_ratios(
             lambda pixels=pixels, class_ids=class_ids: model(pixels, class_ids=class_ids),
             lambda pixels=pixels: model.clip.vision_model(pixels),
