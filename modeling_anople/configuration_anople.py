@@ -1,12 +1,13 @@
 """Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 
-COUPLING_MODES = ("both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none")
+CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
+COUPLING_MODES = get_args(CouplingMode)
 
 
 @strict
@@ -129,9 +130,7 @@ class AnoPLeConfig(PreTrainedConfig):
 
     clip_config: dict | CLIPConfig | None = None
     class_names: list[str] | None = None
-    coupling: Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"] = (
-        "both"
-    )
+    coupling: CouplingMode = "both"
     coupling_projection: Literal["shared", "per_layer"] = "shared"
     prompt_length: int = 4
     prompt_depth: int = 9

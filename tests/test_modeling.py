@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 from modeling_anople import AnoPLeConfig, AnoPLeModel
 from modeling_anople.configuration_anople import COUPLING_MODES
 
+from .benchmarks.prediction_cost import b16_plus_config
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
 
 
@@ -138,29 +139,11 @@ def test_gradient_checkpointing_is_refused_rather_than_without_effect(make_model
         make_model().gradient_checkpointing_enable()
 
 
-def b16_plus() -> CLIPConfig:
-    return CLIPConfig(
-        vision_config={
-            "hidden_size": 896,
-            "intermediate_size": 3584,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 14,
-            "image_size": 240,
-            "patch_size": 16,
-        },
-        text_config={
-            "hidden_size": 640,
-            "intermediate_size": 2560,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 10,
-        },
-        projection_dim=640,
-    )
-
-
 @pytest.mark.parametrize(("projection", "low", "high"), [("shared", 2.0e6, 2.5e6), ("per_layer", 10e6, 13e6)])
 def test_a_large_clip_gets_as_few_learnables_as_the_design_says(projection, low, high):
-    config = AnoPLeConfig(clip_config=b16_plus(), class_names=["bolt"], coupling_projection=projection)
+    config = AnoPLeConfig(
+        clip_config=b16_plus_config(49408, 49407), class_names=["bolt"], coupling_projection=projection
+    )
     with torch.device("meta"):
         model = AnoPLeModel(config)
     text, vision, joint, length, depth, views = 640, 896, 640, 4, 9, 5
