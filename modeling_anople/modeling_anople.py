@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .backbone_anople import clip_source
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
@@ -127,7 +128,7 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         Wrap a CLIP in a new, unfitted detector.
 
         Args:
-            clip: a Hub id or folder of a `CLIPModel`, or the model itself.
+            clip: `"mini"` for the embedded one, a Hub id or folder of a `CLIPModel`, or the model itself.
             class_names: the products; their words go into the prompts.
             tokenizer: the CLIP's tokenizer; loaded from `clip` when that is a name.
             kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
@@ -144,8 +145,9 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
         if not isinstance(clip, CLIPModel):
+            clip = clip_source(clip)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
-            clip = CLIPModel.from_pretrained(clip, **hub)
+            clip = CLIPModel.from_pretrained(clip, dtype=torch.float32, **hub)  # learning in half precision fails
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:

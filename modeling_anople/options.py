@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
+from .backbone_anople import MINI_CLIP
 from .configuration_anople import AnoPLeConfig
-from .small_clip import SMALL_CLIP
 
 
 @dataclass
@@ -20,7 +20,7 @@ class TrainingConfig:
     )
     output_dir: str = field(default="out/anople", metadata={"help": "Where the detector is written."})
     clip: str = field(
-        default=SMALL_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel; by default a small one."}
+        default=MINI_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel; mini is the embedded one."}
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     shots: int = field(default=4, metadata={"help": "Good photographs per product."})

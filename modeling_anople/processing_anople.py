@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, CLIPConfig, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from .backbone_anople import clip_source
+
 
 # White value of modes that have no fixed one; never taken from the photograph itself, or two photographs of one part
 # would be scaled differently.
@@ -175,10 +177,11 @@ class AnoPLeProcessor(ProcessorMixin):
         Photographs are resized to the square that the tower sees, without a crop, because defects sit at borders too.
 
         Args:
-            clip: Hub id or folder of a CLIP checkpoint.
+            clip: `"mini"` for the embedded CLIP, or Hub id or folder of a checkpoint.
             class_names: the products.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
         """
+        clip = clip_source(clip)
         side = CLIPConfig.from_pretrained(clip, **kwargs).vision_config.image_size
         known = CLIPImageProcessorPil.from_pretrained(clip, **kwargs)
         image_processor = CLIPImageProcessorPil(

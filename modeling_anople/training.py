@@ -6,14 +6,11 @@ Fit AnoPLe to a few good photographs of several products.
 Only photographs of the train split are ever opened here. The last step is kept: there is no test score to choose by.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,7 +27,6 @@ from .monitoring import DecoderHealth, check_decoder
 from .options import TrainingConfig, model_options, parse_options
 from .processing_anople import AnoPLeProcessor
 from .shots import Shots, choose_shots, make_samples, make_watched
-from .small_clip import SMALL_CLIP, write_small_clip
 
 
 logger = logging.getLogger(__name__)
@@ -40,16 +36,6 @@ LOG_FILE = "training_log.jsonl"
 
 # Not part of what a resumed fit must repeat.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
-
-
-@contextlib.contextmanager
-def clip_folder(name: str) -> Iterator[str]:
-    """Give the folder or Hub id of the backbone; the small one is written for as long as it is needed."""
-    if name != SMALL_CLIP:
-        yield name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield str(write_small_clip(Path(folder) / SMALL_CLIP))
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -139,9 +125,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     for name, files in shots.files.items() if accelerator.is_main_process else ():
         logger.info("%s, %d shots: %s", name, len(files), ", ".join(files))
     # 2. Model: a frozen CLIP with learnable prompts and decoder.
-    with clip_folder(config.clip) as clip:
-        model = AnoPLeModel.from_clip(clip, list(shots.files), **options).freeze_clip()
-        processor = AnoPLeProcessor.from_clip(clip, list(shots.files))
+    model = AnoPLeModel.from_clip(config.clip, list(shots.files), **options).freeze_clip()
+    processor = AnoPLeProcessor.from_clip(config.clip, list(shots.files))
     processor.white_value = config.white_value
     optimizer = make_optimizer(model, config)
     # 3. Where an earlier, killed run stopped.

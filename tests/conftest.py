@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from hub.small_clip import byte_tokenizer, write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.small_clip import byte_tokenizer, write_small_clip
 
 
 CLASS_NAMES = ["bolt", "nut"]

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
+from hub.small_clip import byte_tokenizer, small_clip_config, write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.small_clip import byte_tokenizer, small_clip_config, write_small_clip
 
 
 def test_it_is_an_ordinary_checkpoint_without_pickles(tmp_path):

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from hub.small_clip import byte_tokenizer
 from modeling_anople import AnoPLeModel
-from modeling_anople.small_clip import byte_tokenizer
 
 
 RESULTS = Path(__file__).parent / "results"

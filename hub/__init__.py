@@ -1,0 +1,1 @@
+"""What a maintainer runs: pretrain and measure the embedded backbone, render cards, publish."""

@@ -1,0 +1,76 @@
+"""Episodes: a few good photographs and a defective one of each of several products, with exact masks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .camera import compress, expose, focus, sense
+from .defects import draw_defects, draw_kinds
+from .designs import draw_designs, draw_instances, repeat_instances
+from .draws import chance
+from .noise import TileBank
+from .scenes import draw_scene
+
+
+VISIBLE = 8 / 255  # a smaller change of colour does not stand out
+
+
+@dataclass
+class Episode:
+    """
+    Photographs of several products.
+
+    Args:
+        pixels: (products, photographs, 3, size, size) from 0 to 1; the last photograph of each product is defective.
+        masks: (products, size, size) bool, where the defect shows in it; possibly nowhere.
+        nouns, captions: of each product.
+        defects: the kind of each product's defect.
+    """
+
+    pixels: Tensor
+    masks: Tensor
+    nouns: list[str]
+    captions: list[str]
+    defects: list[str]
+
+
+class Draughtsman:
+    """Draw episodes from a generator. The same state draws the same episodes."""
+
+    def __init__(self, generator: Generator, *, per_kind: int = 8):
+        self.generator = generator
+        self.bank = TileBank(generator, per_kind=per_kind)
+
+    def draw(self, products: int, *, normals: int = 3, size: int = 128) -> Episode:
+        """Draw `normals` good photographs and a defective one of each of `products` new products."""
+        generator = self.generator
+        self.bank.renew(generator)
+        designs = draw_designs(products, generator, self.bank)
+        shots = draw_instances(designs, normals + 1, generator)
+        sound = draw_scene(designs, shots, self.bank, size)
+        last = torch.arange(normals, len(shots.owner), normals + 1)
+        kinds = draw_kinds(products, generator)
+        spoilt_shots, before = repeat_instances(shots, last), sound.colour[last]
+        cover = type(sound)(before, sound.cover[last])
+        changes, overlay = draw_defects(designs, spoilt_shots, cover, self.bank, kinds, generator)
+        spoilt = draw_scene(designs, spoilt_shots, self.bank, size, changes).colour
+        spoilt = torch.lerp(spoilt, overlay.colour, overlay.cover[:, None])
+        colour = torch.cat([sound.colour, spoilt])
+        gain, blur = (
+            torch.cat([values, values[last]]) for values in (shots.gain, designs.blur[shots.owner])
+        )  # the spoilt pictures come last
+        colour = focus(expose(colour, gain), blur)
+        pictures, spoilt = colour[: len(shots.owner)].clone(), colour[len(shots.owner) :]
+        masks = (spoilt - pictures[last]).abs().amax(1) > VISIBLE
+        pictures[last] = spoilt
+        pictures = sense(pictures, designs.noise[shots.owner], generator)
+        packed = chance(generator, 0.5, (products,)).repeat_interleave(normals + 1)
+        pictures[packed] = compress(pictures[packed], generator)
+        return Episode(
+            pixels=pictures.unflatten(0, (products, normals + 1)),
+            masks=masks,
+            nouns=designs.nouns,
+            captions=designs.captions,
+            defects=kinds,
+        )

@@ -1,0 +1,45 @@
+"""Judge a CLIP's patches on held-out drawn products: by the memory alone, as `hub.measure_backbone` does on photographs.
+
+The held-out products come from `modeling_anople.drawing`, another draughtsman with other materials, shapes, light and
+defects than the one that trains, so that nothing is chosen by what the training pictures look like.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from modeling_anople.drawing import write_dataset
+from modeling_anople.prompting_anople import encode_image
+
+from .measure_backbone import measure
+
+
+SEED, SHOTS, BANKS = 2026, (1, 4), (0, 1)
+
+
+class DrawnValidation:
+    """Held-out products, drawn once into a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not self.folder.exists():
+            write_dataset(self.folder, SEED, train=8, good=8, defective=12, size=224)
+
+    def measure(self, clip: CLIPModel, layers: tuple[int, ...]) -> dict[str, float]:
+        """Return `i_auroc_1`, `p_auroc_1`, `i_auroc_4`, `p_auroc_4` in percent and `score`, their mean."""
+
+        def features(images: Tensor) -> list[Tensor]:
+            with torch.inference_mode():
+                taps = encode_image(clip, ((images - 0.5) / 0.5).to(clip.device), tap_layers=layers).taps
+            return [taps[layer].float().cpu() for layer in layers]
+
+        results = measure(self.folder, {"clip": features}, shots=SHOTS, seeds=BANKS, progress=False)
+        means = {shots: summary["mean"] for shots, summary in results["features"]["clip"].items()}
+        figures = {
+            f"{short}_{shots}": round(100 * metrics[name]["mean"], 2)
+            for shots, metrics in means.items()
+            for short, name in (("i_auroc", "image_auroc"), ("p_auroc", "pixel_auroc"))
+        }
+        return figures | {"score": round(sum(figures.values()) / len(figures), 3)}
