@@ -26,20 +26,15 @@ class AveragedMuon(Optimizer):
     Step matrices of blocks along the orthogonalised momentum, all else by AdamW, and average what comes out.
 
     Args:
-        matrices: 2-D weights inside transformer blocks.
-        others: all other parameters, decayed only where they are matrices.
-        adam_ratio: AdamW's share of the learning rate.
+        groups: dicts of `params`, `orthogonal` (2-D weights inside transformer blocks, for Muon) and `ratio`, the
+            group's share of the learning rate.
         lr: of Muon; an orthogonalised step is scaled by 0.2 sqrt(longer side) to the size of AdamW's
             (Liu et al., "Muon is Scalable for LLM Training", 2025).
         average: decay of the running average, reached by way of (1 + steps) / (10 + steps).
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay=0.02,
-                 momentum=0.95, betas=(0.9, 0.98), average=0.999, adam_ratio=0.3):  # fmt: skip
-        groups = [
-            {"params": matrices, "orthogonal": True, "ratio": 1.0},
-            {"params": others, "orthogonal": False, "ratio": adam_ratio},
-        ]
+    def __init__(self, groups: list[dict], *, lr: float, weight_decay=0.02, momentum=0.95, betas=(0.9, 0.98),
+                 average=0.999):  # fmt: skip
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "average": average}
         super().__init__([group for group in groups if group["params"]], settings)
 

@@ -21,7 +21,7 @@ RELATED = 640  # patches compared with each other in a step
 class LossWeights:
     """Weights of the losses; 0 leaves one out."""
 
-    episodic: float = 1.0
+    episodic: float = 0.5
     dense_text: float = 0.5
     relation: float = 8.0
     regression: float = 0.5

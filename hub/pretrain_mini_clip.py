@@ -16,6 +16,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +30,9 @@ from modeling_anople.configuration_anople import AnoPLeConfig
 
 from .averaged_muon import AveragedMuon
 from .draughtsman.episodes import Draughtsman, Episode
-from .mini_clip import mini_config, split_weights, start_mini_clip
+from .mini_clip import mini_config, new_mini_clip, weight_groups
 from .mini_losses import EpisodeLearner, LossWeights
+from .mini_start import start_by_hand
 from .mini_tokenizer import train_tokenizer
 from .mini_validation import DrawnValidation
 
@@ -60,12 +62,15 @@ class PretrainingConfig:
     last_products: int = field(default=8, metadata={"help": "Products in a step of the last part."})
     width: int = field(default=192, metadata={"help": "Of the vision tower."})
     layers: int = field(default=6, metadata={"help": "Blocks of the vision tower."})
-    learning_rate: float = field(default=6e-3, metadata={"help": "Of Muon; AdamW takes 0.3 of it."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Of Muon; AdamW takes 0.3 of it."})
+    early: float = field(default=0.1, metadata={"help": "Share of the rate for the first two vision blocks."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps with a rising learning rate."})
-    decay: float = field(default=0.3, metadata={"help": "Last share of the run, in which the rate falls to 0."})
-    average: float = field(default=0.998, metadata={"help": "Decay of the running average of weights."})
-    patch_start: str = field(default="cosine", metadata={"help": "First patch filters: cosine or random."})
-    episodic: float = field(default=1.0, metadata={"help": "Weight of the memory's own rule on drawn defects."})
+    decay: float = field(default=0.6, metadata={"help": "Last share of the run, in which the rate falls to 0."})
+    average: float = field(default=0.995, metadata={"help": "Decay of the running average of weights."})
+    start: Literal["by_hand", "random"] = field(
+        default="by_hand", metadata={"help": "First weights of the vision tower, see hub/mini_start.py."}
+    )
+    episodic: float = field(default=0.5, metadata={"help": "Weight of the memory's own rule on drawn defects."})
     dense_text: float = field(default=0.5, metadata={"help": "Weight of normal and abnormal texts on patches."})
     relation: float = field(default=8.0, metadata={"help": "Weight of the geometry of Gabor and colour statistics."})
     regression: float = field(default=0.5, metadata={"help": "Weight of Gabor and colour statistics themselves."})
@@ -156,10 +161,14 @@ def build_learner(config: PretrainingConfig) -> EpisodeLearner:
     """Build the CLIP with its first weights, its tokenizer and the heads of its losses."""
     tokenizer = train_tokenizer()
     description = mini_config(tokenizer, width=config.width, layers=config.layers, image_size=config.last_size)
-    clip = start_mini_clip(description, torch.Generator().manual_seed(config.seed), patch_start=config.patch_start)
+    generator = torch.Generator().manual_seed(config.seed)
+    clip = new_mini_clip(description, generator)
+    pixels = Supply(config, 0).episode(0, last=False)[0].pixels.flatten(0, 1)
+    if config.start == "by_hand":
+        start_by_hand(clip, (pixels - 0.5) / 0.5, generator)
     layers = tuple(AnoPLeConfig(clip_config=description.to_dict(), class_names=["any"]).memory_layers)
     learner = EpisodeLearner(clip, tokenizer, layers=layers)
-    learner.fit_targets(Supply(config, 0).episode(0, last=False)[0].pixels.flatten(0, 1))
+    learner.fit_targets(pixels)
     return learner
 
 
@@ -171,7 +180,9 @@ def pretrain(config: PretrainingConfig) -> Path:
     log = folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     learner = build_learner(config)
-    optimizer = AveragedMuon(*split_weights(learner), lr=config.learning_rate, average=config.average)
+    optimizer = AveragedMuon(
+        weight_groups(learner, early=config.early), lr=config.learning_rate, average=config.average
+    )
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_ON_RESUME}
     start = load_state(folder, settings=settings, model=learner, optimizer=optimizer) if config.resume else 0
     if accelerator.is_main_process:

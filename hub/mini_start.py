@@ -1,0 +1,151 @@
+"""
+First weights of the embedded CLIP: a patch embedding of cosines, and a first perceptron of wave amplitudes and colours.
+
+From random weights, patches of the same texture differ by the phase of its waves, and an hour of training does not
+remove enough of that from the nearest-neighbour distances that the memory measures. So the first perceptron begins
+with units that overlook phase: of a wave's even and odd filter, with both signs, gelu(a) + gelu(-a) is near |a|; and
+gelu(a) - gelu(-a) = a passes colours on. All of it is learned further.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from .draughtsman.camera import cosine_basis
+
+
+WAVES = ((3.0, 4), (4.24, 3), (6.0, 3), (8.5, 2), (12.0, 2), (17.0, 1))  # wavelength in pixels, places along a side
+ANGLES = 4
+STEADY = 6.0  # length of the constant part of every token; weaker patches than that keep their strength after a norm
+COLOUR_WEIGHT = 4.0
+LEVELS = 3  # of each colour: its mean, or also its coarsest waves
+FIRST, LATER = 0.03, 0.05
+
+
+@torch.no_grad()
+def start_by_hand(clip: CLIPModel, pixels: Tensor, generator: torch.Generator) -> None:
+    """
+    Set the vision tower's first weights in place.
+
+    Args:
+        pixels: pictures (images, 3, side, side) from -1 to 1, at most as large as the tower's own, over which the first
+            perceptron's outputs are brought to mean 0 and one spread.
+        generator: of the directions of the outputs.
+    """
+    vision, width = clip.vision_model, clip.config.vision_config.hidden_size
+    filters = vision.embeddings.patch_embedding.weight
+    filters.copy_(whitened_cosines(width, filters.shape[-1]))
+    grid = clip.config.vision_config.image_size // filters.shape[-1]
+    places = 0.05 * wave_positions(grid, width)
+    unused = colour_rows(width)[1:, 6:].flatten()  # colour differences finer than any unit reads
+    places[1:, unused] += STEADY / len(unused) ** 0.5
+    vision.embeddings.position_embedding.weight.copy_(places)
+    vision.pre_layrnorm.weight.fill_(FIRST)
+    for layer in vision.encoder.layers:
+        layer.self_attn.out_proj.weight.mul_(LATER)
+        layer.mlp.fc2.weight.mul_(LATER)
+    _start_perceptron(clip, pixels, generator)
+
+
+def _start_perceptron(clip: CLIPModel, pixels: Tensor, generator: torch.Generator) -> None:
+    """Fill the first perceptron with pairs of units of opposite sign, and scale its outputs to the pictures."""
+    vision, block = clip.vision_model, clip.vision_model.encoder.layers[0]
+    width, filters = clip.config.vision_config.hidden_size, vision.embeddings.patch_embedding.weight
+    rows, owners, signs, weights = _units(filters)
+    units, outputs = 2 * len(rows), len(weights)
+    if units > block.mlp.fc1.out_features or outputs > width:
+        raise ValueError(f"{units} units for {outputs} outputs do not fit into {block.mlp}: take a wider tower.")
+    paired = torch.stack([rows, -rows], dim=1).flatten(0, 1)
+    block.mlp.fc1.weight[:units], block.mlp.fc1.bias[:units] = paired, 0
+    patches = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    window = vision.embeddings.position_embedding.weight[1 : 1 + patches.shape[1]]  # nearly the same everywhere
+    hidden = block.layer_norm2(vision.pre_layrnorm(patches + window))
+    seen = nn.functional.gelu(hidden @ paired.T).flatten(0, 1)  # (patches, units)
+    pool = torch.zeros(units, outputs)
+    pool[torch.arange(units), owners.repeat_interleave(2)] = torch.stack([torch.ones_like(signs), signs], 1).flatten()
+    answers = seen @ pool
+    directions = torch.linalg.qr(torch.randn(width, outputs, generator=generator)).Q * weights / answers.std(0)
+    block.mlp.fc2.weight[:, :units] = directions @ pool.T
+    block.mlp.fc2.bias.copy_(-directions @ answers.mean(0))
+
+
+def _units(filters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """
+    Lay out the units as filters over the patch embedding.
+
+    Returns:
+        Rows (pairs, width); the output (pairs,) each pair adds to; the sign (pairs,) of its second unit, 1 for an
+        amplitude and -1 for a colour; and the weight (outputs,) of each output.
+    """
+    width, _, side, _ = filters.shape
+    back = torch.linalg.pinv(filters.flatten(1))  # (pixels, width)
+    mix = torch.tensor([0.33, 0.34, 0.33])[:, None, None]
+    rows, owners, signs = [], [], []
+    for number, (wavelength, along) in enumerate(WAVES):
+        steps = (torch.arange(along) + 0.5) * side / along
+        for angle in range(ANGLES):
+            for centre in torch.cartesian_prod(steps, steps).tolist():
+                for wave in gabor_pair(side, wavelength, angle * math.pi / ANGLES, centre):
+                    rows.append((mix * wave).flatten() @ back)
+                    owners.append(number * ANGLES + angle)
+                    signs.append(1.0)
+    waves = len(WAVES) * ANGLES
+    for number, line in enumerate(colour_rows(width)[1:, 1:6]):  # how much either colour difference varies
+        rows += list(torch.eye(width)[line])
+        owners += [waves + number] * len(line)
+        signs += [1.0] * len(line)
+    rows = [1.5 * row / row.norm() * (width / 192) ** 0.5 for row in rows]
+    for number, place in enumerate(colour_rows(width)[:, :LEVELS].T.flatten().tolist()):
+        rows.append(torch.eye(width)[place])
+        owners.append(waves + 2 + number)
+        signs.append(-1.0)
+    weights = torch.ones(waves + 2 + 3 * LEVELS)
+    weights[waves + 2 : waves + 5] = COLOUR_WEIGHT
+    return torch.stack(rows), torch.tensor(owners), torch.tensor(signs), weights
+
+
+def colour_rows(width: int) -> Tensor:
+    """Return which rows of the patch embedding see brightness and the two colour differences, coarse to fine.
+
+    (3, width / 8); of brightness only the first ones.
+    """
+    steps = torch.arange(width // 8)
+    return torch.stack([steps, 3 * width // 4 + steps, 7 * width // 8 + steps])
+
+
+def whitened_cosines(width: int, patch: int) -> Tensor:
+    """
+    Return patch filters (width, 3, patch, patch): the lowest cosines of brightness and of two colour differences.
+
+    Three quarters see brightness. Photographs' amplitudes fall like 1 / frequency, so each filter is multiplied by its
+    frequency, which gives all of them about the same variance.
+    """
+    basis = cosine_basis(patch)
+    planes = torch.einsum("ay,bx->abyx", basis, basis)
+    steps = torch.arange(patch).float()
+    radius = torch.hypot(steps[:, None], steps[None]).flatten()
+    order = radius.argsort(stable=True)
+    filters = planes.flatten(0, 1)[order] * (0.15 + 0.35 * radius[order])[:, None, None]
+    mixes = torch.tensor([[0.33, 0.34, 0.33], [0.7, -0.7, 0.0], [0.35, 0.35, -0.7]])
+    counts = (3 * width // 4, width // 8, width // 8)
+    return torch.cat([filters[:count, None] * mix[:, None, None] for count, mix in zip(counts, mixes, strict=True)])
+
+
+def gabor_pair(side: int, wavelength: float, angle: float, centre: tuple[float, float]) -> list[Tensor]:
+    """Return an even and an odd wave (side, side) in a Gaussian window around `centre` (row, column)."""
+    steps = torch.arange(side) + 0.5
+    y, x = (steps - centre[0])[:, None], (steps - centre[1])[None, :]
+    window = torch.exp(-(x**2 + y**2) / (2 * (0.5 * wavelength) ** 2))
+    phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
+    return [wave - wave.mean() for wave in (window * phase.cos(), window * phase.sin())]
+
+
+def wave_positions(grid: int, width: int) -> Tensor:
+    """Return sines and cosines (1 + grid x grid, width) of row and column; the class token's row is 0."""
+    steps = torch.arange(grid).float()
+    rates = 10 ** (-torch.arange(width // 4) / (width // 4)) * 1.5
+    waves = torch.cat([(steps[:, None] * rates).sin(), (steps[:, None] * rates).cos()], dim=1)  # (grid, width / 2)
+    rows, columns = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
+    return torch.cat([torch.zeros(1, width), torch.cat([rows, columns], dim=2).flatten(0, 1)])
