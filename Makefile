@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= out/quickstart
 SHOTS ?= 4
 SEED ?= 0
-STEPS ?= 150
+STEPS ?= 80
 DATA ?= $(OUT)/photographs
 
 .PHONY: quickstart test quality style benchmark clean

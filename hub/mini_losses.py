@@ -158,7 +158,8 @@ class EpisodeLearner(nn.Module):
         whole_labels = torch.zeros_like(whole)
         whole_labels[:, -1] = positive.any(1).float()
         images = F.binary_cross_entropy_with_logits(whole, whole_labels, pos_weight=whole.new_tensor(3.0))
-        return shown + spoilt[~positive].mean() + sound + 0.3 * images
+        rest = spoilt[~positive].mean() if not positive.all() else 0 * logits.sum()
+        return shown + rest + sound + 0.3 * images
 
 
 def relation_loss(features: Tensor, targets: Tensor) -> Tensor:

@@ -122,6 +122,10 @@ def whitened_cosines(width: int, patch: int) -> Tensor:
     Three quarters see brightness. Photographs' amplitudes fall like 1 / frequency, so each filter is multiplied by its
     frequency, which gives all of them about the same variance.
     """
+    if width > 4 * patch**2 // 3:
+        raise ValueError(
+            f"width is {width}; {patch}-pixel patches give {patch**2} cosines: take at most {4 * patch**2 // 3}."
+        )
     basis = cosine_basis(patch)
     planes = torch.einsum("ay,bx->abyx", basis, basis)
     steps = torch.arange(patch).float()

@@ -4,6 +4,7 @@ The held-out products come from `modeling_anople.drawing`, another draughtsman w
 defects than the one that trains, so that nothing is chosen by what the training pictures look like.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,7 +26,10 @@ class DrawnValidation:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         if not self.folder.exists():
-            write_dataset(self.folder, SEED, train=8, good=8, defective=12, size=224)
+            unfinished = self.folder.with_suffix(".part")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it drew
+            write_dataset(unfinished, SEED, train=8, good=8, defective=12, size=224)
+            unfinished.rename(self.folder)
 
     def measure(self, clip: CLIPModel, layers: tuple[int, ...]) -> dict[str, float]:
         """Return `i_auroc_1`, `p_auroc_1`, `i_auroc_4`, `p_auroc_4` in percent and `score`, their mean."""

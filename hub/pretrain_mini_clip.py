@@ -9,17 +9,19 @@ a run can be killed and resumed at any step. The model never sees a photograph. 
 another draughtsman (`modeling_anople.drawing`), and the best average of weights is kept.
 """
 
+import copy
 import dataclasses
 import json
 import logging
 import math
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -40,7 +42,7 @@ from .mini_validation import DrawnValidation
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "training_log.jsonl"
-TILE_LIFE = 100  # steps after which the draughtsman's textures are drawn anew
+TILE_LIFE = 50  # steps after which the draughtsman's textures are drawn anew
 FREE_ON_RESUME = {"output_dir", "resume", "steps", "max_minutes", "save_steps", "log_steps", "evaluate_steps",
                   *(entry.name for entry in dataclasses.fields(LossWeights))}  # fmt: skip
 
@@ -80,6 +82,14 @@ class PretrainingConfig:
     log_steps: int = field(default=10, metadata={"help": "Steps between two lines of the log."})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
 
+    def __post_init__(self):
+        if not any(dataclasses.asdict(self.weights).values()):
+            raise ValueError(f"all losses have weight 0: give one of {', '.join(dataclasses.asdict(self.weights))}.")
+        if self.last_size % 16 or self.size % 16 or self.size > self.last_size:
+            raise ValueError(
+                f"size {self.size} and last_size {self.last_size} must be multiples of 16, size the smaller."
+            )
+
     @property
     def weights(self) -> LossWeights:
         """The losses' weights."""
@@ -88,8 +98,8 @@ class PretrainingConfig:
 
 def learning_rate(config: PretrainingConfig, step: int, progress: float) -> float:
     """Warm up over steps, stay, and fall linearly to 0 over the last share of the run."""
-    rising = min(1.0, (step + 1) / config.warmup_steps)
-    return config.learning_rate * rising * min(1.0, max(0.0, (1 - progress) / config.decay))
+    rising = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * rising * min(1.0, max(0.0, (1 - progress) / max(1e-9, config.decay)))
 
 
 class Supply:
@@ -123,14 +133,16 @@ def to_device(episode: Episode, device: torch.device) -> Episode:
 
 
 def write_checkpoint(folder: Path, learner: EpisodeLearner, side: int) -> None:
-    """Write the CLIP as an ordinary half-precision checkpoint with tokenizer and image processor."""
-    kept = {name: tensor.clone() for name, tensor in learner.clip.state_dict().items()}
-    learner.clip.half().save_pretrained(folder)
-    learner.clip.float().load_state_dict(kept)
-    learner.tokenizer.save_pretrained(folder)
+    """Write the CLIP as an ordinary half-precision checkpoint with tokenizer and image processor, replacing another."""
+    unfinished = folder.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    copy.deepcopy(learner.clip).half().save_pretrained(unfinished)
+    learner.tokenizer.save_pretrained(unfinished)
     CLIPImageProcessorPil(
         size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)
+    ).save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
 
 
 class Clock:
@@ -174,7 +186,7 @@ def build_learner(config: PretrainingConfig) -> EpisodeLearner:
 
 def pretrain(config: PretrainingConfig) -> Path:
     """Run, or go on with, a pretraining; return the folder of the best checkpoint."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     set_seed(config.seed)
     folder = Path(config.output_dir)
     log = folder / LOG_FILE
@@ -210,7 +222,9 @@ def pretrain(config: PretrainingConfig) -> Path:
         ended = done == config.steps or clock.progress(done, accelerator) >= 1
         line = {"step": done, "minutes": round(clock.minutes, 3)}
         if done % config.evaluate_steps == 0 or ended:
-            validation = validation or DrawnValidation(folder / "held_out")
+            if validation is None:
+                with accelerator.main_process_first():
+                    validation = DrawnValidation(folder / "held_out")
             optimizer.swap_average()
             line |= validation.measure(learner.clip, learner.layers)
             if accelerator.is_main_process and line["score"] >= best:

@@ -45,7 +45,6 @@ class Draughtsman:
     def draw(self, products: int, *, normals: int = 3, size: int = 128) -> Episode:
         """Draw `normals` good photographs and a defective one of each of `products` new products."""
         generator = self.generator
-        self.bank.renew(generator)
         designs = draw_designs(products, generator, self.bank)
         shots = draw_instances(designs, normals + 1, generator)
         sound = draw_scene(designs, shots, self.bank, size)

@@ -60,17 +60,12 @@ def _standard(field: Tensor) -> Tensor:
 
 
 class TileBank:
-    """A stock of tiles that is renewed little by little, so that a texture costs one look-up, not one transform."""
+    """A stock of tiles, so that a texture costs one look-up, not one transform."""
 
     def __init__(self, generator: Generator, *, per_kind: int = 8, size: int = 256):
         self.per_kind, self.size = per_kind, size
         kinds = [kind for kind in KINDS for _ in range(per_kind)]
         self.tiles = torch.stack([draw_tile(kind, generator, size) for kind in kinds])  # (tiles, size, size)
-
-    def renew(self, generator: Generator) -> None:
-        """Draw one tile anew."""
-        place = int(torch.randint(len(self.tiles), (), generator=generator))
-        self.tiles[place] = draw_tile(KINDS[place // self.per_kind], generator, self.size)
 
     def pick(self, generator: Generator, kinds: list[tuple[str, ...]]) -> Tensor:
         """Pick a tile (len(kinds),) for each product, out of the kinds that suit it."""

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--clip", default="small-random")
+    parser.add_argument("--clip", default="mini")
     parser.add_argument("--shard", default="0/1", help="Which part of the cells to run, as NUMBER/COUNT.")
     options = parser.parse_args()
     number, count = map(int, options.shard.split("/"))
