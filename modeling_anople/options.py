@@ -20,7 +20,8 @@ class TrainingConfig:
     )
     output_dir: str = field(default="out/anople", metadata={"help": "Where the detector is written."})
     clip: str = field(
-        default=MINI_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel, or mini, the small one that the package carries."}
+        default=MINI_CLIP,
+        metadata={"help": "Folder or Hub id of a CLIPModel, or mini, the small one that the package carries."},
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     shots: int = field(default=4, metadata={"help": "Good photographs per product."})
