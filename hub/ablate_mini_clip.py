@@ -24,6 +24,7 @@ VARIANTS = {
     "no dense text": ["--dense_text", "0"],
     "no contrast": ["--contrast", "0"],
     "contrast alone": ["--episodic", "0", "--relation", "0", "--regression", "0", "--dense_text", "0"],
+    "first weights as they are": ["--learning_rate", "0"],
     "random first weights": ["--start", "random", "--early", "1"],
     "first blocks at the full rate": ["--early", "1"],
 }

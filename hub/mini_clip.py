@@ -1,11 +1,22 @@
 """The architecture of the embedded CLIP."""
 
+import copy
+import shutil
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from .patch_features import SIDE
+from .patch_targets import PATCH
 
 
-def mini_config(tokenizer: CLIPTokenizer, *, width: int = 192, layers: int = 6, image_size: int = 224) -> CLIPConfig:
+MEAN, STD = [0.5] * 3, [0.5] * 3  # pixels from 0 to 1 become -1 to 1
+
+
+def mini_config(tokenizer: CLIPTokenizer, *, width: int = 192, layers: int = 6, image_size: int = SIDE) -> CLIPConfig:
     """Describe a CLIP of `width` x `layers` over patches of 16 pixels, with a text tower of 128 x 3."""
     shared = {"hidden_act": "gelu", "projection_dim": 128}
     vision = {
@@ -14,7 +25,7 @@ def mini_config(tokenizer: CLIPTokenizer, *, width: int = 192, layers: int = 6, 
         "num_hidden_layers": layers,
         "num_attention_heads": width // 32,
         "image_size": image_size,
-        "patch_size": 16,
+        "patch_size": PATCH,
         **shared,
     }
     text = {
@@ -60,3 +71,15 @@ def weight_groups(model: nn.Module, *, early: float, others: float = 0.3) -> lis
         slow = any(part in f".{name}" for part in slow_parts)
         groups[".layers." in name and weight.ndim == 2, slow]["params"].append(weight)
     return list(groups.values())
+
+
+def write_checkpoint(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Write an ordinary half-precision checkpoint with tokenizer and image processor, in place of another."""
+    unfinished = folder.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    copy.deepcopy(clip).half().save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    size = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=MEAN, image_std=STD).save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)

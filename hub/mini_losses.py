@@ -3,7 +3,7 @@
 `EpisodeLearner` holds the CLIP and the small heads that only training needs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from .draughtsman.episodes import Episode
-from .patch_targets import TARGETS, patch_statistics, weigh, with_neighbours
+from .patch_targets import PATCH, TARGETS, patch_statistics, weigh, with_neighbours
 
 
 RELATED = 640  # patches compared with each other in a step
 
 
-@dataclass(frozen=True)
+COVERED = 0.04  # share of a patch from which on a defect counts as in it
+
+
+@dataclass
 class LossWeights:
     """Weights of the losses; 0 leaves one out."""
 
-    episodic: float = 0.5
-    dense_text: float = 0.5
-    relation: float = 8.0
-    regression: float = 0.5
-    contrast: float = 0.1
+    episodic: float = field(default=0.5, metadata={"help": "Weight of the memory's own rule on drawn defects."})
+    dense_text: float = field(default=0.5, metadata={"help": "Weight of normal and abnormal texts on patches."})
+    relation: float = field(default=8.0, metadata={"help": "Weight of the geometry of Gabor and colour statistics."})
+    regression: float = field(default=0.5, metadata={"help": "Weight of Gabor and colour statistics themselves."})
+    contrast: float = field(default=0.1, metadata={"help": "Weight of pictures against captions."})
 
 
 class EpisodeLearner(nn.Module):
@@ -58,8 +61,8 @@ class EpisodeLearner(nn.Module):
             (images, joint width), both of unit length.
         """
         vision = self.clip.vision_model
-        grid, places = self.clip.config.vision_config.image_size // 16, vision.embeddings.position_embedding.weight
-        rows, columns = (size // 16 for size in pixels.shape[2:])
+        grid, places = self.clip.config.vision_config.image_size // PATCH, vision.embeddings.position_embedding.weight
+        rows, columns = (size // PATCH for size in pixels.shape[2:])
         window = places[1:].unflatten(0, (grid, grid))[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
         patches = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2) + window.flatten(0, 1)
         first = (vision.embeddings.class_embedding + places[0]).expand(len(patches), 1, -1)
@@ -84,7 +87,7 @@ class EpisodeLearner(nn.Module):
         products, shots = episode.pixels.shape[:2]
         pixels = episode.pixels.flatten(0, 1)
         taps, patches, pooled = self.encode((pixels - 0.5) / 0.5, corner)
-        covered = F.avg_pool2d(episode.masks[:, None].float(), 16).flatten(1)  # (products, patches)
+        covered = F.avg_pool2d(episode.masks[:, None].float(), PATCH).flatten(1)  # (products, patches)
         losses = {}
         if weights.episodic:
             features = [F.normalize(tap, dim=-1).unflatten(0, (products, shots)) for tap in taps]
@@ -132,7 +135,7 @@ class EpisodeLearner(nn.Module):
         """Balanced cross entropy of patches (products, photographs, patches), and the order of pictures' maxima."""
         line, sharpness = self.line[0], self.line[1].exp()
         logits = (distance - line) * sharpness
-        positive = covered > 0.04
+        positive = covered > COVERED
         clear = positive | (covered == 0)  # a patch that is hardly touched is neither
         spoilt, sound = logits[:, -1], logits[:, :-1]
         positives = F.softplus(-spoilt[positive]).mean() if positive.any() else 0 * logits.sum()
@@ -150,8 +153,8 @@ class EpisodeLearner(nn.Module):
         normal, abnormal = self.embed(texts).chunk(2)  # (products, width)
         direction = (abnormal - normal) * self.text_scale.exp()
         logits = torch.einsum("psnd,pd->psn", patches, direction)
-        positive, labels = covered > 0.04, (covered > 0.04).float()
-        spoilt = F.binary_cross_entropy_with_logits(logits[:, -1], labels, reduction="none")
+        positive = covered > COVERED
+        spoilt = F.binary_cross_entropy_with_logits(logits[:, -1], positive.float(), reduction="none")
         sound = F.softplus(logits[:, :-1]).mean()
         shown = spoilt[positive].mean() if positive.any() else 0 * logits.sum()
         whole = torch.einsum("psd,pd->ps", pooled, direction)

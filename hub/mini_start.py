@@ -1,9 +1,9 @@
 """
 First weights of the embedded CLIP: a patch embedding of cosines, and a first perceptron of wave amplitudes and colours.
 
-From random weights, patches of the same texture differ by the phase of its waves, and an hour of training does not
-remove enough of that from the nearest-neighbour distances that the memory measures. So the first perceptron begins
-with units that overlook phase: of a wave's even and odd filter, with both signs, gelu(a) + gelu(-a) is near |a|; and
+From random weights, patches of the same texture differ by the phase of its waves, and short training does not remove
+enough of that from the nearest-neighbour distances that the memory measures (`hub/results/loss_ablations.md`). So the
+first perceptron begins with units that overlook phase: of a wave's even and odd filter, with both signs, gelu(a) + gelu(-a) is near |a|; and
 gelu(a) - gelu(-a) = a passes colours on. All of it is learned further.
 """
 
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from .draughtsman.camera import cosine_basis
+from .patch_targets import gabor_pair
 
 
 WAVES = ((3.0, 4), (4.24, 3), (6.0, 3), (8.5, 2), (12.0, 2), (17.0, 1))  # wavelength in pixels, places along a side
 ANGLES = 4
 STEADY = 6.0  # length of the constant part of every token; weaker patches than that keep their strength after a norm
 COLOUR_WEIGHT = 4.0
-LEVELS = 3  # of each colour: its mean, or also its coarsest waves
-FIRST, LATER = 0.03, 0.05
+LEVELS = 3  # coarsest cosines of each colour that are passed on: its mean, and how it changes across and down
+FIRST = 0.03  # strength of the patch embedding in the residual stream, where it would drown the amplitudes
+LATER = 0.05  # what blocks add at first, as a share of transformers' own start
 
 
 @torch.no_grad()
@@ -135,15 +137,6 @@ def whitened_cosines(width: int, patch: int) -> Tensor:
     mixes = torch.tensor([[0.33, 0.34, 0.33], [0.7, -0.7, 0.0], [0.35, 0.35, -0.7]])
     counts = (3 * width // 4, width // 8, width // 8)
     return torch.cat([filters[:count, None] * mix[:, None, None] for count, mix in zip(counts, mixes, strict=True)])
-
-
-def gabor_pair(side: int, wavelength: float, angle: float, centre: tuple[float, float]) -> list[Tensor]:
-    """Return an even and an odd wave (side, side) in a Gaussian window around `centre` (row, column)."""
-    steps = torch.arange(side) + 0.5
-    y, x = (steps - centre[0])[:, None], (steps - centre[1])[None, :]
-    window = torch.exp(-(x**2 + y**2) / (2 * (0.5 * wavelength) ** 2))
-    phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
-    return [wave - wave.mean() for wave in (window * phase.cos(), window * phase.sin())]
 
 
 def wave_positions(grid: int, width: int) -> Tensor:

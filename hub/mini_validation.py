@@ -7,14 +7,13 @@ defects than the one that trains, so that nothing is chosen by what the training
 import shutil
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import CLIPModel
 
 from modeling_anople.drawing import write_dataset
-from modeling_anople.prompting_anople import encode_image
 
 from .measure_backbone import measure
+from .mini_clip import MEAN, STD
+from .patch_features import SIDE, tower_features
 
 
 SEED, SHOTS, BANKS = 2026, (1, 4), (0, 1)
@@ -28,17 +27,12 @@ class DrawnValidation:
         if not self.folder.exists():
             unfinished = self.folder.with_suffix(".part")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it drew
-            write_dataset(unfinished, SEED, train=8, good=8, defective=12, size=224)
+            write_dataset(unfinished, SEED, train=8, good=8, defective=12, size=SIDE)
             unfinished.rename(self.folder)
 
     def measure(self, clip: CLIPModel, layers: tuple[int, ...]) -> dict[str, float]:
         """Return `i_auroc_1`, `p_auroc_1`, `i_auroc_4`, `p_auroc_4` in percent and `score`, their mean."""
-
-        def features(images: Tensor) -> list[Tensor]:
-            with torch.inference_mode():
-                taps = encode_image(clip, ((images - 0.5) / 0.5).to(clip.device), tap_layers=layers).taps
-            return [taps[layer].float().cpu() for layer in layers]
-
+        features = tower_features(clip, layers, mean=MEAN, std=STD)
         results = measure(self.folder, {"clip": features}, shots=SHOTS, seeds=BANKS, progress=False)
         means = {shots: summary["mean"] for shots, summary in results["features"]["clip"].items()}
         figures = {

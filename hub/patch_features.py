@@ -3,7 +3,7 @@
 Each kind is a function: images (batch, 3, 224, 224) within 0 and 1 -> list over layers of (batch, 196, width).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-import modeling_anople
+from modeling_anople.backbone_anople import clip_source
 from modeling_anople.configuration_anople import AnoPLeConfig
 from modeling_anople.prompting_anople import encode_image
 
@@ -24,7 +24,6 @@ PatchFeatures = Callable[[Tensor], list[Tensor]]
 
 SIDE = 224
 GRID = SIDE // PATCH
-MINI_CLIP = Path(modeling_anople.__file__).parent / "mini_clip"
 
 
 def make_features(kind: str, normals: Tensor | None = None) -> PatchFeatures:
@@ -45,7 +44,7 @@ def make_features(kind: str, normals: Tensor | None = None) -> PatchFeatures:
     if kind == "random":
         with TemporaryDirectory() as folder:
             return clip_features(write_small_clip(Path(folder), image_size=SIDE))
-    folder = MINI_CLIP if kind == "mini" else Path(kind)
+    folder = Path(clip_source(kind))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"features {kind!r}: {folder} holds no CLIP checkpoint (no config.json); give mini, rgb, gabor, random or "
@@ -101,12 +100,17 @@ def clip_features(folder: Path) -> PatchFeatures:
     layers = tuple(AnoPLeConfig(clip_config=config).memory_layers)
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = CLIPImageProcessorPil.from_pretrained(folder)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return tower_features(clip, layers, mean=processor.image_mean, std=processor.image_std)
+
+
+def tower_features(clip: CLIPModel, layers: Sequence[int], *, mean: list[float], std: list[float]) -> PatchFeatures:
+    """Take the residual stream of a CLIP's vision tower after the blocks `layers`, without prompts."""
+    mean, std = (torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std))
 
     @torch.no_grad()
     def features(images: Tensor) -> list[Tensor]:
-        taps = encode_image(clip, (images - mean) / std, tap_layers=layers).taps
-        return [taps[layer] for layer in layers]
+        taps = encode_image(clip, (images.to(clip.device) - mean) / std, tap_layers=layers).taps
+        return [taps[layer].float().cpu() for layer in layers]
 
     return features
 
@@ -135,7 +139,6 @@ def _patches(images: Tensor) -> Tensor:
 
 __all__ = [
     "GRID",
-    "MINI_CLIP",
     "SIDE",
     "PatchFeatures",
     "clip_features",
@@ -144,4 +147,5 @@ __all__ = [
     "make_features",
     "rgb_features",
     "standardised",
+    "tower_features",
 ]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .draughtsman.camera import brightness
+
 
 PATCH = 16
 WAVELENGTHS = (3.0, 4.24)  # pixels, in each of OCTAVES halvings of the picture
@@ -26,21 +28,23 @@ TARGETS = OCTAVES * len(WAVELENGTHS) * ANGLES + COLOURS
 DIMENSION_WEIGHTS = torch.tensor([1.0] * (TARGETS - COLOURS) + [COLOUR_WEIGHT] * COLOURS)
 
 
+def gabor_pair(side: int, wavelength: float, angle: float, centre: tuple[float, float]) -> list[Tensor]:
+    """Return an even and an odd wave (side, side) in a Gaussian window around `centre` (row, column)."""
+    steps = torch.arange(side) + 0.5
+    y, x = (steps - centre[0])[:, None], (steps - centre[1])[None, :]
+    window = torch.exp(-(x**2 + y**2) / (2 * (0.5 * wavelength) ** 2))
+    phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
+    return [wave - wave.mean() for wave in (window * phase.cos(), window * phase.sin())]
+
+
 @cache
 def gabor_filters() -> Tensor:
     """Return even and odd filters (2 x waves x angles, 1, side, side) of zero mean and unit norm."""
-    steps = torch.arange(SIDE).float() - SIDE // 2
-    y, x = steps[:, None], steps[None, :]
-    filters = []
-    for wavelength in WAVELENGTHS:
-        window = torch.exp(-(x**2 + y**2) / (2 * (0.5 * wavelength) ** 2))
-        for number in range(ANGLES):
-            angle = number * math.pi / ANGLES
-            phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
-            filters += [window * phase.cos(), window * phase.sin()]
-    stacked = torch.stack(filters)
-    stacked = stacked - stacked.mean((1, 2), keepdim=True)
-    return (stacked / stacked.flatten(1).norm(dim=1)[:, None, None])[:, None]
+    centre = (SIDE / 2, SIDE / 2)
+    angles = [number * math.pi / ANGLES for number in range(ANGLES)]
+    pairs = [gabor_pair(SIDE, wavelength, angle, centre) for wavelength in WAVELENGTHS for angle in angles]
+    filters = torch.stack([wave for pair in pairs for wave in pair])
+    return (filters / filters.flatten(1).norm(dim=1)[:, None, None])[:, None]
 
 
 @torch.no_grad()
@@ -52,7 +56,7 @@ def patch_statistics(pixels: Tensor) -> Tensor:
         (images, patches, TARGETS): mean log amplitude of each Gabor pair, octave by octave, then mean and standard
         deviation of brightness, red against green, and both against blue.
     """
-    layer = (pixels * pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    layer = brightness(pixels)[:, None]
     filters = gabor_filters().to(pixels)
     parts = []
     for octave in range(OCTAVES):
@@ -64,7 +68,8 @@ def patch_statistics(pixels: Tensor) -> Tensor:
     mixes = pixels.new_tensor([[0.299, 0.587, 0.114], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]])
     colours = torch.einsum("nchw,kc->nkhw", pixels, mixes)
     level = F.avg_pool2d(colours, PATCH)
-    spread = (F.avg_pool2d(colours**2, PATCH) - level**2).clamp(min=0).sqrt()
+    away = colours - level.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    spread = F.avg_pool2d(away**2, PATCH).sqrt()
     return torch.cat([*parts, level, spread], dim=1).flatten(2).transpose(1, 2)
 
 

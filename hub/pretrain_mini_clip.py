@@ -9,12 +9,10 @@ a run can be killed and resumed at any step. The model never sees a photograph. 
 another draughtsman (`modeling_anople.drawing`), and the best average of weights is kept.
 """
 
-import copy
 import dataclasses
 import json
 import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +23,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from modeling_anople.checkpointing import load_state, save_state, trim_log
 from modeling_anople.configuration_anople import AnoPLeConfig
 
 from .averaged_muon import AveragedMuon
 from .draughtsman.episodes import Draughtsman, Episode
-from .mini_clip import mini_config, new_mini_clip, weight_groups
+from .mini_clip import mini_config, new_mini_clip, weight_groups, write_checkpoint
 from .mini_losses import EpisodeLearner, LossWeights
 from .mini_start import start_by_hand
 from .mini_tokenizer import train_tokenizer
 from .mini_validation import DrawnValidation
+from .patch_features import SIDE
+from .patch_targets import PATCH
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ FREE_ON_RESUME = {"output_dir", "resume", "steps", "max_minutes", "save_steps", 
 
 
 @dataclass
-class PretrainingConfig:
+class PretrainingConfig(LossWeights):
     """Options of a pretraining run; every field is a command line option."""
 
     output_dir: str = field(default="out/mini_clip", metadata={"help": "Where checkpoint, state and log go."})
@@ -59,8 +58,7 @@ class PretrainingConfig:
     seed: int = field(default=0, metadata={"help": "Of first weights and of all pictures."})
     products: int = field(default=24, metadata={"help": "Products in a step and process, four pictures each."})
     size: int = field(default=128, metadata={"help": "Side of the pictures in pixels."})
-    last_size: int = field(default=224, metadata={"help": "Side of the pictures in the last part."})
-    last_part: float = field(default=0.25, metadata={"help": "Share of the run at last_size."})
+    last_part: float = field(default=0.25, metadata={"help": "Share of the run at 224 pixels."})
     last_products: int = field(default=8, metadata={"help": "Products in a step of the last part."})
     width: int = field(default=192, metadata={"help": "Of the vision tower."})
     layers: int = field(default=6, metadata={"help": "Blocks of the vision tower."})
@@ -72,28 +70,17 @@ class PretrainingConfig:
     start: Literal["by_hand", "random"] = field(
         default="by_hand", metadata={"help": "First weights of the vision tower, see hub/mini_start.py."}
     )
-    episodic: float = field(default=0.5, metadata={"help": "Weight of the memory's own rule on drawn defects."})
-    dense_text: float = field(default=0.5, metadata={"help": "Weight of normal and abnormal texts on patches."})
-    relation: float = field(default=8.0, metadata={"help": "Weight of the geometry of Gabor and colour statistics."})
-    regression: float = field(default=0.5, metadata={"help": "Weight of Gabor and colour statistics themselves."})
-    contrast: float = field(default=0.1, metadata={"help": "Weight of pictures against captions."})
     evaluate_steps: int = field(default=100, metadata={"help": "Steps between two looks at held-out products."})
     save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
     log_steps: int = field(default=10, metadata={"help": "Steps between two lines of the log."})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
 
     def __post_init__(self):
-        if not any(dataclasses.asdict(self.weights).values()):
-            raise ValueError(f"all losses have weight 0: give one of {', '.join(dataclasses.asdict(self.weights))}.")
-        if self.last_size % 16 or self.size % 16 or self.size > self.last_size:
-            raise ValueError(
-                f"size {self.size} and last_size {self.last_size} must be multiples of 16, size the smaller."
-            )
-
-    @property
-    def weights(self) -> LossWeights:
-        """The losses' weights."""
-        return LossWeights(**{entry.name: getattr(self, entry.name) for entry in dataclasses.fields(LossWeights)})
+        names = [entry.name for entry in dataclasses.fields(LossWeights)]
+        if not any(getattr(self, name) for name in names):
+            raise ValueError(f"all losses have weight 0: give one of {', '.join(names)} another.")
+        if self.size % PATCH or not 0 < self.size <= SIDE:
+            raise ValueError(f"size is {self.size}: take a multiple of {PATCH}, at most {SIDE}.")
 
 
 def learning_rate(config: PretrainingConfig, step: int, progress: float) -> float:
@@ -117,9 +104,9 @@ class Supply:
             generator.manual_seed(self._number(self.period, 1))
             self.draughtsman = Draughtsman(generator)
         self.draughtsman.generator = generator.manual_seed(self._number(step, 2))
-        products, size = (config.last_products, config.last_size) if last else (config.products, config.size)
+        products, size = (config.last_products, SIDE) if last else (config.products, config.size)
         episode = self.draughtsman.draw(products, size=size)
-        free = (config.last_size - size) // 16 + 1
+        free = (SIDE - size) // PATCH + 1
         row, column = torch.randint(free, (2,), generator=generator).tolist()
         return episode, 1 + step % 2, (row, column)
 
@@ -130,19 +117,6 @@ class Supply:
 def to_device(episode: Episode, device: torch.device) -> Episode:
     """Move an episode's pictures."""
     return dataclasses.replace(episode, pixels=episode.pixels.to(device), masks=episode.masks.to(device))
-
-
-def write_checkpoint(folder: Path, learner: EpisodeLearner, side: int) -> None:
-    """Write the CLIP as an ordinary half-precision checkpoint with tokenizer and image processor, replacing another."""
-    unfinished = folder.with_suffix(".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    copy.deepcopy(learner.clip).half().save_pretrained(unfinished)
-    learner.tokenizer.save_pretrained(unfinished)
-    CLIPImageProcessorPil(
-        size={"height": side, "width": side}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
 
 
 class Clock:
@@ -172,13 +146,13 @@ class Clock:
 def build_learner(config: PretrainingConfig) -> EpisodeLearner:
     """Build the CLIP with its first weights, its tokenizer and the heads of its losses."""
     tokenizer = train_tokenizer()
-    description = mini_config(tokenizer, width=config.width, layers=config.layers, image_size=config.last_size)
+    description = mini_config(tokenizer, width=config.width, layers=config.layers)
     generator = torch.Generator().manual_seed(config.seed)
     clip = new_mini_clip(description, generator)
     pixels = Supply(config, 0).episode(0, last=False)[0].pixels.flatten(0, 1)
     if config.start == "by_hand":
         start_by_hand(clip, (pixels - 0.5) / 0.5, generator)
-    layers = tuple(AnoPLeConfig(clip_config=description.to_dict(), class_names=["any"]).memory_layers)
+    layers = tuple(AnoPLeConfig(clip_config=description).memory_layers)
     learner = EpisodeLearner(clip, tokenizer, layers=layers)
     learner.fit_targets(pixels)
     return learner
@@ -191,7 +165,7 @@ def pretrain(config: PretrainingConfig) -> Path:
     folder = Path(config.output_dir)
     log = folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    learner = build_learner(config)
+    learner = build_learner(config).to(accelerator.device)
     optimizer = AveragedMuon(
         weight_groups(learner, early=config.early), lr=config.learning_rate, average=config.average
     )
@@ -199,18 +173,18 @@ def pretrain(config: PretrainingConfig) -> Path:
     start = load_state(folder, settings=settings, model=learner, optimizer=optimizer) if config.resume else 0
     if accelerator.is_main_process:
         trim_log(log, start)
+    accelerator.wait_for_everyone()
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     clock = Clock(config, before=max((line["minutes"] for line in lines), default=0.0))
     best = max((line["score"] for line in lines if "score" in line), default=-math.inf)
-    learner.to(accelerator.device)
     trained = accelerator.prepare_model(learner)
     supply, validation = Supply(config, accelerator.process_index), None
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not accelerator.is_main_process)
+    progress = clock.progress(start, accelerator)
     for step in bar:
-        progress = clock.progress(step, accelerator)
         episode, *places = supply.episode(step, last=progress >= 1 - config.last_part)
         episode = to_device(episode, accelerator.device)
-        losses = trained(episode, config.weights, *places)
+        losses = trained(episode, config, *places)
         accelerator.backward(sum(losses.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -219,7 +193,8 @@ def pretrain(config: PretrainingConfig) -> Path:
         optimizer.zero_grad()
         clock.images += episode.pixels.shape[0] * episode.pixels.shape[1] * accelerator.num_processes
         done = step + 1
-        ended = done == config.steps or clock.progress(done, accelerator) >= 1
+        progress = clock.progress(done, accelerator)
+        ended = progress >= 1
         line = {"step": done, "minutes": round(clock.minutes, 3)}
         if done % config.evaluate_steps == 0 or ended:
             if validation is None:
@@ -229,7 +204,7 @@ def pretrain(config: PretrainingConfig) -> Path:
             line |= validation.measure(learner.clip, learner.layers)
             if accelerator.is_main_process and line["score"] >= best:
                 best = line["score"]
-                write_checkpoint(folder / "checkpoint", learner, config.last_size)
+                write_checkpoint(folder / "checkpoint", learner.clip, learner.tokenizer)
             optimizer.swap_average()
         if accelerator.is_main_process and (done % config.log_steps == 0 or "score" in line):
             line |= {name: round(loss.item(), 4) for name, loss in losses.items()}

@@ -179,10 +179,11 @@ def caption(template: str, noun: str, number: int) -> str:
             filler = noun if name == "noun" else SLOTS[name][next(numbers) % len(SLOTS[name])]
             word = before + filler + after
         filled.append(word)
-    return " ".join(_article(filled[i + 1]) if word == "{a}" else word for i, word in enumerate(filled))
+    return " ".join(article(filled[i + 1]) if word == "{a}" else word for i, word in enumerate(filled))
 
 
-def _article(following: str) -> str:
+def article(following: str) -> str:
+    """Return the indefinite article before a word."""
     return "an" if following[0] in "aeiou" and not following.startswith("us") else "a"
 
 

@@ -101,15 +101,15 @@ class NormalMemory(nn.Module):
         rows = max(1, self.chunk_size // max(bank.shape[1] for bank in banks))
         total = 0.0
         for layer in range(len(self.layers)):
-            nearest = [_nearest_cosine(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
+            nearest = [nearest_cosine(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
             total = total + torch.stack(nearest).amax(0)
         distance = (1 - total / len(self.layers)) / 2
         return distance.clamp(0, 1).unflatten(0, features.shape[1:3])
 
 
-def _nearest_cosine(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
-    """Largest cosine of each query (queries, width) with any vector of the bank (vectors, width)."""
+def nearest_cosine(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
+    """Return the largest cosine (queries,) of unit vectors (queries, width) with a bank (vectors, width), `rows` at once."""
     return torch.cat([(part @ bank.T).amax(1) for part in queries.split(rows)])
 
 
-__all__ = ["NormalMemory"]
+__all__ = ["NormalMemory", "nearest_cosine"]

@@ -110,13 +110,16 @@ def test_the_mask_marks_where_the_defective_picture_differs(monkeypatch):
 
 
 def test_normals_of_one_product_resemble_each_other_more_than_other_products():
-    """By coarse colours, since patterns may be shifted and discs turned."""
-    pixels = draw(7, 16).pixels[:, :2]
-    coarse = F.avg_pool2d(pixels.flatten(0, 1), SIDE // 2).flatten(1).unflatten(0, (16, 2))
-    distances = torch.cdist(coarse[:, 0], coarse[:, 1])
-    own, others = distances.diagonal(), distances[~torch.eye(16, dtype=torch.bool)]
-    assert own.mean() < 0.35 * others.mean()
-    assert (distances.argmin(1) == torch.arange(16)).float().mean() > 0.7
+    """By coarse colours, since patterns may be shifted and discs turned; over several draws of 16 products."""
+    found = []
+    for seed in range(7, 11):
+        pixels = draw(seed, 16).pixels[:, :2]
+        coarse = F.avg_pool2d(pixels.flatten(0, 1), SIDE // 2).flatten(1).unflatten(0, (16, 2))
+        distances = torch.cdist(coarse[:, 0], coarse[:, 1])
+        own, others = distances.diagonal(), distances[~torch.eye(16, dtype=torch.bool)]
+        assert own.mean() < 0.35 * others.mean()
+        found.append((distances.argmin(1) == torch.arange(16)).float().mean())
+    assert torch.stack(found).mean() > 0.7
 
 
 def test_good_photographs_of_a_product_are_not_copies():

@@ -9,8 +9,9 @@ from transformers import CLIPModel
 
 from hub.draughtsman.episodes import Draughtsman
 from hub.mini_clip import mini_config, new_mini_clip, weight_groups
-from hub.mini_start import colour_rows, gabor_pair, start_by_hand, wave_positions, whitened_cosines
+from hub.mini_start import colour_rows, start_by_hand, wave_positions, whitened_cosines
 from hub.mini_tokenizer import train_tokenizer
+from hub.patch_targets import gabor_pair
 from modeling_anople.prompting_anople import encode_image
 
 

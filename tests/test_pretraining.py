@@ -48,7 +48,7 @@ def quick(monkeypatch):
 
 def tiny(folder: Path, **options) -> PretrainingConfig:
     """Four steps of two products over 4 x 4 patches, all at one size."""
-    small = {"products": 2, "last_products": 2, "size": 64, "last_size": 64, "layers": 2, "warmup_steps": 2}
+    small = {"products": 2, "last_products": 2, "size": 64, "last_part": 0.0, "layers": 2, "warmup_steps": 2}
     steps = {"steps": 4, "evaluate_steps": 4, "save_steps": 1, "log_steps": 1}
     return PretrainingConfig(output_dir=str(folder), **{**small, **steps, **options})
 
@@ -170,9 +170,9 @@ def test_steps_seeds_and_processes_draw_different_episodes():
 
 
 def test_the_last_part_is_larger_and_corners_stay_on_the_grid():
-    supply = Supply(tiny(Path("unused"), products=3, last_products=1, size=32, last_size=96), 0)
+    supply = Supply(tiny(Path("unused"), products=3, last_products=1, size=160), 0)
     shown = [supply.episode(step, last=step > 30) for step in range(32)]
-    assert shown[0][0].pixels.shape == (3, 4, 3, 32, 32) and shown[31][0].pixels.shape == (1, 4, 3, 96, 96)
+    assert shown[0][0].pixels.shape == (3, 4, 3, 160, 160) and shown[31][0].pixels.shape == (1, 4, 3, 224, 224)
     assert {corner for _, _, corner in shown[:31]} <= {(r, c) for r in range(5) for c in range(5)}
     assert len({corner for _, _, corner in shown[:31]}) > 10 and shown[31][2] == (0, 0)
     assert {banks for _, banks, _ in shown} == {1, 2}
@@ -184,10 +184,10 @@ def test_the_checkpoint_is_an_ordinary_clip_and_starts_a_detector(finished):
     clip, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(["a bolt", "a damaged metal nut"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        logits = clip(**tokens, pixel_values=torch.zeros(1, 3, 64, 64, dtype=clip.dtype)).logits_per_image
+        logits = clip(**tokens, pixel_values=torch.zeros(1, 3, 224, 224, dtype=clip.dtype)).logits_per_image
     assert logits.shape == (1, 2) and logits.isfinite().all()
     model, processor = (kind.from_clip(str(folder), ["bolt"]) for kind in (AnoPLeModel, AnoPLeProcessor))
-    assert (model.config.image_size, model.config.grid_size, processor.image_size) == (64, 4, 64)
+    assert (model.config.image_size, model.config.grid_size, processor.image_size) == (224, 14, 224)
     assert tuple(model.config.memory_layers) == WeightValidation.asked[0]
 
 
@@ -214,7 +214,7 @@ def test_the_best_checkpoint_is_kept(quick, tmp_path, monkeypatch):
 
 def test_a_run_ends_when_its_minutes_are_over(quick, tmp_path):
     main([f"--output_dir={tmp_path}", "--max_minutes=0.0001", "--steps=500", "--products=2", "--last_products=2",
-          "--size=64", "--last_size=64", "--layers=2"])  # fmt: skip
+          "--size=64", "--last_part=0", "--layers=2"])  # fmt: skip
     assert len(log_of(tmp_path)) == 1 and "score" in log_of(tmp_path)[0]
     assert (tmp_path / "checkpoint/config.json").exists()
 
@@ -222,7 +222,7 @@ def test_a_run_ends_when_its_minutes_are_over(quick, tmp_path):
 def test_held_out_products_are_drawn_and_judged(tmp_path, monkeypatch):
     """The real validation, of one product instead of all: its figures are in the log."""
     monkeypatch.setattr(mini_validation, "write_dataset", partial(write_dataset, classes=["capsule"]))
-    pretrain(tiny(tmp_path, steps=1, last_size=224, last_part=0.0))
+    pretrain(tiny(tmp_path, steps=1))
     (line,) = log_of(tmp_path)
     figures = [line[name] for name in ("i_auroc_1", "p_auroc_1", "i_auroc_4", "p_auroc_4")]
     assert all(0 <= figure <= 100 for figure in figures) and line["p_auroc_4"] > 50

@@ -9,6 +9,11 @@ from torch import Generator, Tensor
 from .draws import log_uniform
 
 
+def brightness(pictures: Tensor) -> Tensor:
+    """Return the luma (images, height, width) of pictures (images, 3, height, width), after ITU-R BT.601."""
+    return (pictures * pictures.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+
+
 def expose(colour: Tensor, gain: Tensor) -> Tensor:
     """Apply gains (images, 3) to colours (images, 3, height, width)."""
     return (colour * gain[:, :, None, None]).clamp_(0, 1)
@@ -51,8 +56,7 @@ def compress(pictures: Tensor, generator: Generator) -> Tensor:
     """Round the luminance's 8x8 cosine coefficients as JPEG of quality 50 to 95 does; sides are multiples of 8."""
     images, _, height, width = pictures.shape
     quality = log_uniform(generator, 0.1, 1.0, (images, 1, 1, 1, 1))  # factor of the quantisation table
-    luminance = (pictures * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
-    blocks = luminance.reshape(images, height // 8, 8, width // 8, 8).transpose(2, 3)
+    blocks = brightness(pictures).reshape(images, height // 8, 8, width // 8, 8).transpose(2, 3)
     basis = cosine_basis(8)
     steps = LUMINANCE * quality / 255
     rounded = basis.T @ ((basis @ blocks @ basis.T) / steps).round_().mul_(steps) @ basis

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from .designs import PARTS, Designs, Instances
 from .draws import log_uniform, uniform
 from .noise import TileBank
-from .scenes import Changes, Picture, frame, per_image
+from .scenes import Changes, frame, per_image
 
 
 KINDS = {  # name -> how often
@@ -76,11 +76,11 @@ def _line(x: Tensor, y: Tensor, length: Tensor, width: Tensor, bend: Tensor, gen
 
 
 def draw_defects(
-    designs: Designs, shot: Instances, sound: Picture, bank: TileBank, kinds: list[str], generator: Generator
+    designs: Designs, shot: Instances, cover: Tensor, bank: TileBank, kinds: list[str], generator: Generator
 ) -> tuple[Changes, Overlay]:
-    """Draw a defect of each kind for the pictures `sound` of the instances `shot`."""
-    count, size = len(kinds), sound.cover.shape[-1]
-    centre = _places(sound.cover, _is(kinds, "chip"), generator)
+    """Draw a defect of each kind on the instances `shot`, somewhere on their bodies' `cover` (images, height, width)."""
+    count, size = len(kinds), cover.shape[-1]
+    centre = _places(cover, _is(kinds, "chip"), generator)
     x, y = frame(size)
     x, y = x - per_image(centre[0]), y - per_image(centre[1])
     wobble = bank.look_up(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..vocabulary import article
 from .draws import chance, choice, log_uniform, uniform
 from .families import COLOURS, FAMILIES, Family
 from .noise import TileBank
@@ -56,12 +57,15 @@ class Designs:
     noise: Tensor  # (products,) of the sensor
 
 
-def _colour(name: str, generator: Generator, spread: float = 0.05) -> list[float]:
-    hue, saturation, value = COLOURS[name]
-    jitter = uniform(generator, -spread, spread, (3,)).tolist()
-    return list(
-        colorsys.hsv_to_rgb((hue + jitter[0] / 2) % 1, max(0.0, saturation + jitter[1]), max(0.05, value + jitter[2]))
-    )
+def _colours(names: list[str], generator: Generator, spread: float = 0.05) -> Tensor:
+    """Draw a colour (len(names), 3) near each name's."""
+    drawn = []
+    for name in names:
+        hue, saturation, value = COLOURS[name]
+        jitter = uniform(generator, -spread, spread, (3,)).tolist()
+        hsv = ((hue + jitter[0] / 2) % 1, max(0.0, saturation + jitter[1]), max(0.05, value + jitter[2]))
+        drawn.append(colorsys.hsv_to_rgb(*hsv))
+    return torch.tensor(drawn)
 
 
 def _draw_name(family: Family, generator: Generator) -> str:
@@ -70,113 +74,123 @@ def _draw_name(family: Family, generator: Generator) -> str:
     return choice(generator, ("white", "grey", "black", "beige") if dull else tuple(COLOURS))
 
 
+def _of(families: list[Family], field: str) -> Tensor:
+    return torch.tensor([float(getattr(family, field)) for family in families])
+
+
 def draw_designs(count: int, generator: Generator, bank: TileBank) -> Designs:
     """Draw the designs of `count` products."""
     families = [choice(generator, FAMILIES) for _ in range(count)]
-    names = [(_draw_name(family, generator), choice(generator, tuple(COLOURS))) for family in families]
     nouns = [choice(generator, family.nouns) for family in families]
+    names = [_draw_name(family, generator) for family in families]
+    body = _colours(names, generator)
+    outline = _draw_outline(families, generator)
+    part_names = [[choice(generator, tuple(COLOURS)) for _ in range(PARTS)] for _ in families]
+    parts = _draw_parts(families, outline["size"], body, part_names, generator)
+    captions = []
+    for name, noun, others, there in zip(names, nouns, part_names, parts["part_there"].sum(1).tolist(), strict=True):
+        captions.append(
+            f"a photo of {article(name)} {name} {noun}" + (f" with {others[0]} parts" if there > 1 else "")
+        )
+    surface, setting = _draw_surface(families, body, generator, bank), _draw_setting(families, generator)
+    return Designs(families=families, nouns=nouns, captions=captions, **outline, **parts, **surface, **setting)
 
-    def of(field: str) -> Tensor:
-        return torch.tensor([float(getattr(family, field)) for family in families])
+
+def _draw_outline(families: list[Family], generator: Generator) -> dict[str, Tensor]:
+    count = len(families)
+    full, rounded = _of(families, "full").bool(), _of(families, "round").bool()
+    size = uniform(generator, 0.45, 0.95, (count, 2))
+    oval = torch.where(chance(generator, 0.7, (count,)), 1.0, 0.8)
+    size[:, 1] = torch.where(rounded, size[:, 0] * oval, size[:, 1])
+    toothed, hollow = (chance(generator, _of(families, field), (count,)) for field in ("toothed", "hollow"))
+    number = torch.randint(3, 30, (count,), generator=generator).float()
+    return {
+        "size": torch.where(full[:, None], 50.0, size),
+        "corner": torch.where(rounded, 1.0, uniform(generator, 0, 0.6, (count,))),
+        "ring": torch.where(hollow, uniform(generator, 0.08, 0.3, (count,)), 1e3),
+        "teeth": torch.stack([number, uniform(generator, 0.01, 0.08, (count,)) * toothed], dim=1),
+    }
+
+
+def _draw_parts(
+    families: list[Family], size: Tensor, body: Tensor, names: list[list[str]], generator: Generator
+) -> dict[str, Tensor]:
+    """Draw the parts of products of a size (products, 2) and colour (products, 3); `names` are the parts' colours."""
+    count, rounded = len(families), _of(families, "round").bool()[:, None]
+    number = [int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (f.parts for f in families)]
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return uniform(generator, low, high, (count, PARTS, *shape))
+
+    def toss(probability: float | Tensor) -> Tensor:
+        return chance(generator, probability, (count, PARTS))
+
+    circle = rounded & toss(0.7)
+    repeat = torch.where(toss(_of(families, "repeated")[:, None]), torch.where(circle, 2, 1), 0)
+    concentric = (rounded & toss(0.5) & (repeat == 0))[..., None]
+    extent = size.clamp(max=1.0)[:, None]
+    part_size = log_uniform(generator, 0.06, 0.5, (count, PARTS, 2)) * torch.where(repeat > 0, 0.35, 1.0)[..., None]
+    part_size[..., 1] *= torch.where(toss(0.3), 0.3, 1.0)  # some are slim
+    part_size = torch.where(concentric, draw(0.15, 0.8, 1) * extent[..., :1], part_size)
+    colour = torch.stack([_colours(row, generator) for row in names])
+    alike = torch.where(toss(0.4)[..., None], body[:, None] * draw(0.5, 1.4, 1), colour)
+    around = torch.randint(4, 20, (count, PARTS), generator=generator).float()
+    return {
+        "part_place": torch.where(concentric, 0.0, draw(-0.75, 0.75, 2) * extent),
+        "part_size": part_size,
+        "part_corner": torch.where(concentric[..., 0], 1.0, draw(0, 1)),
+        "part_ring": torch.where(toss(0.3), draw(0.01, 0.06), 9.0),
+        "part_angle": draw(0, 3.14) * toss(0.4),
+        "part_colour": alike.clamp(0.02, 0.98),
+        "part_there": (torch.arange(PARTS) < torch.tensor(number)[:, None]).float(),
+        "part_repeat": repeat,
+        "part_pitch": torch.where(repeat == 2, around, part_size.amax(-1) * draw(2.3, 4.0)),
+        "part_height": draw(-0.05, 0.05),
+    }
+
+
+def _draw_surface(families: list[Family], body: Tensor, generator: Generator, bank: TileBank) -> dict[str, Tensor]:
+    """Draw colours, textures and regular pattern of products whose main colour is `body` (products, 3)."""
+    count = len(families)
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return uniform(generator, low, high, (count, *shape))
 
-    full, rounded = of("full").bool(), of("round").bool()
-    size = draw(0.45, 0.95, 2)
-    size[rounded] = size[rounded][:, :1] * torch.where(chance(generator, 0.7, (int(rounded.sum()), 1)), 1.0, 0.8)
-    size[full] = 50.0
-    ground = torch.tensor([_colour(choice(generator, tuple(COLOURS)), generator) for _ in range(count)])
+    ground, second = (_colours([choice(generator, tuple(COLOURS)) for _ in families], generator) for _ in range(2))
     plain = chance(generator, 0.6, (count, 1))  # most photographs have a grey, white or black ground
-    ground = torch.where(plain, draw(0, 1, 1).expand(-1, 3) + draw(-0.03, 0.03, 3), ground)
-    body = torch.tensor([_colour(first, generator) for first, _ in names])
-    second = torch.tensor([_colour(second, generator) for _, second in names])
-    kin = chance(generator, 0.7, (count, 1))
-    second = torch.where(kin, body * draw(0.5, 1.4, 1), second)
-    part_count = torch.tensor(
-        [int(torch.randint(f.parts[0], f.parts[1] + 1, (), generator=generator)) for f in families]
-    )
-    repeated = chance(generator, of("repeated")[:, None], (count, PARTS))
-    circle = rounded[:, None] & chance(generator, 0.7, (count, PARTS))
-    repeat = torch.where(repeated, torch.where(circle, 2, 1), 0)
-    small = torch.where(repeat > 0, 0.35, 1.0)
-    part_size = log_uniform(generator, 0.06, 0.5, (count, PARTS, 2)) * small[..., None]
-    slim = chance(generator, 0.3, (count, PARTS))
-    part_size[..., 1] = torch.where(slim, part_size[..., 1] * 0.3, part_size[..., 1])
-    part_ring = torch.where(chance(generator, 0.3, (count, PARTS)), draw(0.01, 0.06, PARTS), 9.0)
-    concentric = rounded[:, None] & chance(generator, 0.5, (count, PARTS)) & (repeat == 0)
-    extent = torch.where(full[:, None], 1.0, size).clamp(max=1.0)
-    place = draw(-0.75, 0.75, PARTS, 2) * extent[:, None]
-    place = torch.where(concentric[..., None], 0.0, place)
-    part_size = torch.where(concentric[..., None], draw(0.15, 0.8, PARTS, 1) * extent[:, None, :1], part_size)
+    ground = torch.where(plain, draw(0, 1, 1) + draw(-0.03, 0.03, 3), ground)
+    second = torch.where(chance(generator, 0.7, (count, 1)), body * draw(0.5, 1.4, 1), second)
     pattern = torch.nn.functional.one_hot(torch.randint(BASES, (count,), generator=generator), BASES).float()
-    pattern += 0.3 * torch.randn(count, BASES, generator=generator)
-    waves = log_uniform(generator, 2.5, 28, (count, 1)) * draw(0.7, 1.4, 2)
-    periodic = of("periodic")
-    free = chance(generator, torch.where(rounded, 0.35, 0.05), (count,))
-    pitch = torch.where(
-        repeat == 2,
-        torch.randint(4, 20, (count, PARTS), generator=generator).float(),
-        part_size.amax(-1) * draw(2.3, 4.0, PARTS),
-    )
-    part_names = [[choice(generator, tuple(COLOURS)) for _ in range(PARTS)] for _ in range(count)]
-    part_colour = torch.tensor([[_colour(name, generator) for name in row] for row in part_names])
-    alike = chance(generator, 0.4, (count, PARTS, 1))
-    part_colour = torch.where(alike, body[:, None] * draw(0.5, 1.4, PARTS, 1), part_colour)
-    return Designs(
-        families=families,
-        nouns=nouns,
-        captions=[
-            f"a photo of a {first} {noun}" + (f" with {other} parts" if parts > 1 else "")
-            for (first, _), noun, parts, (other, *_) in zip(names, nouns, part_count.tolist(), part_names, strict=True)
-        ],
-        size=size,
-        corner=torch.where(rounded, 1.0, draw(0, 0.6)),
-        ring=torch.where(chance(generator, of("hollow"), (count,)), draw(0.08, 0.3), 1e3),
-        teeth=torch.stack(
-            [
-                torch.randint(3, 30, (count,), generator=generator).float(),
-                draw(0.01, 0.08) * chance(generator, of("toothed"), (count,)),
-            ],
-            dim=1,
-        ),
-        zoom=torch.where(
-            full, log_uniform(generator, 0.35, 1.2, (count,)), log_uniform(generator, 0.5, 1.25, (count,))
-        ),
-        colours=torch.stack([ground, body, second], dim=1).clamp(0.02, 0.98),
-        tiles=torch.stack(
-            [
-                bank.pick(generator, [family.tiles for family in families]),
-                bank.pick(generator, [("cloud", "grain", "fibre")] * count),
-            ],
-            1,
-        ),
-        tile_scale=log_uniform(generator, 0.12, 0.6, (count, 2)),
-        roughness=torch.stack([of("roughness") * draw(0.02, 0.22), draw(0, 0.08)], dim=1),
-        pattern=pattern,
-        pattern_waves=waves,
-        pattern_angle=torch.where(chance(generator, 0.5, (count,)), 0.0, draw(0, 3.14)),
-        contrast=periodic * draw(0.3, 1.0) * chance(generator, 0.9, (count,)),
-        sharpness=log_uniform(generator, 0.8, 8, (count,)),
-        see_through=chance(generator, of("see_through"), (count,)).float(),
-        relief=log_uniform(generator, 0.002, 0.02, (count,)),
-        part_place=place,
-        part_size=part_size,
-        part_corner=torch.where(concentric, 1.0, draw(0, 1, PARTS)),
-        part_ring=part_ring,
-        part_angle=draw(0, 3.14, PARTS) * chance(generator, 0.4, (count, PARTS)),
-        part_colour=part_colour.clamp(0.02, 0.98),
-        part_there=(torch.arange(PARTS) < part_count[:, None]).float(),
-        part_repeat=repeat,
-        part_pitch=pitch,
-        part_height=draw(-0.05, 0.05, PARTS),
-        turn=torch.where(free, 3.14, log_uniform(generator, 0.005, 0.12, (count,))),
-        looseness=log_uniform(generator, 0.005, 0.08, (count,)),
-        light=draw(-1, 1, 2),
-        gradient=draw(0, 0.12),
-        blur=draw(0, 1.1),
-        noise=log_uniform(generator, 0.003, 0.025, (count,)),
-    )
+    tiles = [family.tiles for family in families], [("cloud", "grain", "fibre")] * count
+    return {
+        "colours": torch.stack([ground, body, second], dim=1).clamp(0.02, 0.98),
+        "tiles": torch.stack([bank.pick(generator, kinds) for kinds in tiles], dim=1),
+        "tile_scale": log_uniform(generator, 0.12, 0.6, (count, 2)),
+        "roughness": torch.stack([_of(families, "roughness") * draw(0.02, 0.22), draw(0, 0.08)], dim=1),
+        "pattern": pattern + 0.3 * torch.randn(count, BASES, generator=generator),
+        "pattern_waves": log_uniform(generator, 2.5, 28, (count, 1)) * draw(0.7, 1.4, 2),
+        "pattern_angle": draw(0, 3.14) * chance(generator, 0.5, (count,)),
+        "contrast": _of(families, "periodic") * draw(0.3, 1.0) * chance(generator, 0.9, (count,)),
+        "sharpness": log_uniform(generator, 0.8, 8, (count,)),
+        "see_through": chance(generator, _of(families, "see_through"), (count,)).float(),
+        "relief": log_uniform(generator, 0.002, 0.02, (count,)),
+    }
+
+
+def _draw_setting(families: list[Family], generator: Generator) -> dict[str, Tensor]:
+    """Draw how the products lie, how they are lit and what the camera does."""
+    count, full = len(families), _of(families, "full").bool()
+    free = chance(generator, torch.where(_of(families, "round").bool(), 0.35, 0.05), (count,))
+    nearest, farthest = torch.where(full, 0.35, 0.5), torch.where(full, 1.2, 1.25)
+    return {
+        "zoom": nearest * (farthest / nearest) ** torch.rand(count, generator=generator),
+        "turn": torch.where(free, 3.14, log_uniform(generator, 0.005, 0.12, (count,))),
+        "looseness": log_uniform(generator, 0.005, 0.08, (count,)),
+        "light": uniform(generator, -1, 1, (count, 2)),
+        "gradient": uniform(generator, 0, 0.12, (count,)),
+        "blur": uniform(generator, 0, 1.1, (count,)),
+        "noise": log_uniform(generator, 0.003, 0.025, (count,)),
+    }
 
 
 @dataclass
@@ -222,6 +236,6 @@ def draw_instances(designs: Designs, each: int, generator: Generator) -> Instanc
     )
 
 
-def repeat_instances(instances: Instances, rows: Tensor) -> Instances:
+def pick_instances(instances: Instances, rows: Tensor) -> Instances:
     """Pick some images' instances."""
     return Instances(**{name: value[rows] for name, value in vars(instances).items()})

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from .camera import compress, expose, focus, sense
 from .defects import draw_defects, draw_kinds
-from .designs import draw_designs, draw_instances, repeat_instances
+from .designs import draw_designs, draw_instances, pick_instances
 from .draws import chance
 from .noise import TileBank
 from .scenes import draw_scene
@@ -49,20 +49,15 @@ class Draughtsman:
         shots = draw_instances(designs, normals + 1, generator)
         sound = draw_scene(designs, shots, self.bank, size)
         last = torch.arange(normals, len(shots.owner), normals + 1)
-        kinds = draw_kinds(products, generator)
-        spoilt_shots, before = repeat_instances(shots, last), sound.colour[last]
-        cover = type(sound)(before, sound.cover[last])
-        changes, overlay = draw_defects(designs, spoilt_shots, cover, self.bank, kinds, generator)
-        spoilt = draw_scene(designs, spoilt_shots, self.bank, size, changes).colour
+        kinds, last_shots = draw_kinds(products, generator), pick_instances(shots, last)
+        changes, overlay = draw_defects(designs, last_shots, sound.cover[last], self.bank, kinds, generator)
+        spoilt = draw_scene(designs, last_shots, self.bank, size, changes).colour
         spoilt = torch.lerp(spoilt, overlay.colour, overlay.cover[:, None])
-        colour = torch.cat([sound.colour, spoilt])
-        gain, blur = (
-            torch.cat([values, values[last]]) for values in (shots.gain, designs.blur[shots.owner])
-        )  # the spoilt pictures come last
-        colour = focus(expose(colour, gain), blur)
-        pictures, spoilt = colour[: len(shots.owner)].clone(), colour[len(shots.owner) :]
+        blur = designs.blur[shots.owner]
+        pictures = focus(expose(sound.colour, shots.gain), blur)
+        spoilt = focus(expose(spoilt, last_shots.gain), blur[last])
         masks = (spoilt - pictures[last]).abs().amax(1) > VISIBLE
-        pictures[last] = spoilt
+        pictures = pictures.index_copy(0, last, spoilt)
         pictures = sense(pictures, designs.noise[shots.owner], generator)
         packed = chance(generator, 0.5, (products,)).repeat_interleave(normals + 1)
         pictures[packed] = compress(pictures[packed], generator)

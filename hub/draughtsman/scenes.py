@@ -16,81 +16,27 @@ def per_image(values: Tensor) -> Tensor:
 
 @dataclass
 class Changes:
-    """What a defect changes while a picture is drawn; fields are (images, height, width) or absent."""
+    """What defects change while pictures are drawn."""
 
-    shift: Tensor | None = None  # (images, 2, height, width) added to the places looked up
-    calm: Tensor | None = None  # factor of pattern and texture
-    swap: Tensor | None = None  # 1 where the ground's texture, enlarged, takes the body's place
-    part_there: Tensor | None = None  # (images, PARTS) factor
-    part_shift: Tensor | None = None  # (images, PARTS, 2)
-    part_tint: Tensor | None = None  # (images, PARTS, 3) added
-    lost: Tensor | None = None  # 1 where repeated parts and pattern are gone
-    cut: Tensor | None = None  # 1 where the body is gone
-
-
-def frame(size: int) -> tuple[Tensor, Tensor]:
-    """Return x and y (size, size), -1 to 1 over the frame."""
-    steps = (torch.arange(size) + 0.5) * 2 / size - 1
-    return steps.expand(size, size), steps[:, None].expand(size, size)
+    shift: Tensor  # (images, 2, height, width) added to the places looked up
+    calm: Tensor  # (images, height, width) factor of pattern and texture
+    swap: Tensor  # (images, height, width) 1 where the ground's texture takes the body's place
+    part_there: Tensor  # (images, PARTS) factor
+    part_shift: Tensor  # (images, PARTS, 2)
+    part_tint: Tensor  # (images, PARTS, 3) added
+    lost: Tensor  # (images, height, width) 1 where repeated parts and pattern are gone
+    cut: Tensor  # (images, height, width) 1 where the body is gone
 
 
-def _outline(u: Tensor, v: Tensor, size: Tensor, corner: Tensor) -> Tensor:
-    """Signed distance to a rounded box: `corner` 1 makes an ellipse of it (near enough), 0 a box."""
-    least = size.amin(-1)
-    radius = per_image(corner * least)
-    stretch = per_image(torch.where(corner > 0.9, size[:, 0] / size[:, 1], 1.0))
-    half_u = per_image(torch.where(corner > 0.9, size[:, 1], size[:, 0])) - radius
-    half_v = per_image(size[:, 1]) - radius
-    radius = torch.where(per_image(corner) > 0.9, per_image(size[:, 1]), radius)
-    half_u, half_v = (torch.where(per_image(corner) > 0.9, 0.0, half) for half in (half_u, half_v))
-    over_u, over_v = (u / stretch).abs().sub_(half_u), v.abs().sub_(half_v)
-    inner = torch.maximum(over_u, over_v).clamp_(max=0)
-    return torch.hypot(over_u.clamp_(min=0), over_v.clamp_(min=0)).add_(inner).sub_(radius)
+@dataclass
+class Place:
+    """Where each pixel lies on the product: (images, height, width), and a pixel's side (images, 1, 1)."""
 
-
-def _edge(distance: Tensor, pixel: Tensor) -> Tensor:
-    """Soft cover of the inside of an outline, half a pixel wide."""
-    return (0.5 - distance / pixel).clamp_(0, 1)
-
-
-def _pattern(designs: Designs, shot: Instances, u: Tensor, v: Tensor) -> Tensor:
-    """Regular pattern of about unit amplitude."""
-    angle, waves = designs.pattern_angle[shot.owner], designs.pattern_waves[shot.owner] * 3.14
-    cosine, sine = per_image(angle.cos()), per_image(angle.sin())
-    a = ((u * cosine + v * sine) * per_image(waves[:, 0]) + per_image(shot.pattern_phase[:, 0])).sin_()
-    b = ((v * cosine - u * sine) * per_image(waves[:, 1]) + per_image(shot.pattern_phase[:, 1])).sin_()
-    weights = designs.pattern[shot.owner]
-    mixed = a * per_image(weights[:, 0]) + b * per_image(weights[:, 1]) + (a * b).mul_(per_image(weights[:, 2]))
-    mixed += (torch.maximum(a, b) - 0.4).mul_(per_image(weights[:, 3]))
-    return mixed.mul_(per_image(designs.sharpness[shot.owner])).tanh_()
-
-
-def _part(designs: Designs, shot: Instances, number: int, place: tuple[Tensor, Tensor], polar, changes: Changes):
-    """Signed distance to one part, in whichever way it is repeated."""
-    owner = shot.owner
-    centre = designs.part_place[owner, number] + shot.part_shift[:, number]
-    if changes.part_shift is not None:
-        centre = centre + changes.part_shift[:, number]
-    u, v = place[0] - per_image(centre[:, 0]), place[1] - per_image(centre[:, 1])
-    repeat, pitch = designs.part_repeat[owner, number], designs.part_pitch[owner, number]
-    rows = (repeat == 1).nonzero()[:, 0]
-    if len(rows):
-        step = per_image(pitch[rows])
-        for field in (u, v):
-            field[rows] -= (field[rows] / step).round_().clamp_(-3, 3) * step
-    circle = (repeat == 2).nonzero()[:, 0]
-    if len(circle):
-        radius, angle = polar[0][circle], polar[1][circle]
-        step = per_image(6.2832 / pitch[circle])
-        angle = angle - (angle / step).round_() * step
-        distance = per_image(centre[circle].norm(dim=-1).clamp(min=0.15))
-        u[circle], v[circle] = radius * angle.cos() - distance, radius * angle.sin()
-    turn = designs.part_angle[owner, number]
-    cosine, sine = per_image(turn.cos()), per_image(turn.sin())
-    u, v = u * cosine + v * sine, v * cosine - u * sine
-    distance = _outline(u, v, designs.part_size[owner, number], designs.part_corner[owner, number])
-    ring = per_image(designs.part_ring[owner, number])
-    return torch.where(ring < 1, distance.abs() - ring, distance)
+    u: Tensor
+    v: Tensor
+    radius: Tensor
+    angle: Tensor
+    pixel: Tensor
 
 
 @dataclass
@@ -101,73 +47,146 @@ class Picture:
     cover: Tensor
 
 
-def draw_scene(
-    designs: Designs, shot: Instances, bank: TileBank, size: int, changes: Changes | None = None
-) -> Picture:
-    """Draw the instances `shot` at (size, size) pixels, with a defect's `changes`."""
-    changes = changes or Changes()
-    owner = shot.owner
+def frame(size: int) -> tuple[Tensor, Tensor]:
+    """Return x and y (size, size), -1 to 1 over the frame."""
+    steps = (torch.arange(size) + 0.5) * 2 / size - 1
+    return steps.expand(size, size), steps[:, None].expand(size, size)
+
+
+def _outline(u: Tensor, v: Tensor, size: Tensor, corner: Tensor) -> Tensor:
+    """Signed distance to a rounded box, whose `corner` 0 is sharp; from 0.9 on to an ellipse, near enough."""
+    ellipse = corner > 0.9
+    stretch = per_image(torch.where(ellipse, size[:, 0] / size[:, 1], 1.0))
+    radius = torch.where(ellipse, size[:, 1], corner * size.amin(-1))
+    half_u, half_v = (per_image(torch.where(ellipse, 0.0, size[:, axis] - radius)) for axis in (0, 1))
+    over_u, over_v = (u / stretch).abs().sub_(half_u), v.abs().sub_(half_v)
+    inner = torch.maximum(over_u, over_v).clamp_(max=0)
+    return torch.hypot(over_u.clamp_(min=0), over_v.clamp_(min=0)).add_(inner).sub_(per_image(radius))
+
+
+def _edge(distance: Tensor, pixel: Tensor) -> Tensor:
+    """Soft cover of the inside of an outline, half a pixel wide."""
+    return (0.5 - distance / pixel).clamp_(0, 1)
+
+
+def _place(shot: Instances, size: int, changes: Changes | None) -> Place:
     x, y = frame(size)
     cosine, sine, zoom = per_image(shot.turn.cos()), per_image(shot.turn.sin()), per_image(shot.zoom)
-    pixel = zoom * (2 / size)
     x, y = x * zoom, y * zoom
-    if changes.shift is not None:
+    if changes is not None:
         x, y = x + changes.shift[:, 0], y + changes.shift[:, 1]
     u = x * cosine + y * sine + per_image(shot.shift[:, 0])
     v = y * cosine - x * sine + per_image(shot.shift[:, 1])
-    polar = torch.hypot(u, v), torch.atan2(v, u)
-    teeth = designs.teeth[owner]
-    body = _outline(u, v, designs.size[owner], designs.corner[owner])
-    body = body + (polar[1] * per_image(teeth[:, 0])).cos_().mul_(per_image(teeth[:, 1]))
-    ring = per_image(designs.ring[owner])
-    cover = _edge(torch.maximum(body, -body - 2 * ring), pixel)
-    pattern = _pattern(designs, shot, u, v)
-    scale = designs.tile_scale[owner]
-    texture, ground = (
+    return Place(u, v, torch.hypot(u, v), torch.atan2(v, u), zoom * (2 / size))
+
+
+def _pattern(designs: Designs, shot: Instances, place: Place) -> Tensor:
+    """Regular pattern of about unit amplitude."""
+    angle, waves = designs.pattern_angle[shot.owner], designs.pattern_waves[shot.owner] * 3.14
+    cosine, sine = per_image(angle.cos()), per_image(angle.sin())
+    u, v = place.u * cosine + place.v * sine, place.v * cosine - place.u * sine
+    a, b = (
+        (field * per_image(waves[:, axis]) + per_image(shot.pattern_phase[:, axis])).sin_()
+        for axis, field in enumerate((u, v))
+    )
+    weights = designs.pattern[shot.owner]
+    mixed = a * per_image(weights[:, 0]) + b * per_image(weights[:, 1]) + (a * b).mul_(per_image(weights[:, 2]))
+    mixed += (torch.maximum(a, b) - 0.4).mul_(per_image(weights[:, 3]))
+    return mixed.mul_(per_image(designs.sharpness[shot.owner])).tanh_()
+
+
+def _textures(designs: Designs, shot: Instances, bank: TileBank, place: Place) -> list[Tensor]:
+    """Look up the random textures of body and ground."""
+    scale = designs.tile_scale[shot.owner]
+    return [
         bank.look_up(
-            designs.tiles[owner, use],
-            u * per_image(scale[:, use]) + per_image(shot.tile_shift[:, use, 0]),
-            v * per_image(scale[:, use]) + per_image(shot.tile_shift[:, use, 1]),
+            designs.tiles[shot.owner, use],
+            place.u * per_image(scale[:, use]) + per_image(shot.tile_shift[:, use, 0]),
+            place.v * per_image(scale[:, use]) + per_image(shot.tile_shift[:, use, 1]),
         )
         for use in (0, 1)
-    )
-    if changes.swap is not None:
-        texture = torch.lerp(texture, -2 * ground, changes.swap)
-    if changes.calm is not None:
-        texture, pattern = texture * changes.calm, pattern * changes.calm
-    if changes.lost is not None:
-        pattern = pattern * (1 - changes.lost) - changes.lost
-    see_through = per_image(designs.see_through[owner])
-    cover = cover * (1 - see_through * (1 - (pattern * 2 + 0.5).clamp(0, 1)))
-    if changes.cut is not None:
-        cover = cover * (1 - changes.cut)
-    rough = designs.roughness[owner]
-    colours = designs.colours[owner]
-    mix = (pattern * 0.5 + 0.5) * per_image(designs.contrast[owner])
-    grain = 1 + texture * per_image(rough[:, 0])
-    surface = torch.lerp(colours[:, 1, :, None, None], colours[:, 2, :, None, None], mix[:, None])
-    relief = per_image(designs.relief[owner])
-    height = (texture * per_image(rough[:, 0] * 4) + pattern * per_image(designs.contrast[owner])) * relief
+    ]
+
+
+def _cover(designs: Designs, shot: Instances, place: Place, pattern: Tensor, changes: Changes | None) -> Tensor:
+    """Soft cover of the body: its outline, a ring's hole, the holes of its pattern, and what a defect cuts off."""
+    owner = shot.owner
+    teeth, ring = designs.teeth[owner], per_image(designs.ring[owner])
+    body = _outline(place.u, place.v, designs.size[owner], designs.corner[owner])
+    body = body + (place.angle * per_image(teeth[:, 0])).cos_().mul_(per_image(teeth[:, 1]))
+    cover = _edge(torch.maximum(body, -body - 2 * ring), place.pixel)
+    cover = cover * (1 - per_image(designs.see_through[owner]) * (1 - (pattern * 2 + 0.5).clamp(0, 1)))
+    return cover if changes is None else cover * (1 - changes.cut)
+
+
+def _part(designs: Designs, shot: Instances, number: int, place: Place, changes: Changes | None) -> Tensor:
+    """Signed distance to one part, in whichever way it is repeated."""
+    owner = shot.owner
+    centre = designs.part_place[owner, number] + shot.part_shift[:, number]
+    if changes is not None:
+        centre = centre + changes.part_shift[:, number]
+    u, v = place.u - per_image(centre[:, 0]), place.v - per_image(centre[:, 1])
+    repeat, pitch = designs.part_repeat[owner, number], designs.part_pitch[owner, number]
+    rows = (repeat == 1).nonzero()[:, 0]
+    if len(rows):
+        step = per_image(pitch[rows])
+        for field in (u, v):
+            field[rows] -= (field[rows] / step).round_().clamp_(-3, 3) * step
+    circle = (repeat == 2).nonzero()[:, 0]
+    if len(circle):
+        step = per_image(6.2832 / pitch[circle])
+        angle = place.angle[circle] - (place.angle[circle] / step).round_() * step
+        distance = per_image(centre[circle].norm(dim=-1).clamp(min=0.15))
+        u[circle], v[circle] = place.radius[circle] * angle.cos() - distance, place.radius[circle] * angle.sin()
+    turn = designs.part_angle[owner, number]
+    cosine, sine = per_image(turn.cos()), per_image(turn.sin())
+    u, v = u * cosine + v * sine, v * cosine - u * sine
+    distance = _outline(u, v, designs.part_size[owner, number], designs.part_corner[owner, number])
+    ring = per_image(designs.part_ring[owner, number])
+    return torch.where(ring < 1, distance.abs() - ring, distance)
+
+
+def _lay_parts(
+    designs: Designs, shot: Instances, place: Place, surface: Tensor, height: Tensor, changes: Changes | None
+) -> tuple[Tensor, Tensor]:
+    """Paint all parts over a surface (images, 3, height, width) and its relief (images, height, width)."""
     for number in range(PARTS):
-        there = designs.part_there[owner, number]
-        if changes.part_there is not None:
+        there, colour = designs.part_there[shot.owner, number], designs.part_colour[shot.owner, number]
+        if changes is not None:
             there = there * changes.part_there[:, number]
+            colour = (colour + changes.part_tint[:, number]).clamp(0, 1)
         if not there.any():
             continue
-        inside = _edge(_part(designs, shot, number, (u, v), polar, changes), pixel) * per_image(there)
-        if changes.lost is not None:
-            repeated = designs.part_repeat[owner, number] > 0
+        inside = _edge(_part(designs, shot, number, place, changes), place.pixel) * per_image(there)
+        if changes is not None:
+            repeated = designs.part_repeat[shot.owner, number] > 0
             inside = inside * (1 - changes.lost * per_image(repeated.float()))
-        colour = designs.part_colour[owner, number]
-        if changes.part_tint is not None:
-            colour = (colour + changes.part_tint[:, number]).clamp(0, 1)
         surface = torch.lerp(surface, colour[:, :, None, None], inside[:, None])
-        height = height + inside * per_image(designs.part_height[owner, number])
-    surface = surface * grain[:, None]
+        height = height + inside * per_image(designs.part_height[shot.owner, number])
+    return surface, height
+
+
+def draw_scene(
+    designs: Designs, shot: Instances, bank: TileBank, size: int, changes: Changes | None = None
+) -> Picture:
+    """Draw the instances `shot` at (size, size) pixels, with the `changes` that defects make."""
+    owner, place = shot.owner, _place(shot, size, changes)
+    pattern, (texture, ground) = _pattern(designs, shot, place), _textures(designs, shot, bank, place)
+    if changes is not None:
+        texture = torch.lerp(texture, -2 * ground, changes.swap) * changes.calm
+        pattern = pattern * changes.calm * (1 - changes.lost) - changes.lost
+    cover = _cover(designs, shot, place, pattern, changes)
+    rough, colours, contrast = designs.roughness[owner], designs.colours[owner], per_image(designs.contrast[owner])
+    texture = texture * per_image(rough[:, 0])
+    mix = (pattern * 0.5 + 0.5) * contrast
+    surface = torch.lerp(colours[:, 1, :, None, None], colours[:, 2, :, None, None], mix[:, None])
+    height = (texture * 4 + pattern * contrast) * per_image(designs.relief[owner])
+    surface, height = _lay_parts(designs, shot, place, surface, height, changes)
+    surface = surface * (1 + texture)[:, None]
     backdrop = colours[:, 0, :, None, None] * (1 + ground * per_image(rough[:, 1]))[:, None]
     colour = torch.lerp(backdrop, surface, cover[:, None])
     height = height * cover + cover * 0.03
-    return Picture(colour * _shading(height, shot, pixel)[:, None], cover)
+    return Picture(colour * _shading(height, shot, place.pixel)[:, None], cover)
 
 
 def _shading(height: Tensor, shot: Instances, pixel: Tensor) -> Tensor:
