@@ -1,9 +1,13 @@
 """Where a backbone comes from: the small CLIP that the package carries, a folder, or the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 
 MINI_CLIP = "mini"
+
+# What `from_pretrained` of transformers takes for a name on the Hub.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder")
 
 
 def clip_source(name: str | Path) -> str:
@@ -24,4 +28,34 @@ def clip_source(name: str | Path) -> str:
     return str(folder)
 
 
-__all__ = ["MINI_CLIP", "clip_source"]
+def describe_source(name: Any, clip: Any) -> dict[str, str | None]:
+    """
+    Say where a loaded CLIP came from, without the way to a local folder.
+
+    Args:
+        name: what the user called it, or the `CLIPModel` itself.
+        clip: the loaded `CLIPModel`, which knows the commit it was downloaded at.
+
+    Returns:
+        `kind` (`embedded`, `hub`, `folder`, or `model` for one that was never read from anywhere), `name`, `revision`.
+    """
+    revision = getattr(clip.config, "_commit_hash", None)
+    place = str(name if isinstance(name, (str, Path)) else clip.name_or_path)
+    if place in (MINI_CLIP, str(Path(__file__).parent / "mini_clip")):
+        return {"kind": "embedded", "name": MINI_CLIP, "revision": None}
+    if not place:
+        return {"kind": "model", "name": None, "revision": None}
+    if revision is None or Path(place).exists():
+        return {"kind": "folder", "name": name_of(place), "revision": None}
+    return {"kind": "hub", "name": place, "revision": revision}
+
+
+def name_of(place: str | Path) -> str:
+    """Return a folder's own name without the way to it; a Hub id (user/name) stays as it is."""
+    text = str(place).replace("\\", "/")
+    path = Path(text).expanduser()
+    is_hub_id = len(path.parts) == 2 and not path.is_absolute() and ":" not in text and text[0] not in ".~"
+    return text if is_hub_id and not path.exists() else path.resolve().name
+
+
+__all__ = ["HUB_ARGUMENTS", "MINI_CLIP", "clip_source", "describe_source", "name_of"]

@@ -82,7 +82,8 @@ def evaluate(arguments: list[str]) -> int:
     )
     places, options = _parse(parser, arguments)
     from .evaluation import evaluate as measure
-    from .evaluation import make_gallery, test_rows
+    from .evaluation import test_rows
+    from .gallery import make_gallery
 
     model, processor = load_detector(places.checkpoint)
     if options.class_identity:

@@ -122,7 +122,13 @@ class AnoPLeConfig(PreTrainedConfig):
             Per class the line found from its normals. Floats in the config, because a half-precision model would round
             them. Kept by the model.
         fit (`dict`, *optional*):
-            How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program.
+            How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program, which names
+            folders without the way to them, because a detector may be published.
+        clip_source (`dict`, *optional*):
+            Where the backbone came from: `kind` (`embedded`, `hub`, `folder` or `model`), `name`, and for a Hub id the
+            commit hash as `revision`. Kept by the model.
+        adapter_clip_sha256 (`str`, *optional*):
+            Only in an adapter: the hash of the CLIP weights that it was saved without. Kept by `save_adapter`.
     """
 
     model_type = "anople"
@@ -170,6 +176,8 @@ class AnoPLeConfig(PreTrainedConfig):
     threshold: int | float = 0.5
     calibration: dict | None = None
     fit: dict | None = None
+    clip_source: dict | None = None
+    adapter_clip_sha256: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -179,6 +187,7 @@ class AnoPLeConfig(PreTrainedConfig):
         self.calibration = dict(self.calibration or {})
         for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
             part.dtype = None  # the towers take the detector's; one of their own would survive loading in another
+            part._name_or_path = ""  # the path of a local folder is nobody else's business
         if self.memory_layers is None:
             depth = self.clip_config.vision_config.num_hidden_layers
             self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})

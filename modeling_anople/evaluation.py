@@ -1,9 +1,8 @@
-"""Measure a detector on a test set: metrics per class and mean, a line per image, and a gallery to look at."""
+"""Measure a detector on a test set: metrics per class and mean, and a line per image."""
 
 import csv
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from .data import read_dataset
 from .fusion_anople import resize_maps
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 from .modeling_anople import AnoPLeModel
-from .prediction import Part, Prediction, full_size_map, predict
-from .processing_anople import AnoPLeProcessor, ImageError, load_mask, load_photograph
-from .visualization import contact_sheet, panel, write_gallery
+from .prediction import Part, Prediction, predict
+from .processing_anople import AnoPLeProcessor, ImageError, load_mask
 
 
 logger = logging.getLogger(__name__)
@@ -234,62 +232,4 @@ def _share_flagged(rows: list[ImageRow]) -> float | None:
     return None if not labels or None in labels else labels.count("anomalous") / len(labels)
 
 
-def make_gallery(
-    model: AnoPLeModel, processor: AnoPLeProcessor, rows: Dataset, report: EvaluationReport, directory: Path
-) -> Path:
-    """
-    Write one PNG per class and an index.html: photograph, ground truth, heat map and score, worst errors first.
-
-    Returns:
-        The path of the index.
-    """
-    by_path = {
-        (name, path): number for number, (name, path) in enumerate(zip(rows["class_name"], rows["path"], strict=True))
-    }
-    sheets = {}
-    for name in report.classes:
-        shown = _to_show([row for row in report.rows if row.class_name == name and row.score is not None])
-        samples = [rows[by_path[row.class_name, row.path]] for row in shown]
-        if panels := list(_panels(model, processor, shown, samples)):
-            sheets[name] = contact_sheet(panels, title=name)
-    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.protocol.items())
-    return write_gallery(directory, sheets, summary_rows=report.table_rows(), title="AnoPLe", notes=settings)
-
-
-def _to_show(rows: list[ImageRow], worst: int = 4, others: int = 4) -> list[ImageRow]:
-    """Take the worst errors, then some spread evenly over the rest, in that order."""
-    ordered = sorted(rows, key=lambda row: (-row.severity, row.path))
-    rest = ordered[worst:]
-    places = np.unique(np.linspace(0, len(rest) - 1, min(others, len(rest))).astype(int)) if rest else []
-    return ordered[:worst] + [rest[place] for place in places]
-
-
-def _panels(
-    model: AnoPLeModel, processor: AnoPLeProcessor, shown: list[ImageRow], samples: list[dict]
-) -> Iterator[Image.Image]:
-    names = [row.class_name for row in shown]
-    predictions = predict(model, processor, (sample["image"] for sample in samples), class_names=names)
-    for row, sample, prediction in zip(shown, samples, predictions, strict=True):
-        photograph = load_photograph(sample["image"], white_value=processor.white_value)
-        answer = f"raw score {row.score:.3g}, no line"
-        if row.label is not None:
-            answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"
-        yield panel(
-            photograph,
-            anomaly_map=full_size_map(prediction),
-            mask=_mask_to_show(row, sample, prediction),
-            title=f"{row.path}  -  {f'defective ({row.defect})' if row.anomalous else 'good'}",
-            subtitle=answer,
-        )
-
-
-def _mask_to_show(row: ImageRow, sample: dict, prediction: Prediction) -> np.ndarray | None:
-    if sample["mask"] is None:  # a good photograph needs none
-        return None if row.anomalous else np.zeros(prediction.size, dtype=bool)
-    try:
-        return load_mask(sample["mask"], size=prediction.size)
-    except ImageError:
-        return None
-
-
-__all__ = ["EvaluationReport", "ImageRow", "evaluate", "make_gallery", "test_rows"]
+__all__ = ["EvaluationReport", "ImageRow", "evaluate", "test_rows"]

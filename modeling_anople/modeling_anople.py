@@ -1,7 +1,5 @@
 """AnoPLe: one frozen CLIP, prompts for both towers, a small decoder and a memory of good photographs."""
 
-from dataclasses import dataclass
-
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -9,17 +7,18 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_anople import clip_source
+from .adapters_anople import AdaptersMixin
+from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
 from .fusion_anople import fuse_images, fuse_maps
-from .losses_anople import Answers, LossTerm, detector_losses, loss_weights, total_loss, view_labels
+from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
+from .outputs_anople import AnoPLeOutput
 from .products_anople import ProductsMixin
 from .prompting_anople import (
     BidirectionalPrompts,
@@ -29,44 +28,6 @@ from .prompting_anople import (
     encode_image,
     encode_text,
 )
-
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder")
-
-
-@dataclass
-class AnoPLeOutput(ModelOutput):
-    """
-    What [`AnoPLeModel`] answers. Raw values order the photographs of one class; calibrated ones are comparable.
-
-    Args:
-        loss (`Tensor`, *optional*): weighted sum of the losses, with `mask_labels`.
-        loss_terms (`dict[str, LossTerm]`, *optional*): focal, dice, image and alignment loss as sum and count.
-        image_scores (`Tensor` of shape (batch,)): raw image score, higher is more anomalous.
-        anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
-        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the line of the class.
-        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the line of the class.
-        text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
-        decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
-        memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
-        class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
-        image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
-        hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
-    """
-
-    loss: Tensor | None = None
-    loss_terms: dict[str, LossTerm] | None = None
-    image_scores: Tensor | None = None
-    anomaly_maps: Tensor | None = None
-    calibrated_scores: Tensor | None = None
-    calibrated_maps: Tensor | None = None
-    text_scores: Tensor | None = None
-    decoder_maps: Tensor | None = None
-    memory_maps: Tensor | None = None
-    class_ids: Tensor | None = None
-    image_embeds: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class AnoPLePreTrainedModel(PreTrainedModel):
@@ -99,7 +60,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
+class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
     """
     Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
 
@@ -144,10 +105,12 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
+        name = clip
         if not isinstance(clip, CLIPModel):
             clip = clip_source(clip)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
             clip = CLIPModel.from_pretrained(clip, dtype=torch.float32, **hub)  # learning in half precision fails
+        kwargs["clip_source"] = describe_source(name, clip)
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:

@@ -74,13 +74,13 @@ class TrainingConfig:
 LOG_FILE = "training_log.jsonl"
 
 # Kept by the program, not chosen on a command line.
-KEPT_FIELDS = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}
+KEPT_FIELDS = {"clip_config", "class_names", "memory_sizes", "calibration", "fit", "clip_source", "adapter_clip_sha256"}
 
 
 def model_options() -> type:
     """Make a dataclass of all fields of [`AnoPLeConfig`] that a person may choose, with their help texts."""
     own = AnoPLeConfig.__annotations__.keys() - KEPT_FIELDS
-    helps = _field_helps(AnoPLeConfig.__doc__)
+    helps = field_helps(AnoPLeConfig.__doc__)
     fields = []
     for entry in dataclasses.fields(AnoPLeConfig):
         if entry.name in own:
@@ -90,7 +90,7 @@ def model_options() -> type:
     return dataclasses.make_dataclass("ModelOptions", fields)
 
 
-def _field_helps(docstring: str) -> dict[str, str]:
+def field_helps(docstring: str) -> dict[str, str]:
     """Read "name (`type`, ...):" entries of a docstring."""
     entries = re.split(r"^        (?=\w[\w, ]* \()", docstring, flags=re.MULTILINE)[1:]
     helps = {}
@@ -115,4 +115,4 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     return parsed, {name: value for name, value in values if value != getattr(defaults, name)}
 
 
-__all__ = ["TrainingConfig", "model_options", "parse_options"]
+__all__ = ["TrainingConfig", "field_helps", "model_options", "parse_options"]

@@ -19,6 +19,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .fewshot import StepSampler, collate_views
 from .losses_anople import LossTerm, loss_weights
@@ -183,7 +184,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     if accelerator.is_main_process:
         health = finish(model, processor, shots, watched, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
-        model.config.fit = {**settings, **seen}
+        # a detector may be published: names of folders, not the way to them
+        model.config.fit = {**settings, **seen, **{key: name_of(settings[key]) for key in ("data_root", "clip")}}
         save(model, processor, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()

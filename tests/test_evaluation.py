@@ -13,8 +13,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from modeling_anople import evaluation
 from modeling_anople.data import read_dataset
-from modeling_anople.evaluation import EvaluationReport, evaluate, make_gallery
+from modeling_anople.evaluation import EvaluationReport, evaluate
 from modeling_anople.fusion_anople import resize_maps
+from modeling_anople.gallery import make_gallery
 from modeling_anople.prediction import predict
 from modeling_anople.visualization import GAP, PANEL_TEXT_HEIGHT, PICTURE_HEIGHT
 
@@ -235,7 +236,8 @@ def test_gallery_shows_the_worst_errors_first(tmp_path, detector, data):
     report = measure(detector, data)
     rows = evaluation.test_rows(data, ["bolt", "nut"])
     index = make_gallery(*detector, rows, report, tmp_path / "gallery")
-    assert sorted(path.name for path in index.parent.iterdir()) == ["01-bolt.png", "02-nut.png", "index.html"]
+    names = sorted(path.name for path in index.parent.iterdir() if path.is_file())
+    assert names == ["01-bolt.png", "02-nut.png", "index.html"]
     page = index.read_text(encoding="utf-8")
     assert "01-bolt.png" in page and "02-nut.png" in page and "shots 3, seed 7" in page
     for number, name in enumerate(("bolt", "nut"), start=1):
@@ -251,6 +253,25 @@ def test_gallery_shows_the_worst_errors_first(tmp_path, detector, data):
             top = 44 + 1 + place * panel_height + PANEL_TEXT_HEIGHT
             found = sheet.crop((GAP, top, GAP + shown.width, top + shown.height))
             np.testing.assert_array_equal(np.asarray(found), np.asarray(shown))
+
+
+def test_gallery_keeps_single_pictures_of_errors_and_of_a_success(tmp_path, detector, data):
+    detector[0].config.threshold = 0.2  # so low that good photographs are called anomalous
+    report = measure(detector, data)
+    folder = make_gallery(*detector, evaluation.test_rows(data, ["bolt", "nut"]), report, tmp_path / "gallery").parent
+    entries = json.loads((folder / "samples/samples.json").read_text(encoding="utf-8"))
+    by_path = {row.path: row for row in report.rows}
+    assert {entry["kind"] for entry in entries} <= {"false alarm", "miss", "found"} and len(entries) <= 6
+    assert "false alarm" in {entry["kind"] for entry in entries}
+    for entry in entries:
+        row = by_path[entry["path"]]
+        wrong = (row.label == "anomalous") != row.anomalous
+        assert (entry["class"], entry["score"]) == (row.class_name, row.score)
+        assert wrong == (entry["kind"] in ("false alarm", "miss"))
+        assert Image.open(folder / "samples" / entry["file"]).height == PANEL_TEXT_HEIGHT + PICTURE_HEIGHT + GAP
+    for name in ("bolt", "nut"):
+        errors = [entry["severity"] for entry in entries if entry["class"] == name and entry["kind"] != "found"]
+        assert errors == sorted(errors, reverse=True) and len(errors) <= 2
 
 
 def test_gallery_of_photographs_in_a_table_with_gaps(tmp_path, make_model, make_processor, data):

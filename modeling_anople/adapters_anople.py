@@ -1,0 +1,141 @@
+"""Adapters: all of a detector but its frozen CLIP, a few megabytes that a hash ties to the weights of that CLIP."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
+from torch import Tensor
+from transformers import CLIPModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+
+from .backbone_anople import HUB_ARGUMENTS, clip_source
+from .configuration_anople import AnoPLeConfig
+
+
+ADAPTER_FILE = "adapter.safetensors"
+
+
+class AdaptersMixin:
+    """Methods of [`AnoPLeModel`] that save and load it without its CLIP."""
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """
+        Write prompts, prefix, decoder, memory, class embeddings and lines, but not the CLIP.
+
+        Args:
+            folder: where to; gets `adapter.safetensors`, `config.json` and the code. Save the processor there too.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = copy.deepcopy(self.config)
+        config.adapter_clip_sha256 = hash_weights(self.clip.state_dict())
+        config.dtype, config.architectures = self.dtype, [type(self).__name__]
+        if self._auto_class is not None:
+            custom_object_save(self, folder, config=config)
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+        save_torch_state_dict(own, folder, filename_pattern=_PATTERN, max_shard_size="1000GB")
+        config.save_pretrained(folder)
+
+    @classmethod
+    def load_adapter(cls, folder: str | Path, clip: str | CLIPModel | None = None, **hub: Any):
+        """
+        Put an adapter onto its CLIP; the answers are those of the full checkpoint, bit for bit.
+
+        Args:
+            folder: what [`save_adapter`] wrote, or a Hub id.
+            clip: the CLIP, its name or its folder; by default the one that the adapter names, at the same commit.
+            hub: `revision` of the adapter, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+        Raises:
+            ValueError: for a full checkpoint, another CLIP than the adapter was saved without, an adapter that names no
+                CLIP which can be found again, or an unknown keyword.
+        """
+        unknown = sorted(set(hub) - set(HUB_ARGUMENTS))
+        if unknown:
+            raise ValueError(f"load_adapter got {unknown}: it takes clip and {', '.join(HUB_ARGUMENTS)}.")
+        config = AnoPLeConfig.from_pretrained(folder, **hub)
+        expected, config.adapter_clip_sha256 = config.adapter_clip_sha256, None
+        if expected is None:
+            raise ValueError(f"{folder} is a full detector, no adapter: load it with AnoPLeModel.from_pretrained(...).")
+        if not isinstance(clip, CLIPModel):
+            clip = _load_base(config, expected, folder, clip, hub)
+        found = hash_weights(clip.state_dict())
+        if found != expected:
+            raise ValueError(
+                f"The adapter {folder} was made on {_base_name(config)} with weights of SHA-256 {expected}, but the CLIP "
+                f"given ({clip.name_or_path or 'a model in memory'}) has {found}: give that CLIP, in that revision and "
+                "precision."
+            )
+        tensors = load_state_dict_from_file(cached_file(folder, ADAPTER_FILE, **hub), safe=True)
+        with torch.random.fork_rng(devices=[]):  # first values that are replaced at once
+            model = cls(config, clip=clip).to(clip.device, clip.dtype)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        lost = [name for name in missing if not name.startswith("clip.")]
+        if lost or unexpected:
+            raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
+        """
+        Load a full detector, as `PreTrainedModel.from_pretrained` does.
+
+        Raises:
+            ValueError: for an adapter, whose CLIP would otherwise be drawn at random.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is not None:
+            known, _ = AnoPLeConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            if known.get("adapter_clip_sha256"):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is an adapter: it holds no CLIP. Load it with "
+                    f"AnoPLeModel.load_adapter({str(pretrained_model_name_or_path)!r})."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+_PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
+
+
+def _load_base(config: AnoPLeConfig, expected: str, folder: str | Path, clip: str | None, hub: dict) -> CLIPModel:
+    """Load the CLIP in the adapter's precision, by the name given or else by the one that the adapter keeps."""
+    source, revision = config.clip_source or {}, None
+    if clip is None:
+        if source.get("kind") not in ("embedded", "hub"):
+            raise ValueError(
+                f"The adapter {folder} was made on {_base_name(config)}, which cannot be found again by name: give its "
+                f"folder as clip=... (weights of SHA-256 {expected})."
+            )
+        clip, revision = source["name"], source.get("revision")
+    access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only", "force_download") if name in hub}
+    return CLIPModel.from_pretrained(clip_source(clip), revision=revision or "main", dtype=config.dtype, **access)
+
+
+def _base_name(config: AnoPLeConfig) -> str:
+    source = config.clip_source or {}
+    at = f" at revision {source['revision']}" if source.get("revision") else ""
+    return f"the CLIP {source['name']!r}{at}" if source.get("name") else "a CLIP without a name"
+
+
+def hash_weights(tensors: dict[str, Tensor]) -> str:
+    """
+    Hash named tensors: SHA-256, as 64 hexadecimal digits.
+
+    Over the tensors in the order of their names' code points it reads, for each: the name in UTF-8, a zero byte, the
+    precision as torch writes it ("torch.float32"), a zero byte, the sizes joined by commas, a zero byte, and the values
+    in row-major order as the machine keeps them (little-endian everywhere that torch runs today). Neither the device
+    nor the way the tensors were stored in files matters.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+__all__ = ["ADAPTER_FILE", "AdaptersMixin", "hash_weights"]
