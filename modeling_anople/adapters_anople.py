@@ -60,7 +60,9 @@ class AdaptersMixin:
         config = AnoPLeConfig.from_pretrained(folder, **hub)
         expected, config.adapter_clip_sha256 = config.adapter_clip_sha256, None
         if expected is None:
-            raise ValueError(f"{folder} is a full detector, no adapter: load it with AnoPLeModel.from_pretrained(...).")
+            raise ValueError(
+                f"{folder} is a full detector, no adapter: load it with AnoPLeModel.from_pretrained(...)."
+            )
         if not isinstance(clip, CLIPModel):
             clip = _load_base(config, expected, folder, clip, hub)
         found = hash_weights(clip.state_dict())

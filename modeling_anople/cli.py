@@ -39,6 +39,9 @@ class EvaluateOptions:
     )
     evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+    )
 
 
 @dataclass
@@ -51,6 +54,9 @@ class PredictOptions:
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+    )
 
 
 @dataclass
@@ -78,14 +84,18 @@ def fit(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     """Measure a detector, print the table and write what was asked for."""
     parser = _parser(
-        "evaluate", EvaluateOptions, checkpoint="Folder or Hub id of a detector.", data="Test photographs."
+        "evaluate",
+        EvaluateOptions,
+        checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
+        data="Test photographs.",
     )
     places, options = _parse(parser, arguments)
     from .evaluation import evaluate as measure
     from .evaluation import test_rows
     from .gallery import make_gallery
+    from .loading import load_detector
 
-    model, processor = load_detector(places.checkpoint)
+    model, processor = load_detector(places.checkpoint, options.revision)
     if options.class_identity:
         model.config.class_identity = options.class_identity
     rows = test_rows(places.data, processor.class_names, options.classes)
@@ -110,18 +120,21 @@ def evaluate(arguments: list[str]) -> int:
 
 def predict(arguments: list[str]) -> int:
     """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
-    parser = _parser("predict", PredictOptions, checkpoint="Folder or Hub id of a detector.")
+    parser = _parser(
+        "predict", PredictOptions, checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision)."
+    )
     parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
     places, options = _parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
+    from .loading import load_detector
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
     from .visualization import overlay, with_legend
 
     paths, failed = list_images(places.images), 0
-    model, processor = load_detector(places.checkpoint)
+    model, processor = load_detector(places.checkpoint, options.revision)
     if options.threshold is not None:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
@@ -161,45 +174,6 @@ def draw(arguments: list[str]) -> int:
     write_dataset(Path(places.folder), settings.pop("seed"), **settings)
     sys.stdout.write(f"Photographs: {places.folder}\n")
     return 0
-
-
-def load_detector(checkpoint: str):
-    """Load model and processor; what is no detector, or a damaged one, is refused with the remedy."""
-    from .configuration_anople import AnoPLeConfig
-    from .modeling_anople import AnoPLeModel
-    from .processing_anople import AnoPLeProcessor
-
-    folder, remedy = Path(checkpoint), "give the --output_dir of `anople fit`, or a Hub id"
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{checkpoint} holds no detector (no config.json): {remedy}.")
-        _check_files(folder)
-    try:
-        kind = AnoPLeConfig.get_config_dict(checkpoint)[0].get("model_type")
-        if kind != AnoPLeConfig.model_type:
-            raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
-        return AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
-    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
-        place = "" if folder.exists() else " is no folder, and as a Hub id it"
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{checkpoint}{place} cannot be loaded ({reason}): {remedy}.") from error
-
-
-def _check_files(folder: Path) -> None:
-    """Name a file that was cut short; the libraries' own errors do not."""
-    from safetensors import safe_open
-
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            else:
-                with safe_open(path, framework="pt"):
-                    pass
-        except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
-            ) from error
 
 
 def list_images(places: list[str]) -> list[Path]:

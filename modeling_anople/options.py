@@ -74,7 +74,15 @@ class TrainingConfig:
 LOG_FILE = "training_log.jsonl"
 
 # Kept by the program, not chosen on a command line.
-KEPT_FIELDS = {"clip_config", "class_names", "memory_sizes", "calibration", "fit", "clip_source", "adapter_clip_sha256"}
+KEPT_FIELDS = {
+    "clip_config",
+    "class_names",
+    "memory_sizes",
+    "calibration",
+    "fit",
+    "clip_source",
+    "adapter_clip_sha256",
+}
 
 
 def model_options() -> type:

@@ -10,7 +10,8 @@ from modeling_anople.options import model_options, parse_options
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
-KEPT = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}  # by the program, not by a person
+# by the program, not by a person
+KEPT = {"clip_config", "class_names", "memory_sizes", "calibration", "fit", "clip_source", "adapter_clip_sha256"}
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
     (field.name, choice)

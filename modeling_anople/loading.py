@@ -1,0 +1,131 @@
+"""Load a detector by the name of a folder or of a repository on the Hub; every refusal says what to do."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import safe_open
+
+from .configuration_anople import AnoPLeConfig
+from .modeling_anople import AnoPLeModel
+from .processing_anople import AnoPLeProcessor
+
+
+REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
+NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
+
+
+def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    """
+    Load model and processor, of a full detector or of an adapter.
+
+    Args:
+        checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
+        revision: branch, tag or commit hash of a Hub id.
+
+    Raises:
+        ValueError: for what is no detector or a damaged one, and for what the Hub refuses, with the remedy.
+    """
+    folder = Path(checkpoint)
+    if folder.exists():
+        if revision is not None:
+            raise ValueError(
+                f"--revision {revision} was given with the folder {checkpoint}: only a Hub id has revisions."
+            )
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{checkpoint} holds no detector (no config.json): {REMEDY}.")
+    else:
+        folder = fetch_detector(*split_revision(checkpoint, revision))
+    _check_files(folder)
+    try:
+        config, _ = AnoPLeConfig.get_config_dict(folder)
+        kind = config.get("model_type")
+        if kind != AnoPLeConfig.model_type:
+            raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
+        load = AnoPLeModel.load_adapter if config.get("adapter_clip_sha256") else AnoPLeModel.from_pretrained
+        return load(folder), AnoPLeProcessor.from_pretrained(folder)
+    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{checkpoint} cannot be loaded ({reason}): {REMEDY}.") from error
+
+
+def split_revision(checkpoint: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Part `user/name@revision` into its two halves; a revision given twice is refused."""
+    name, _, written = checkpoint.partition("@")
+    if written and revision:
+        raise ValueError(f"{checkpoint} names a revision and --revision {revision} another: give one of them.")
+    return name, written or revision
+
+
+def fetch_detector(name: str, revision: str | None = None) -> Path:
+    """
+    Download a repository into the cache, or find it there, and compare every file with the Hub's hash.
+
+    Over plain HTTP the client of the Hub checks the size of what it downloads but not its hash.
+
+    Raises:
+        ValueError: if it cannot be had, and if a file is not what the Hub holds.
+    """
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED_FILES)))
+        if not is_offline_mode():
+            _compare_hashes(name, folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
+        raise ValueError(f"{name} is no folder, and as a Hub id it {explain(error, revision)}.") from error
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name} on the Hub holds no detector (no config.json): {REMEDY}.")
+    return folder
+
+
+def explain(error: Exception, revision: str | None = None) -> str:
+    """Say what an error of the Hub's client means and what to do, as the end of a sentence about the repository."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision!r}: give a branch, a tag or a whole commit hash"
+    if status in (401, 403):
+        return (
+            f"cannot be reached ({status}: it is private, gated or not there, or the token is not valid): check its "
+            "spelling, and log in with `hf auth login` or set HF_TOKEN to a token that may use it"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "cannot be found (404): check its spelling, and that your token may see it"
+    if isinstance(error, LocalEntryNotFoundError):
+        if is_offline_mode():
+            return "is not in the cache, and HF_HUB_OFFLINE forbids to download it: unset that, or give a folder"
+        return f"is not in the cache, and the Hub at {constants.ENDPOINT} cannot be reached: check the connection"
+    return f"cannot be loaded ({' '.join(str(error).split()).rstrip('.')}): {REMEDY}"
+
+
+def _compare_hashes(name: str, folder: Path) -> None:
+    cache = folder.parents[2]  # cache / models--user--name / snapshots / commit
+    checked = HfApi().verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
+    for wrong in checked.mismatches:
+        raise ValueError(
+            f"{folder / wrong['path']} is damaged: its {wrong['algorithm']} is {wrong['actual']}, but {name} has "
+            f"{wrong['expected']}. Remove {folder.parents[1]} and download it again."
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Name a file that was cut short; the libraries' own errors do not."""
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            else:
+                with safe_open(path, framework="pt"):
+                    pass
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
+            ) from error
+
+
+__all__ = ["explain", "fetch_detector", "load_detector", "split_revision"]
