@@ -1,0 +1,145 @@
+"""What a detector's config says for its model card."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_anople import AnoPLeConfig
+from modeling_anople.backbone_anople import MINI_CLIP
+from modeling_anople.options import field_helps
+
+from .card_text import cell, code, joined, percent
+
+
+@dataclass
+class Backbone:
+    """
+    The frozen CLIP, in the words of a card.
+
+    Args:
+        kind, name, revision: as in `config.clip_source`.
+        sha256: hash that an adapter asks for.
+        text: a name in a sentence.
+        argument: what `load_adapter` must be given beside the adapter.
+        license: identifier, where it is known.
+        link: its own card.
+        licence_text: a sentence about its licence.
+    """
+
+    kind: str | None
+    name: str | None
+    revision: str | None
+    sha256: str | None
+    text: str
+    argument: str
+    license: str | None
+    link: str | None
+    licence_text: str
+
+    @classmethod
+    def of(cls, config: AnoPLeConfig, sha256: str | None = None) -> "Backbone":
+        """Say what is known of a detector's backbone."""
+        source = config.clip_source or {}
+        kind, name, revision = (source.get(key) for key in ("kind", "name", "revision"))
+        link = f"https://huggingface.co/{name}" if kind == "hub" else None
+        license_id = _license_of(kind, name)
+        return cls(
+            kind=kind,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            text=_name_in_a_sentence(kind, name, link),
+            argument="" if kind in ("embedded", "hub") else ', clip="FOLDER_OF_THE_CLIP"',
+            license=license_id,
+            link=link,
+            licence_text=_licence_sentence(kind, name, link, license_id),
+        )
+
+
+def _license_of(kind: str | None, name: str | None) -> str | None:
+    if kind == "embedded" and name == MINI_CLIP:
+        return "apache-2.0"
+    return "mit" if kind == "hub" and name.startswith("laion/CLIP-") else None
+
+
+def _name_in_a_sentence(kind: str | None, name: str | None, link: str | None) -> str:
+    if kind == "embedded":
+        return "AnoPLe's own small CLIP `mini`, which was trained on drawn pictures and has never seen a photograph"
+    if kind == "hub":
+        return f"the CLIP [{cell(name)}]({link})"
+    return f"a CLIP from a local folder called {code(name)}" if name else "a CLIP whose origin was not kept"
+
+
+def _licence_sentence(kind: str | None, name: str | None, link: str | None, license_id: str | None) -> str:
+    if kind == "embedded":
+        return "Apache-2.0, those of the backbone `mini` included."
+    if kind != "hub":
+        return "the backbone's weights are under the terms of its own card, which is not known here."
+    text = f"the backbone's weights are under the terms of [its card]({link})"
+    if license_id:
+        return f"{text} ({license_id.upper()})."
+    warns = name.startswith("openai/")
+    return f"{text}{', which calls any deployed use out of scope' if warns else ''}."
+
+
+def shots_table(config: AnoPLeConfig) -> list[tuple[str, str]]:
+    """List products with the names of the photographs that were shown."""
+    files = (config.fit or {}).get("files") or {}
+    sizes = dict(zip(config.class_names, config.memory_sizes, strict=True))
+    rows = []
+    for name in config.class_names:
+        count = sizes[name] // config.grid_size**2
+        rows.append((code(name), ", ".join(map(code, files.get(name, []))) or f"{count}, names not kept"))
+    return rows
+
+
+def describe_line(config: AnoPLeConfig) -> str | None:
+    """Say how the lines were set and what they cannot promise; `None` before calibration."""
+    lines = [config.calibration[name] for name in config.class_names if name in config.calibration]
+    if not lines:
+        return None
+    photographs = sorted({size // config.grid_size**2 for size in config.memory_sizes if size})
+    scores = sorted({len(line["image_scores"]) for line in lines})
+    rates = sorted({line["max_false_alarm_rate"] for line in lines})
+    count, fewest = joined([str(number) for number in photographs], "or"), photographs[0]
+    noun = "photograph" if photographs == [1] else "photographs"
+    if photographs == [1]:
+        how = f"the one good photograph of each product, slightly moved and relit ({scores[0]} copies)"
+    else:
+        how = (
+            f"{count} good photographs of each product, each compared with the others, and slightly moved and relit copies "
+            f"of them ({joined([str(number) for number in scores], 'or')} scores a product; copies are not new photographs)"
+        )
+    budget = joined([f"{percent(rate, 0)} %" for rate in rates], "or")
+    return (
+        f"No defect was needed to set the line between good and bad. It was set from {how}. It aims at **{budget} false "
+        f"alarms** at most: it is the upper prediction limit for the score of the next good photograph.\n\n"
+        f"So few photographs cannot prove such a rate. {count} {noun} alone support nothing below 1 in {fewest + 1}; "
+        "beyond that, the line trusts that the logarithms of the scores are spread as a normal distribution. Count the "
+        "false alarms on good photographs of your own before you rely on it. `model.config.threshold` moves the line: "
+        "lower finds more and alarms more."
+    )
+
+
+def describe_fit(config: AnoPLeConfig, backbone: Backbone) -> str | None:
+    """Say how the detector was fitted, as far as the config tells."""
+    fit = config.fit or {}
+    if not {"max_steps", "batch_size"} <= fit.keys():
+        return None
+    text = f"This one was fitted for {fit['max_steps']} steps of {fit['batch_size']} photographs"
+    if fit.get("pixel_anomaly"):
+        text += f" with made-up defects of the kind {code(fit['pixel_anomaly'])}"
+    return f"{text}, on {backbone.text}."
+
+
+def open_choices(config: AnoPLeConfig) -> list[dict[str, Any]]:
+    """List the fields that the config's own docstring marks as unknown in the paper [U], with their values."""
+    choices = []
+    for name, text in field_helps(type(config).__doc__).items():
+        if "[U" in text:
+            help_text = text.split("[U")[0].replace("%%", "%").replace(" [K]", "").replace(" [I]", "")
+            help_text = help_text.strip().rstrip(".").replace("|", "/")
+            choices.append({"field": name, "value": code(getattr(config, name)), "help": help_text})
+    return choices
+
+
+__all__ = ["Backbone", "describe_fit", "describe_line", "open_choices", "shots_table"]

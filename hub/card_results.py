@@ -1,0 +1,164 @@
+"""Figures of one or more evaluations of the same products, for a model card."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_anople import AnoPLeConfig
+
+from .card_text import code, joined, percent
+
+
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO",
+    "false_alarm_rate": "false alarms",
+    "detection_rate": "found",
+}
+MEANINGS = {
+    "image AUROC": "*image AUROC*: how often a defective photograph scores above a good one (50 is chance)",
+    "image AP": "*image AP*: average precision of the photographs' ranking",
+    "pixel AUROC": "*pixel AUROC* and *pixel AP*: the same for single pixels",
+    "AUPRO": "*AUPRO*: how well the heat map covers each defect, up to a false positive rate of 0.3",
+    "found": "*false alarms* and *found*: the share of good and of defective photographs above the line",
+}
+
+
+@dataclass
+class Results:
+    """
+    Figures by class and on average, one value per evaluation; the first evaluation is the detector's own.
+
+    Args:
+        classes: class -> metric -> values within 0 and 1, `None` where undefined.
+        mean: metric -> values, over classes with equal weight.
+        own: the detector's own `evaluation.json`.
+        seeds: of the fits, in the order of the values.
+    """
+
+    classes: dict[str, dict[str, list[float | None]]]
+    mean: dict[str, list[float | None]]
+    own: dict[str, Any]
+    seeds: list[int | None]
+
+    @classmethod
+    def read(cls, paths: list[str | Path], config: AnoPLeConfig) -> "Results":
+        """
+        Read `evaluation.json` of this detector and of others that were fitted alike with other seeds.
+
+        Raises:
+            ValueError: if none is this detector's, by seed and shots, or they do not belong together.
+        """
+        reports = [_read(path) for path in paths]
+        fit = config.fit or {}
+        own = [
+            report for report in reports if (report["seed"], report["shots"]) == (fit.get("seed"), fit.get("shots"))
+        ]
+        if not own:
+            raise ValueError(
+                f"None of {[str(path) for path in paths]} was measured on this detector (seed {fit.get('seed')}, "
+                f"{fit.get('shots')} shots): run `anople evaluate CHECKPOINT DATA --json evaluation.json`."
+            )
+        for key in ("shots", "score", "class_identity", "evaluation_size"):
+            if len({str(report.get(key)) for report in reports}) > 1:
+                raise ValueError(f"The evaluations differ in {key}: give only those that were measured alike.")
+        if len({report["seed"] for report in reports}) < len(reports):
+            raise ValueError(
+                f"Two evaluations have one seed ({[report['seed'] for report in reports]}): give each once."
+            )
+        unknown = sorted({name for report in reports for name in report["classes"]} - set(config.class_names))
+        if unknown:
+            raise ValueError(f"The evaluations know {unknown}, which the detector does not.")
+        reports = [own[0], *(report for report in reports if report is not own[0])]
+        metrics = [*COLUMNS]
+        names = [name for name in reports[0]["classes"] if all(name in report["classes"] for report in reports)]
+        return cls(
+            classes={name: {m: [r["classes"][name].get(m) for r in reports] for m in metrics} for name in names},
+            mean={metric: [report["mean"].get(metric) for report in reports] for metric in metrics},
+            own=reports[0],
+            seeds=[report["seed"] for report in reports],
+        )
+
+    def headline(self) -> str | None:
+        """Say in one sentence what the detector did at its line, from its own evaluation."""
+        rows = self.own["classes"].values()
+        if any(row[key] is None for row in rows for key in ("false_alarm_rate", "detection_rate")):
+            return None
+        alarms, good = (sum(counts) for counts in _flagged(rows, "false_alarm_rate", "normal"))
+        found, bad = (sum(counts) for counts in _flagged(rows, "detection_rate", "anomalous"))
+        return (
+            f"On its test photographs it found **{found} of {bad} defects** and called {alarms or 'none'} of {good} good "
+            "photographs bad."
+        )
+
+    def to_table(self, dataset: str | None) -> dict[str, Any]:
+        """Return `text`, `columns`, `rows` and `legend`; a column without any figure is left out."""
+        metrics = [metric for metric in COLUMNS if any(value is not None for value in self.mean[metric])]
+        rows = []
+        for name, figures in [*self.classes.items(), (None, self.mean)]:
+            counts = self.own["mean"] if name is None else self.own["classes"][name]
+            title = "**mean**" if name is None else code(name)
+            cells = [_figure(figures[metric]) for metric in metrics]
+            rows.append([title, *cells, str(counts["normal"]), str(counts["anomalous"])])
+        columns = ["product", *(COLUMNS[metric] for metric in metrics), "good", "defective"]
+        meanings = [text for column, text in MEANINGS.items() if column in columns]
+        legend = f"In percent. {'; '.join(meanings)}. *good* and *defective* count the test photographs."
+        return {"text": self._text(dataset), "columns": columns, "rows": rows, "legend": legend}
+
+    def _text(self, dataset: str | None) -> str:
+        own = self.own
+        where = f" of {code(dataset)}" if dataset else ""
+        text = (
+            f"Measured with `anople evaluate` on the test photographs{where}, none of which was opened while fitting: "
+            f"{own['shots']} {'photograph' if own['shots'] == 1 else 'photographs'} of each product to learn from, "
+        )
+        if len(self.seeds) > 1:
+            seeds = joined([str(seed) for seed in self.seeds])
+            text += (
+                f"mean ± standard deviation over seeds {seeds}, that is {len(self.seeds)} detectors that were fitted alike "
+                f"to other photographs; this one is seed {self.seeds[0]}"
+            )
+        else:
+            text += f"chosen by seed {own['seed']}. How much another choice changes was not measured"
+        identity = {
+            "given": "The detector was told which product a photograph shows",
+            "predicted": "The detector predicted which product a photograph shows",
+        }
+        return f"{text}. {identity.get(own['class_identity'], 'All products were judged as one')}."
+
+
+def published(report: dict[str, Any]) -> dict[str, Any]:
+    """Return an `evaluation.json` fit for strangers: an error message may hold the way to a file."""
+    return {**report, "errors": dict.fromkeys(report.get("errors", {}), "could not be judged")}
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {"mean", "classes", "seed", "shots"} <= report.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as an evaluation ({error}): give what --json wrote.") from error
+    if not known:
+        raise ValueError(f"{path} is no evaluation: give what `anople evaluate --json` wrote.")
+    return report
+
+
+def _flagged(rows: Any, rate: str, count: str) -> tuple[list[int], list[int]]:
+    return [round(row[rate] * row[count]) for row in rows], [row[count] for row in rows]
+
+
+def _figure(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    mean = percent(math.fsum(known) / len(known))
+    return f"{mean} ± {percent(statistics.stdev(known))}" if len(known) > 1 else mean
+
+
+__all__ = ["COLUMNS", "Results", "published"]

@@ -1,0 +1,183 @@
+"""
+Publish a fitted detector: `python -m hub.push CHECKPOINT user/name --evaluation evaluation.json --gallery gallery`.
+
+Weights, config, processor, code, figures, pictures and a model card go up in one commit: whoever loads the repository
+meanwhile gets the revision before or the one after, and a push that is cut off changes nothing and can be repeated.
+"""
+
+import fnmatch
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers import HfArgumentParser
+
+from modeling_anople.loading import explain, load_detector
+
+from .cost import measure_cost
+from .repository_folder import OWN_FILES, Contents, write_folder
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PushOptions:
+    """Options of `python -m hub.push`."""
+
+    private: bool = field(default=False, metadata={"help": "Make a new repository that only you can see."})
+    evaluation: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "evaluation.json of this detector, and others of other seeds if their spread is to be shown."
+        },
+    )
+    gallery: str | None = field(
+        default=None, metadata={"help": "Folder of `anople evaluate --gallery`, for pictures."}
+    )
+    adapter: bool = field(default=False, metadata={"help": "Leave the CLIP out; a hash ties the adapter to it."})
+    revision: str = field(default="main", metadata={"help": "Branch to push to; a new one begins at main."})
+    message: str | None = field(default=None, metadata={"help": "First line of the commit."})
+    max_shard_size: str = field(default="5GB", metadata={"help": "Larger weights are parted into several files."})
+    measure_cost: bool = field(default=False, metadata={"help": "Time predictions on this CPU, for the card."})
+    license: str | None = field(
+        default=None, metadata={"help": "Identifier of your licence; by default the backbone's, where that is known."}
+    )
+    data_license: str | None = field(default=None, metadata={"help": "A sentence on the photographs' licence."})
+    description: str | None = field(
+        default=None, metadata={"help": "Your own words about the detector, for the card."}
+    )
+    dataset_id: str | None = field(default=None, metadata={"help": "Id of the photographs on the Hub, if they are."})
+    benchmark: list[str] | None = field(
+        default=None,
+        metadata={"help": "DATASET_ID TASK_ID of a benchmark on the Hub that these test photographs are."},
+    )
+    dry_run: str | None = field(default=None, metadata={"help": "Write what would be sent into this folder instead."})
+
+    def __post_init__(self):
+        if self.benchmark is not None and len(self.benchmark) != 2:
+            raise ValueError(f"--benchmark takes a dataset id and a task id, got {self.benchmark}.")
+        if self.benchmark and not self.evaluation:
+            raise ValueError("--benchmark needs figures: give --evaluation too.")
+
+
+def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
+    """
+    Publish a detector.
+
+    Args:
+        checkpoint: folder or Hub id.
+        repo_id: user/name.
+
+    Returns:
+        The address of the commit, or the folder of a dry run.
+
+    Raises:
+        ValueError: for a wrong id, a detector, evaluation or gallery that do not fit, a folder that is not empty, a
+            public repository where a private one was asked for, and what the Hub refuses.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id on the Hub ({error}): give user/name.") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} names no owner: give user/name.")
+    if options.dry_run and Path(options.dry_run).exists() and any(Path(options.dry_run).iterdir()):
+        raise ValueError(f"--dry_run {options.dry_run} is not empty: name a new folder.")
+    model, processor = load_detector(checkpoint)
+    contents = Contents(
+        repo_id=repo_id,
+        evaluations=options.evaluation or [],
+        gallery=options.gallery,
+        adapter=options.adapter,
+        max_shard_size=options.max_shard_size,
+        cost=measure_cost(model, processor) if options.measure_cost else None,
+        license=options.license,
+        data_license=options.data_license,
+        description=options.description,
+        dataset_id=options.dataset_id,
+        benchmark=tuple(options.benchmark) if options.benchmark else None,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.dry_run or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_folder(folder, model, processor, contents)
+        if options.dry_run:
+            return str(folder)
+        return upload(folder, repo_id, options)
+
+
+def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
+    """Send a folder in one commit, remove what an earlier push left over, and compare hashes."""
+    api = HfApi()
+    try:
+        _make_repository(api, repo_id, options)
+        known = api.model_info(repo_id, revision=options.revision)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sent = {path.relative_to(folder).as_posix(): path for path in files}
+        gone = [entry.rfilename for entry in known.siblings if _is_left_over(entry.rfilename, sent)]
+        operations = [CommitOperationAdd(name, path) for name, path in sent.items()]
+        operations += [CommitOperationDelete(name) for name in gone]
+        message = options.message or ("Upload AnoPLe adapter" if options.adapter else "Upload AnoPLe detector")
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, revision=options.revision, parent_commit=known.sha
+        )
+        _compare_hashes(api, repo_id, commit.oid, operations)
+    except HfHubHTTPError as error:
+        raise ValueError(f"{repo_id} {explain(error, options.revision)}. Nothing was changed there.") from error
+    except (httpx2.TransportError, OfflineModeIsEnabled, RuntimeError) as error:
+        raise ValueError(
+            f"{repo_id} was not pushed, because the connection to {constants.ENDPOINT} failed "
+            f"({error.__cause__ or error}). The repository shows its previous revision; push again."
+        ) from error
+    return commit.commit_url
+
+
+def _make_repository(api: HfApi, repo_id: str, options: PushOptions) -> None:
+    api.create_repo(repo_id, private=options.private or None, exist_ok=True)
+    if options.private and not api.model_info(repo_id).private:
+        raise ValueError(f"--private was given, but {repo_id} exists and is public: make it private there, or rename.")
+    if options.revision != constants.DEFAULT_REVISION:
+        api.create_branch(repo_id, branch=options.revision, exist_ok=True)
+
+
+def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
+    return name not in sent and any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)
+
+
+def _compare_hashes(api: HfApi, repo_id: str, revision: str, operations: list) -> None:
+    """Ask the Hub what it holds of the large files, and compare."""
+    local = {entry.path_in_repo: entry for entry in operations if isinstance(entry, CommitOperationAdd)}
+    for entry in api.list_repo_tree(repo_id, revision=revision, recursive=True):
+        sent = local.get(entry.path)
+        if sent and getattr(entry, "lfs", None) and entry.lfs.sha256 != sent.upload_info.sha256.hex():
+            raise ValueError(
+                f"{entry.path} arrived damaged: SHA-256 {entry.lfs.sha256} in {repo_id}, "
+                f"{sent.upload_info.sha256.hex()} here. Push again."
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; errors that a person can mend are one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = HfArgumentParser(PushOptions, prog="python -m hub.push", allow_abbrev=False)
+    parser.add_argument("checkpoint", help="Folder or Hub id of a detector.")
+    parser.add_argument("repo_id", help="user/name of the repository; made if it does not exist.")
+    try:
+        options, places = parser.parse_args_into_dataclasses(args=arguments)
+        address = push(places.checkpoint, places.repo_id, options)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"hub.push: {error}\n")
+        return 2
+    logger.info("%s: %s", "Written, not sent" if options.dry_run else "Pushed", address)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
