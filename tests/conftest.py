@@ -6,7 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,8 +16,12 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from hub.local_hub import LocalHub
 from hub.small_clip import byte_tokenizer, write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+
+from .hub_client import Client
+from .hub_faults import Faults
 
 
 CLASS_NAMES = ["bolt", "nut"]
@@ -102,3 +106,33 @@ def make_pixels() -> Callable[..., torch.Tensor]:
         return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _faulty_hub(tmp_path_factory) -> Iterator[tuple[LocalHub, Faults]]:
+    faults = Faults()
+    users = {"token-of-me": "me", "token-of-another": "another"}
+    with LocalHub(tmp_path_factory.mktemp("hub"), users, around=faults.around) as hub:
+        yield hub, faults
+
+
+@pytest.fixture
+def hub(_faulty_hub) -> LocalHub:
+    """A Hub on this machine with the users `me` and `another`, for the real client."""
+    return _faulty_hub[0]
+
+
+@pytest.fixture
+def faults(_faulty_hub) -> Iterator[Faults]:
+    """What may go wrong on the way to that Hub; nothing does until a test says so."""
+    _faulty_hub[1].reset()
+    yield _faulty_hub[1]
+    _faulty_hub[1].reset()
+
+
+@pytest.fixture(scope="session")
+def client(_faulty_hub, tmp_path_factory) -> Iterator[Client]:
+    """A process with the real client, logged in as `me`."""
+    client = Client(_faulty_hub[0].environment(tmp_path_factory.mktemp("home"), "token-of-me"))
+    yield client
+    client.close()
