@@ -13,7 +13,7 @@ import modeling_anople
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.adapters_anople import hash_weights
 from modeling_anople.backbone_anople import name_of
-from modeling_anople.gallery import SAMPLES
+from modeling_anople.visualization import SAMPLES
 
 from .card import CardFacts, make_card
 from .card_check import check_card

@@ -79,12 +79,12 @@ class AdaptersMixin:
         lost = [name for name in missing if not name.startswith("clip.")]
         if lost or unexpected:
             raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
-        return model.eval()
+        return align_weights(model).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
         """
-        Load a full detector, as `PreTrainedModel.from_pretrained` does.
+        Load a full detector, as `PreTrainedModel.from_pretrained` does, with aligned weights.
 
         Raises:
             ValueError: for an adapter, whose CLIP would otherwise be drawn at random.
@@ -97,7 +97,9 @@ class AdaptersMixin:
                     f"{pretrained_model_name_or_path} is an adapter: it holds no CLIP. Load it with "
                     f"AnoPLeModel.load_adapter({str(pretrained_model_name_or_path)!r})."
                 )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
 
 _PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
@@ -123,6 +125,19 @@ def _base_name(config: AnoPLeConfig) -> str:
     return f"the CLIP {source['name']!r}{at}" if source.get("name") else "a CLIP without a name"
 
 
+def align_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """
+    Copy weights on the CPU that do not begin at a multiple of 64 bytes to where they do.
+
+    Weights that are read straight from a file lie wherever the file has them, and matrix products may differ in their last
+    bits with that. Aligned, a detector answers the same however its weights were parted into files.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+    return model
+
+
 def hash_weights(tensors: dict[str, Tensor]) -> str:
     """
     Hash named tensors: SHA-256, as 64 hexadecimal digits.
@@ -140,4 +155,4 @@ def hash_weights(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["ADAPTER_FILE", "AdaptersMixin", "hash_weights"]
+__all__ = ["ADAPTER_FILE", "AdaptersMixin", "align_weights", "hash_weights"]

@@ -14,10 +14,7 @@ from .evaluation import EvaluationReport, ImageRow
 from .modeling_anople import AnoPLeModel
 from .prediction import Prediction, full_size_map, predict
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask, load_photograph
-from .visualization import contact_sheet, panel, write_gallery
-
-
-SAMPLES = "samples"  # a folder of the gallery, with single pictures and a list of the same name
+from .visualization import SAMPLES, contact_sheet, panel, write_gallery
 
 
 def make_gallery(
@@ -114,4 +111,4 @@ def kind_of(row: ImageRow) -> str | None:
     return "false alarm" if row.label == "anomalous" else "passed"
 
 
-__all__ = ["SAMPLES", "kind_of", "make_gallery"]
+__all__ = ["kind_of", "make_gallery"]

@@ -19,6 +19,7 @@ LINE = 0.5
 PICTURE_HEIGHT, PANEL_TEXT_HEIGHT, GAP = 224, 64, 12  # pixels, of a gallery row
 MIN_PICTURE_WIDTH, MAX_PICTURE_WIDTH = 128, 448  # the lower leaves room for the caption of a narrow picture
 MIN_LEGEND_HEIGHT = 64
+SAMPLES = "samples"  # folder of a gallery with single pictures, and the name of their list
 # 256 levels: 0..127 up to the line (blue to near white), 128..255 above it (amber to red). Lightness rises to the line
 # and falls beyond it, so the scale can also be read with colour-blind eyes.
 _STOPS = {0: "#0a288c", 64: "#4076ba", 102: "#96b8d4", 127: "#e2e7e9", 128: "#ffc846", 192: "#fa7d23", 255: "#da1002"}

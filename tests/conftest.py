@@ -22,6 +22,7 @@ from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .hub_client import Client
 from .hub_faults import Faults
+from .published import Published, write_published
 
 
 CLASS_NAMES = ["bolt", "nut"]
@@ -136,3 +137,9 @@ def client(_faulty_hub, tmp_path_factory) -> Iterator[Client]:
     client = Client(_faulty_hub[0].environment(tmp_path_factory.mktemp("home"), "token-of-me"))
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory, small_clip_folder, photograph) -> Published:
+    """A detector with figures and a gallery, and another one that answers differently."""
+    return write_published(tmp_path_factory.mktemp("published"), small_clip_folder, photograph)

@@ -1,0 +1,194 @@
+"""From a fitted folder to a Hub and back, by the real client over a real connection."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hub.judge_from_hub import judge
+from hub.round_trip import main
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+
+from .fitting import REPOSITORY, start
+from .hub_client import anople, answers_of, api, download, files_of, push, push_plainly
+from .published import LOCAL, fitted_anew
+
+
+def answers_here(folder: Path, photographs: list[str]) -> list[dict]:
+    return judge(AnoPLeModel.from_pretrained(folder), AnoPLeProcessor.from_pretrained(folder), photographs)
+
+
+def push_well(client, *arguments, token: str | None = None) -> str:
+    code, output, errors = client.call(push, *arguments, token=token)
+    assert code == 0, errors
+    return output
+
+
+def test_a_pushed_detector_is_all_there(client, published, tmp_path):
+    extras = ["--evaluation", published.evaluation, "--gallery", published.gallery]
+    push_well(client, published.detector, "me/detector", *extras)
+    files = client.call(files_of, "me/detector")
+    assert {
+        "README.md",
+        "config.json",
+        "evaluation.json",
+        "model.safetensors",
+        "processor_config.json",
+    } <= files.keys()
+    assert {path.name for path in REPOSITORY.glob("modeling_anople/*_anople.py")} <= files.keys()
+    assert any(path.startswith("samples/") and path.endswith(".jpg") for path in files)
+    assert [entry.title for entry in client.call(api, "list_repo_commits", "me/detector")] == [
+        "Upload AnoPLe detector",
+        "initial commit",
+    ]
+    content = client.call(download, "me/detector", tmp_path / "cache")
+    assert content.keys() == files.keys()
+    texts = b"".join(text for name, text in content.items() if not name.endswith((".jpg", ".safetensors")))
+    assert LOCAL.encode() not in texts and str(tmp_path.parent).encode() not in texts
+    assert json.loads(content["config.json"])["fit"]["files"]["nut"] == ["nut/train/good/001.png"]
+
+    answers = client.call(answers_of, "me/detector", published.photographs)
+    assert answers == answers_here(published.detector, published.photographs)
+
+
+def test_a_private_detector_needs_a_token(client, published, tmp_path):
+    push_well(client, published.detector, "me/private", "--private")
+    assert client.call(api, "model_info", "me/private").private
+    picture = published.photographs[0]
+    for token in ("", "nonsense"):
+        code, output, errors = client.call(anople, "predict", "me/private", picture, token=token)
+        assert (code, output) == (2, "") and errors.count("\n") <= 1 and "Traceback" not in errors
+        assert "me/private is no folder, and as a Hub id it cannot be reached (401" in errors
+        assert "hf auth login" in errors and "HF_TOKEN" in errors
+    code, _, errors = client.call(anople, "predict", "me/private", picture, token="token-of-another")
+    assert code == 2 and "cannot be found (404)" in errors
+    code, output, errors = client.call(anople, "predict", "me/private", picture, "--class", "bolt")
+    assert code == 0 and json.loads(output)["class"] == "bolt", errors
+
+
+def test_pushing_to_what_is_not_ours_is_refused(client, published):
+    code, _, errors = client.call(push, published.detector, "another/thing")
+    assert code == 2 and "another/thing cannot be reached (403" in errors and "Nothing was changed" in errors
+    code, _, errors = client.call(push, published.detector, "me/thing", token="")
+    assert code == 2 and "hf auth login" in errors
+    for name, message in (("thing", "names no owner"), ("a/b/c", "is no id on the Hub"), ("me/a b", "is no id")):
+        code, _, errors = client.call(push, published.detector, name)
+        assert code == 2 and message in errors
+    client.call(api, "create_repo", "me/public")
+    code, _, errors = client.call(push, published.detector, "me/public", "--private")
+    assert code == 2 and "me/public exists and is public" in errors
+    assert client.call(files_of, "me/public").keys() == {".gitattributes"}
+
+
+def test_two_revisions_load_as_themselves(client, published, tmp_path):
+    push_well(client, published.detector, "me/two")
+    first = client.call(api, "model_info", "me/two").sha
+    push_well(client, published.other, "me/two", "--revision", "trial")
+    push_well(client, published.other, "me/two", "--message", "Other prompts")
+    second = client.call(api, "model_info", "me/two").sha
+    one, two = (answers_here(folder, published.photographs) for folder in (published.detector, published.other))
+    assert one != two
+    for revision, expected in ((first, one), (second, two), ("trial", two), ("main", two)):
+        options = {"revision": revision, "cache_dir": tmp_path}
+        assert client.call(answers_of, "me/two", published.photographs, **options) == expected
+    places = (["me/two"], [f"me/two@{first}"], ["me/two", "--revision", "trial"])
+    for place, expected in zip(places, (two, one, two), strict=True):
+        name, *options = place
+        code, output, errors = client.call(anople, "predict", name, *published.photographs, *options)
+        scores = [json.loads(line)["score"] for line in output.splitlines()]
+        assert code == 0 and scores == pytest.approx([entry["score"] for entry in expected], abs=1e-6), errors
+    code, _, errors = client.call(anople, "predict", "me/two@nowhere", published.photographs[0])
+    assert code == 2 and "has no revision 'nowhere'" in errors
+
+
+@pytest.fixture
+def pushed(client, published, request) -> tuple[str, dict[str, str]]:
+    """A repository of its own with the first detector, and its files."""
+    name = f"me/{request.node.name[:60].replace('[', '-').rstrip(']')}"
+    push_well(client, published.detector, name)
+    return name, client.call(files_of, name)
+
+
+def test_an_upload_whose_client_dies_changes_nothing(client, hub, faults, published, pushed, tmp_path):
+    (name, before), new = pushed, fitted_anew(published.other, tmp_path / "new")
+    faults.hold_uploads = True
+    environment = hub.environment(tmp_path / "home", "token-of-me")
+    process = start(["-m", "hub.push", new, name], tmp_path, **environment)
+    assert faults.reached.wait(timeout=100)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    faults.reset()
+    assert client.call(files_of, name) == before
+    answers = answers_here(published.detector, published.photographs)
+    assert client.call(answers_of, name, published.photographs) == answers
+    push_well(client, new, name)
+    assert client.call(answers_of, name, published.photographs) == answers_here(new, published.photographs)
+
+
+def test_a_connection_that_breaks_during_an_upload_is_made_again(client, faults, published, pushed, tmp_path):
+    (name, before), new = pushed, fitted_anew(published.other, tmp_path / "new")
+    faults.cut_uploads = 1
+    push_well(client, new, name)
+    assert sum(method == "PUT" for method, _ in faults.seen) == 2
+    assert client.call(files_of, name) != before
+
+
+def test_a_commit_that_is_cut_off_changes_nothing(client, faults, published, pushed, tmp_path):
+    (name, before), new = pushed, fitted_anew(published.other, tmp_path / "new")
+    faults.cut_commits = 1
+    code, _, errors = client.call(push, new, name)
+    assert code == 2 and "was not pushed" in errors and "push again" in errors and "Traceback" not in errors
+    assert client.call(files_of, name) == before
+    push_well(client, new, name)
+    assert client.call(files_of, name) != before
+
+
+def test_bytes_that_changed_on_the_way_are_noticed(client, faults, published, pushed):
+    name, files = pushed
+    faults.corrupt = "model.safetensors"
+    code, output, errors = client.call(anople, "predict", name, published.photographs[0])
+    assert (code, output) == (2, "") and "model.safetensors is damaged: its sha256 is" in errors
+    assert files["model.safetensors"] in errors and "Remove" in errors
+
+
+def test_a_push_leaves_nothing_of_the_last_one_behind(client, published, pushed):
+    name, _ = pushed
+    client.call(api, "upload_file", repo_id=name, path_in_repo="notes.md", path_or_fileobj=b"kept")
+    push_well(client, published.detector, name, "--max_shard_size", "100KB", "--gallery", published.gallery)
+    files = client.call(files_of, name)
+    shards = [path for path in files if path.startswith("model-") and path.endswith(".safetensors")]
+    assert len(shards) > 1 and "model.safetensors.index.json" in files and "model.safetensors" not in files
+    answers = answers_here(published.detector, published.photographs)
+    assert client.call(answers_of, name, published.photographs) == answers
+    push_well(client, published.detector, name)
+    files = client.call(files_of, name)
+    assert not [path for path in files if path.startswith(("model-", "samples/")) or path.endswith("index.json")]
+    assert "notes.md" in files and "model.safetensors" in files
+
+
+def test_plain_push_to_hub_works_too(client, published, tmp_path):
+    client.call(push_plainly, str(published.detector), "me/plain", private=True)
+    content = client.call(download, "me/plain", tmp_path)
+    assert {"config.json", "model.safetensors", "processor_config.json", "modeling_anople.py"} <= content.keys()
+    answers = client.call(answers_of, "me/plain", published.photographs)
+    assert answers == answers_here(published.detector, published.photographs)
+
+
+def test_there_and_back_in_fresh_processes(published, capsys, caplog):
+    """The command of the README: pushed by one process, loaded with its own code by another, compared here."""
+    with caplog.at_level("INFO"):
+        assert main(["--", str(published.detector), *published.photographs]) == 0, capsys.readouterr().err
+    expected = [entry["score"] for entry in answers_here(published.detector, published.photographs)]
+    lines = [line for line in caplog.messages if " from the Hub: " in line]
+    assert lines == [
+        f"{score:.6f} here, {score:.6f} from the Hub: {path}"
+        for score, path in zip(expected, published.photographs, strict=True)
+    ]
+    assert caplog.messages[-1] == f"All {len(expected)} scores and maps agree bit for bit."
+
+
+def test_a_round_trip_without_a_detector_ends_with_one_line(published, capsys, tmp_path):
+    assert main([str(tmp_path), *published.photographs]) == 2
+    assert capsys.readouterr().err.startswith(f"hub.round_trip: {tmp_path} holds no detector")
