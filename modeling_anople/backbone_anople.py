@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import resolve_revision
+
 
 MINI_CLIP = "mini"
 
@@ -28,26 +30,38 @@ def clip_source(name: str | Path) -> str:
     return str(folder)
 
 
-def describe_source(name: Any, clip: Any) -> dict[str, str | None]:
+def pin_revision(source: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """
+    Replace `revision` among the arguments for the Hub by the commit it stands for now, where that can be found out.
+
+    Weights and tokenizer then come from one commit, and a detector can name it.
+    """
+    access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only") if name in hub}
+    revision = resolve_revision(source, hub.get("revision"), **access)
+    return {**hub, "revision": revision} if revision is not None else hub
+
+
+def describe_source(name: Any, clip: Any, revision: str | None = None) -> dict[str, str | None]:
     """
     Say where a loaded CLIP came from, without the way to a local folder.
 
     Args:
         name: what the user called it, or the `CLIPModel` itself.
-        clip: the loaded `CLIPModel`, which knows the commit it was downloaded at.
+        clip: the loaded `CLIPModel`.
+        revision: what [`pin_revision`] found.
 
     Returns:
-        `kind` (`embedded`, `hub`, `folder`, or `model` for one that was never read from anywhere), `name`, `revision`.
+        `kind` (`embedded`, `hub`, `folder`, or `model` for one that was never read from anywhere), `name`, and for a
+        Hub id the commit as `revision`, where it is known.
     """
-    revision = getattr(clip.config, "_commit_hash", None)
     place = str(name if isinstance(name, (str, Path)) else clip.name_or_path)
     if place in (MINI_CLIP, str(Path(__file__).parent / "mini_clip")):
         return {"kind": "embedded", "name": MINI_CLIP, "revision": None}
     if not place:
         return {"kind": "model", "name": None, "revision": None}
-    if revision is None or Path(place).exists():
-        return {"kind": "folder", "name": name_of(place), "revision": None}
-    return {"kind": "hub", "name": place, "revision": revision}
+    if name_of(place) == place and not Path(place).exists():
+        return {"kind": "hub", "name": place, "revision": getattr(revision, "resolved", revision)}
+    return {"kind": "folder", "name": name_of(place), "revision": None}
 
 
 def name_of(place: str | Path) -> str:
@@ -58,4 +72,4 @@ def name_of(place: str | Path) -> str:
     return text if is_hub_id and not path.exists() else path.resolve().name
 
 
-__all__ = ["HUB_ARGUMENTS", "MINI_CLIP", "clip_source", "describe_source", "name_of"]
+__all__ = ["HUB_ARGUMENTS", "MINI_CLIP", "clip_source", "describe_source", "name_of", "pin_revision"]

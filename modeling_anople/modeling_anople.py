@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapters_anople import AdaptersMixin
-from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source
+from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, pin_revision
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
@@ -108,9 +108,10 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
         name = clip
         if not isinstance(clip, CLIPModel):
             clip = clip_source(clip)
+            hub = pin_revision(clip, hub)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
             clip = CLIPModel.from_pretrained(clip, dtype=torch.float32, **hub)  # learning in half precision fails
-        kwargs["clip_source"] = describe_source(name, clip)
+        kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"))
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:
