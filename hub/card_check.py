@@ -10,8 +10,10 @@ import math
 import re
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import SUPPORTED_TASKS
 
@@ -100,9 +102,10 @@ def check_card(content: str, folder: Path) -> ModelCard:
     """
     try:
         card = ModelCard(content)  # parses the head, and model-index with it
+        head = yaml.safe_load(REGEX_YAML_BLOCK.search(content)[2])  # as it stands: the client mends some faults
     except Exception as error:  # YAML's errors are of their own kinds
         raise ValueError(f"The head of the model card cannot be read: {error}") from error
-    faults = [*_head_faults(card.data.to_dict()), *_result_faults(card), *_text_faults(card.text, Path(folder))]
+    faults = [*_head_faults(head), *_result_faults(card), *_text_faults(card.text, Path(folder))]
     if faults:
         raise ValueError("The model card has faults: " + "; ".join(faults) + ".")
     return card
@@ -123,7 +126,8 @@ def _head_faults(data: dict) -> list[str]:
     for name in ("library_name", "license_name", "license_link", "base_model", "base_model_relation"):
         if name in data and not isinstance(data[name], str):
             faults.append(f"{name} must be text, got {data[name]!r}")
-    for identifier in [*data.get("datasets", []), *([data["base_model"]] if "base_model" in data else [])]:
+    datasets = data.get("datasets", [])
+    for identifier in [*(datasets if isinstance(datasets, list) else []), *filter(None, [data.get("base_model")])]:
         try:
             validate_repo_id(identifier)
         except HFValidationError as error:

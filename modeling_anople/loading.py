@@ -75,12 +75,12 @@ def fetch_detector(name: str, revision: str | None = None) -> Path:
     """
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED_FILES)))
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name} on the Hub holds no detector (no config.json): {REMEDY}.")
         if not is_offline_mode():
             _compare_hashes(name, folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
         raise ValueError(f"{name} is no folder, and as a Hub id it {explain(error, revision)}.") from error
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{name} on the Hub holds no detector (no config.json): {REMEDY}.")
     return folder
 
 

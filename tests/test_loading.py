@@ -1,0 +1,69 @@
+"""Detectors by name: folders, Hub ids and revisions, and refusals of one line that say what to do."""
+
+import pytest
+
+from modeling_anople.cli import main
+from modeling_anople.loading import load_detector, split_revision
+
+from .hub_client import anople
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "expected"),
+    [
+        ("user/name", None, ("user/name", None)),
+        ("user/name@v1", None, ("user/name", "v1")),
+        ("user/name", "v1", ("user/name", "v1")),
+        ("user/name@", None, ("user/name", None)),
+    ],
+)
+def test_a_revision_may_be_written_behind_the_name(name, revision, expected):
+    assert split_revision(name, revision) == expected
+
+
+def test_two_revisions_are_refused():
+    with pytest.raises(ValueError, match="user/name@v1 names a revision and --revision v2 another: give one"):
+        split_revision("user/name@v1", "v2")
+
+
+def test_a_folder_has_no_revision(published, capsys):
+    picture = published.photographs[0]
+    assert main(["predict", str(published.detector), picture, "--revision", "v1"]) == 2
+    assert "only a Hub id has revisions" in capsys.readouterr().err
+    copy = published.detector.rename(published.detector.with_name("a@b"))  # a folder may be called so
+    try:
+        assert load_detector(str(copy))[0].config.class_names == ["bolt", "nut"]
+    finally:
+        copy.rename(published.detector)
+
+
+def test_offline_the_variable_is_named(capsys):
+    assert main(["predict", "nobody/nothing", "a.png"]) == 2
+    error = capsys.readouterr().err
+    assert "nobody/nothing is no folder, and as a Hub id it is not in the cache, and HF_HUB_OFFLINE" in error
+
+
+def test_what_is_not_there_or_no_detector(client, published):
+    from .hub_client import api
+
+    client.call(api, "create_repo", "me/empty")
+    picture = published.photographs[0]
+    for name, message in (
+        ("me/nothing", "me/nothing is no folder, and as a Hub id it cannot be found (404): check its spelling"),
+        ("me/empty", "me/empty on the Hub holds no detector (no config.json)"),
+        ("a/b/c", "a/b/c is no folder, and as a Hub id it cannot be loaded"),
+    ):
+        code, output, errors = client.call(anople, "predict", name, picture)
+        assert (code, output) == (2, "") and message in errors and "Traceback" not in errors
+
+
+def test_evaluate_takes_an_id_too(client, published):
+    from .test_push import push_well
+
+    push_well(client, published.detector, "me/evaluated")
+    data = published.evaluation.with_name("drawn")
+    options = ["--evaluation_size", 32]
+    code, there, errors = client.call(anople, "evaluate", "me/evaluated@main", data, *options)
+    assert code == 0, errors
+    code, here, _ = client.call(anople, "evaluate", published.detector, data, *options)
+    assert there == here and "| mean " in there
