@@ -132,6 +132,16 @@ def test_the_chosen_files_are_logged_and_kept(fit, products, caplog):
     assert AnoPLeModel.from_pretrained(detector).config.fit["seed"] == 5
 
 
+def test_a_detector_names_folders_without_the_way_to_them(fit, products, small_clip_folder):
+    detector = fit()
+    config = AnoPLeModel.from_pretrained(detector).config
+    assert (config.fit["data_root"], config.fit["clip"]) == (products.name, small_clip_folder.name)
+    assert config.clip_source == {"kind": "folder", "name": small_clip_folder.name, "revision": None}
+    for path in detector.glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not [place for place in (products, small_clip_folder, detector) if str(place.parent) in text], path
+
+
 def test_a_finished_detector_is_not_overwritten_unasked(fit):
     detector = fit()
     before = (detector / "model.safetensors").read_bytes()
