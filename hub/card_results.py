@@ -86,16 +86,20 @@ class Results:
         )
 
     def headline(self) -> str | None:
-        """Say in one sentence what the detector did at its line, from its own evaluation."""
+        """Say what the detector did at its line, and where it is blind, from its own evaluation."""
         rows = self.own["classes"].values()
         if any(row[key] is None for row in rows for key in ("false_alarm_rate", "detection_rate")):
             return None
         alarms, good = (sum(counts) for counts in _flagged(rows, "false_alarm_rate", "normal"))
         found, bad = (sum(counts) for counts in _flagged(rows, "detection_rate", "anomalous"))
-        return (
+        text = (
             f"On its test photographs it found **{found} of {bad} defects** and called {alarms or 'none'} of {good} good "
             "photographs bad."
         )
+        blind = [
+            code(name) for name, row in self.own["classes"].items() if row["anomalous"] and not row["detection_rate"]
+        ]
+        return f"{text} It found no defect at all on {joined(blind)}." if blind else text
 
     def to_table(self, dataset: str | None) -> dict[str, Any]:
         """Return `text`, `columns`, `rows` and `legend`; a column without any figure is left out."""

@@ -118,3 +118,15 @@ def test_the_wheel_holds_the_package_alone():
     if not project.exists():
         pytest.skip("installed without its repository")
     assert 'packages = ["modeling_anople"]' in project.read_text(encoding="utf-8")
+
+
+def test_what_publishes_knows_neither_the_tests_nor_the_demo():
+    files = sorted((PACKAGE.parent / "hub").rglob("*.py"))
+    if not files:
+        pytest.skip("installed without its repository")
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""] if node.level == 0 else []
+            assert not {name.split(".")[0] for name in names} & {"tests", "demo"}, path
