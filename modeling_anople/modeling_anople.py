@@ -6,14 +6,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_anople import clip_source
+from .backbone_anople import HUB_ARGUMENTS, load_clip
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
@@ -29,9 +29,6 @@ from .prompting_anople import (
     encode_image,
     encode_text,
 )
-
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder")
 
 
 @dataclass
@@ -134,7 +131,8 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
 
         Raises:
-            ValueError: for an unknown keyword or a wrong value, no class, or a model without a tokenizer.
+            ValueError: for an unknown keyword or a wrong value, no class, a model without a tokenizer, or a name that
+                cannot be found.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         unknown = sorted(set(kwargs) - set(AnoPLeConfig.__annotations__))
@@ -145,9 +143,7 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
         if not isinstance(clip, CLIPModel):
-            clip = clip_source(clip)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
-            clip = CLIPModel.from_pretrained(clip, dtype=torch.float32, **hub)  # learning in half precision fails
+            clip, tokenizer = load_clip(clip, tokenizer, **hub)
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:
