@@ -1,6 +1,7 @@
 """A CLIP by folder, by Hub id from the cache, at a revision, offline; what cannot be had is refused with the remedy."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -257,6 +258,33 @@ def test_a_tokenizer_may_come_from_elsewhere(folder, tokenizer):
 def test_a_misspelt_option_of_the_processor_is_refused(folder):
     with pytest.raises(ValueError, match=r"got \['revison'\]: it takes cache_dir, .*revision"):
         AnoPLeProcessor.from_clip(str(folder), ["bolt"], revison="v2")
+
+
+@torch.no_grad()
+def test_checkpoints_as_they_were_published_in_2021_load(folder, tokenizer):
+    """Ids that name no token, position ids among the weights, sizes as numbers, a vocabulary in two files."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"] |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    images = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "do_center_crop": True,
+              "do_normalize": True, "do_resize": True, "resample": 3, "image_mean": [0.1, 0.2, 0.3],
+              "image_std": [0.4, 0.5, 0.6]}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    model = AnoPLeModel.from_clip(str(folder), ["bolt", "metal nut"], coupling="none")
+    processor = AnoPLeProcessor.from_clip(str(folder), ["bolt", "metal nut"])
+    texts = ["bolt.", "abnormal bolt.", "metal nut.", "abnormal metal nut."]
+    ids = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    assert torch.equal(model.class_token_ids, ids)
+    features = CLIPModel.from_pretrained(folder).get_text_features(ids).pooler_output  # at the largest id, for eos 2
+    expected = torch.nn.functional.normalize(features, dim=-1).unflatten(0, (2, 2))
+    torch.testing.assert_close(model.class_embeddings, expected, atol=1e-5, rtol=0)
+    assert tuple(processor.image_processor.image_std) == (0.4, 0.5, 0.6) and processor.image_size == 32
 
 
 def test_a_sharded_and_half_precision_clip_loads_whole(folder, tmp_path, clip_model):
