@@ -45,7 +45,7 @@ def load_clip(name: str | Path, tokenizer: Any = None, **hub) -> tuple[CLIPModel
         ValueError: if it cannot be found or is no whole CLIP, with the remedy.
     """
     load_clip_config(name, **hub)  # first, so that nothing large is fetched in vain
-    tokenizer = tokenizer or load_clip_tokenizer(name, **hub)
+    tokenizer = load_clip_tokenizer(name, **hub) if tokenizer is None else tokenizer
     clip, found = load_clip_part(CLIPModel, name, dtype=torch.float32, output_loading_info=True, **hub)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
