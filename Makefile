@@ -15,11 +15,13 @@ DATA ?= $(OUT)/photographs
 .PHONY: quickstart test quality style benchmark clean
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
-$(VENV)/ready: pyproject.toml
+# open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
+$(VENV)/ready: pyproject.toml tests/open_clip_requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/open_clip --requirement tests/open_clip_requirements.txt
 	touch $@
 
 quickstart: $(VENV)/ready

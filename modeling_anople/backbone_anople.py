@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import is_offline_mode
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.utils import resolve_revision
 
 
@@ -72,4 +75,84 @@ def name_of(place: str | Path) -> str:
     return text if is_hub_id and not path.exists() else path.resolve().name
 
 
-__all__ = ["HUB_ARGUMENTS", "MINI_CLIP", "clip_source", "describe_source", "name_of", "pin_revision"]
+def load_clip(name: str | Path, tokenizer: Any = None, **hub) -> tuple[CLIPModel, Any]:
+    """
+    Load a CLIP in single precision (learning in half precision fails), and its tokenizer.
+
+    Args:
+        name: `"mini"`, a folder, or a Hub id.
+        tokenizer: returned as it is; by default the CLIP's own.
+        hub: `HUB_ARGUMENTS`, as transformers takes them.
+
+    Raises:
+        ValueError: if it cannot be found or is no whole CLIP, with the remedy.
+    """
+    load_clip_config(name, **hub)  # first, so that nothing large is fetched in vain
+    tokenizer = load_clip_tokenizer(name, **hub) if tokenizer is None else tokenizer
+    clip, found = load_clip_part(CLIPModel, name, dtype=torch.float32, output_loading_info=True, **hub)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of a CLIPModel, {missing[0]} among them, which would be random: give a "
+            "checkpoint with both towers."
+        )
+    return clip, tokenizer
+
+
+def load_clip_config(name: str | Path, **hub) -> CLIPConfig:
+    """Load the config of a CLIP; the config of anything else is refused, because transformers would not."""
+    kind = _load(lambda source: CLIPConfig.get_config_dict(source, **hub), name, hub)[0].get("model_type")
+    if kind != CLIPConfig.model_type:
+        what = "it has no config.json" if kind is None else f"its model_type is {kind!r}"
+        raise ValueError(f"{name} is no CLIPModel ({what}): give a folder or Hub id whose model_type is 'clip'.")
+    return load_clip_part(CLIPConfig, name, **hub)
+
+
+def load_clip_tokenizer(name: str | Path, **hub) -> Any:
+    """Load the tokenizer of a CLIP; without its files transformers makes an empty one, which is refused."""
+    tokenizer = load_clip_part(AutoTokenizer, name, **hub)
+    if tokenizer.unk_token_id in tokenizer("bolt 1", add_special_tokens=False).input_ids:
+        raise ValueError(
+            f"{name} has no vocabulary for its tokenizer (tokenizer.json, or vocab.json and merges.txt): give a checkpoint "
+            "with one."
+        )
+    return tokenizer
+
+
+def load_clip_part(kind: type, name: str | Path, **options) -> Any:
+    """Load config, weights, tokenizer or image processor of a CLIP with `kind.from_pretrained`; errors as [`load_clip`]."""
+    return _load(lambda source: kind.from_pretrained(source, **options), name, options)
+
+
+def _load(load, name: str | Path, options: dict) -> Any:
+    source = clip_source(name)
+    try:
+        return load(source)
+    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
+        reason = " ".join(str(error).split()).rstrip(".")
+        if Path(source).exists():
+            raise ValueError(
+                f"{name} cannot be loaded as a CLIP ({reason}): give a folder with config.json, model.safetensors, "
+                "tokenizer and preprocessor_config.json of a CLIPModel."
+            ) from error
+        revision = f" at revision {options['revision']!r}" if options.get("revision") else ""
+        if is_offline_mode() or options.get("local_files_only"):
+            reason = "offline, by HF_HUB_OFFLINE or local_files_only, and not whole in the cache"
+        raise ValueError(
+            f"{name} is no folder, and as a Hub id{revision} it cannot be loaded ({reason}): check the name; where there "
+            f"is a connection, `hf download {name}` fetches it into the cache (`hf auth login` first if it is private); "
+            f"without one, give the folder of a CLIPModel, or {MINI_CLIP!r} for the one in the package."
+        ) from error
+
+
+__all__ = [
+    "HUB_ARGUMENTS",
+    "MINI_CLIP",
+    "clip_source",
+    "describe_source",
+    "load_clip",
+    "load_clip_config",
+    "load_clip_part",
+    "load_clip_tokenizer",
+    "name_of",
+    "pin_revision",
+]

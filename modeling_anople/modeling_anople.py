@@ -4,14 +4,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapters_anople import AdaptersMixin
-from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, pin_revision
+from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_clip, pin_revision
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
@@ -95,7 +95,8 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
             kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
 
         Raises:
-            ValueError: for an unknown keyword or a wrong value, no class, or a model without a tokenizer.
+            ValueError: for an unknown keyword or a wrong value, no class, a model without a tokenizer, or a name that
+                cannot be found.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         unknown = sorted(set(kwargs) - set(AnoPLeConfig.__annotations__))
@@ -107,10 +108,8 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
         name = clip
         if not isinstance(clip, CLIPModel):
-            clip = clip_source(clip)
-            hub = pin_revision(clip, hub)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip, **hub)
-            clip = CLIPModel.from_pretrained(clip, dtype=torch.float32, **hub)  # learning in half precision fails
+            hub = pin_revision(clip_source(clip), hub)
+            clip, tokenizer = load_clip(clip, tokenizer, **hub)
         kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"))
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)

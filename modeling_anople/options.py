@@ -23,6 +23,9 @@ class TrainingConfig:
         default=MINI_CLIP,
         metadata={"help": "Folder or Hub id of a CLIPModel, or mini, the small one that the package carries."},
     )
+    clip_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the CLIP, where it is a Hub id."}
+    )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     shots: int = field(default=4, metadata={"help": "Good photographs per product."})
     seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPConfig, ProcessorMixin
+from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .backbone_anople import clip_source
+from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 
 
 # White value of modes that have no fixed one; never taken from the photograph itself, or two photographs of one part
@@ -180,17 +180,21 @@ class AnoPLeProcessor(ProcessorMixin):
             clip: `"mini"` for the embedded CLIP, or Hub id or folder of a checkpoint.
             class_names: the products.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
+
+        Raises:
+            ValueError: for an unknown keyword, or a name that cannot be found, with the remedy.
         """
-        clip = clip_source(clip)
-        side = CLIPConfig.from_pretrained(clip, **kwargs).vision_config.image_size
-        known = CLIPImageProcessorPil.from_pretrained(clip, **kwargs)
+        if unknown := sorted(set(kwargs) - set(HUB_ARGUMENTS)):
+            raise ValueError(f"from_clip of the processor got {unknown}: it takes {', '.join(HUB_ARGUMENTS)}.")
+        side = load_clip_config(clip, **kwargs).vision_config.image_size
+        known = load_clip_part(CLIPImageProcessorPil, clip, **kwargs)
         image_processor = CLIPImageProcessorPil(
             size={"height": side, "width": side},
             do_center_crop=False,
             image_mean=known.image_mean,
             image_std=known.image_std,
         )
-        return cls(image_processor, AutoTokenizer.from_pretrained(clip, **kwargs), class_names=class_names)
+        return cls(image_processor, load_clip_tokenizer(clip, **kwargs), class_names=class_names)
 
     @property
     def image_size(self) -> int:

@@ -126,8 +126,9 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     for name, files in shots.files.items() if accelerator.is_main_process else ():
         logger.info("%s, %d shots: %s", name, len(files), ", ".join(files))
     # 2. Model: a frozen CLIP with learnable prompts and decoder.
-    model = AnoPLeModel.from_clip(config.clip, list(shots.files), **options).freeze_clip()
-    processor = AnoPLeProcessor.from_clip(config.clip, list(shots.files))
+    names, revision = list(shots.files), config.clip_revision
+    model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **options).freeze_clip()
+    processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision)
     processor.white_value = config.white_value
     optimizer = make_optimizer(model, config)
     # 3. Where an earlier, killed run stopped.
