@@ -118,16 +118,28 @@ class ScoreCalibration:
     def __init__(self, config: AnoPLeConfig):
         self.config = config
 
+    def knows(self, class_name: str) -> bool:
+        """Say whether a class has a line."""
+        return class_name in self.config.calibration
+
     def set(self, class_name: str, line: ClassLine) -> None:
         """Store the line of one class, and draw the common line of the pooled mode anew."""
-        lines = {**self.config.calibration, class_name: asdict(line)}
+        self._store({**self.config.calibration, class_name: asdict(line)}, line.max_false_alarm_rate)
+
+    def remove(self, class_name: str) -> None:
+        """Drop the line of one class, and draw the common line of the pooled mode anew."""
+        lines = {name: line for name, line in self.config.calibration.items() if name != class_name}
+        self._store(lines, lines[POOLED]["max_false_alarm_rate"] if POOLED in lines else 0.0)
+
+    def _store(self, lines: dict[str, dict], pooled_rate: float) -> None:
         lines.pop(POOLED, None)
         if self.config.class_identity == "pooled":
             images = [score for entry in lines.values() for score in entry["image_scores"]]
             maxima = [score for entry in lines.values() for score in entry["map_maxima"]]
-            rate, scale = line.max_false_alarm_rate, max(entry["memory_scale"] for entry in lines.values())
             if images:
-                lines[POOLED] = asdict(fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale))
+                scale = max(entry["memory_scale"] for entry in lines.values())
+                pooled = fit_line(images, maxima, max_false_alarm_rate=pooled_rate, memory_scale=scale)
+                lines[POOLED] = asdict(pooled)
         self.config.calibration = lines
 
     def memory_scales(self, class_ids: Tensor | None) -> Tensor | None:

@@ -117,9 +117,10 @@ def predict(arguments: list[str]) -> int:
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
+    from .sources_anople import list_photographs
     from .visualization import overlay, with_legend
 
-    paths, failed = list_images(places.images), 0
+    paths, failed = list_photographs(places.images), 0
     model, processor = load_detector(places.checkpoint)
     if options.threshold is not None:
         model.config.threshold = options.threshold
@@ -199,28 +200,6 @@ def _check_files(folder: Path) -> None:
             raise ValueError(
                 f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
             ) from error
-
-
-def list_images(places: list[str]) -> list[Path]:
-    """Name all photographs: files as they are, folders with the image files below them, sorted."""
-    from PIL import Image
-
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = []
-    for place in map(Path, places):
-        if place.is_dir():
-            files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
-            inside = sorted(path for path in files if not _is_hidden(path.relative_to(place)))
-            if not inside:
-                raise ValueError(f"{place} holds no image files: give photographs, or another folder.")
-            paths += inside
-        else:
-            paths.append(place)
-    return paths
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "predict": predict, "draw": draw}

@@ -97,6 +97,11 @@ class AnoPLeConfig(PreTrainedConfig):
             Remember and compare features of the prompted pass, or of a second, `frozen` pass at twice the cost [I].
         memory_sizes (`list[int]`, *optional*):
             Remembered patch vectors per class and layer. Kept by the model; sizes the buffers on loading.
+        memory_photographs (`list[list[int]]`, *optional*):
+            How many of them are each photograph's, in the order in which photographs were added. Kept by the model.
+        memory_limit (`int`, *optional*, defaults to 16384):
+            Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
+            remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
         memory_chunk_size (`int`, *optional*, defaults to 8388608):
             Largest number of cosine similarities held at once (32 MiB in fp32).
         map_fusion (`str`, *optional*, defaults to `"harmonic"`):
@@ -123,6 +128,8 @@ class AnoPLeConfig(PreTrainedConfig):
             them. Kept by the model.
         fit (`dict`, *optional*):
             How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program.
+        history (`list[dict]`, *optional*):
+            What was enrolled, added and forgotten, when and from which files. Kept by the model.
     """
 
     model_type = "anople"
@@ -159,6 +166,8 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_layers: list[int] | None = None
     memory_features: Literal["prompted", "frozen"] = "prompted"
     memory_sizes: list[int] | None = None
+    memory_photographs: list[list[int]] | None = None
+    memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
     fusion_scale: Literal["raw", "normal"] = "raw"
@@ -170,15 +179,22 @@ class AnoPLeConfig(PreTrainedConfig):
     threshold: int | float = 0.5
     calibration: dict | None = None
     fit: dict | None = None
+    history: list[dict] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.class_names = list(self.class_names or [])
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
+        self.history = list(self.history or [])
         self.decoder_widths = list(self.decoder_widths or [128, 64])
         self.calibration = dict(self.calibration or {})
         for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
             part.dtype = None  # the towers take the detector's; one of their own would survive loading in another
+        if self.memory_photographs is None:  # saved before it was kept: whole photographs
+            patches = self.grid_size**2
+            self.memory_photographs = [
+                [min(patches, size - start) for start in range(0, size, patches)] for size in self.memory_sizes
+            ]
         if self.memory_layers is None:
             depth = self.clip_config.vision_config.num_hidden_layers
             self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
@@ -206,6 +222,15 @@ class AnoPLeConfig(PreTrainedConfig):
         self._require(
             len(self.memory_sizes) == len(self.class_names),
             f"memory_sizes has {len(self.memory_sizes)} numbers for {len(self.class_names)} classes: give one for each.",
+        )
+        counted = [sum(counts) for counts in self.memory_photographs]
+        self._require(
+            counted == self.memory_sizes,
+            f"memory_photographs adds up to {counted}, but memory_sizes is {self.memory_sizes}: give memory_sizes alone.",
+        )
+        self._require(
+            (self.memory_limit or 0) >= 0,
+            f"memory_limit must not be negative (0 or None is no limit), got {self.memory_limit}.",
         )
         self._require(
             not (self.decoder_layers and self.latent_noise_target == "patches"),

@@ -17,6 +17,7 @@ from .backbone_anople import clip_source
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
+from .enrolment_anople import EnrolmentMixin
 from .fusion_anople import fuse_images, fuse_maps
 from .losses_anople import Answers, LossTerm, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
@@ -99,7 +100,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
+class AnoPLeModel(EnrolmentMixin, ProductsMixin, AnoPLePreTrainedModel):
     """
     Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
 
@@ -173,10 +174,10 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
         self.clip.requires_grad_(False)
         return self
 
-    def embed_classes(self) -> Tensor:
-        """Run the text tower: unit-length embeddings (classes, 2, joint width), normal and abnormal, with gradient."""
+    def embed_classes(self, ids: Tensor | None = None) -> Tensor:
+        """Embed the classes, or these token ids: unit length (classes, 2, width), normal and abnormal, with gradient."""
         text_prompts, _ = self.prompts()
-        ids = self.class_token_ids
+        ids = self.class_token_ids if ids is None else ids
         ends = (ids == ids[:, -1:]).int().argmax(1)  # rows are filled up with the end token
         embeddings = encode_text(self.clip, ids[:, : int(ends.max()) + 1], prompts=text_prompts)
         return F.normalize(embeddings, dim=-1).unflatten(0, (-1, 2))
@@ -263,7 +264,7 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             )
             output.loss = total_loss(output.loss_terms, loss_weights(self.config))
         if not self.training:
-            taps = self.memory_taps(pixel_values, features) if any(self.memory.sizes) else None
+            taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
             self.score(output, taps, exclude)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
@@ -280,7 +281,7 @@ class AnoPLeModel(ProductsMixin, AnoPLePreTrainedModel):
             ):
                 raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
             return class_ids
-        prototypes = config.class_prediction == "prototype" and any(self.memory.sizes)
+        prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 

@@ -74,7 +74,15 @@ class TrainingConfig:
 LOG_FILE = "training_log.jsonl"
 
 # Kept by the program, not chosen on a command line.
-KEPT_FIELDS = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}
+KEPT_FIELDS = {
+    "clip_config",
+    "class_names",
+    "memory_sizes",
+    "memory_photographs",
+    "calibration",
+    "fit",
+    "history",
+}
 
 
 def model_options() -> type:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
-from modeling_anople.cli import list_images, main
+from modeling_anople.cli import main
 from modeling_anople.data import read_dataset
 from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.sources_anople import list_photographs
 from modeling_anople.visualization import MIN_LEGEND_HEIGHT, overlay
 
 from .detectors import normals_of, write_detector
@@ -121,7 +122,7 @@ def test_predict_takes_folders_in_order(capsys, checkpoint, pictures, photograph
     assert (
         [line["path"] for line in lines]
         == [str(path) for path in expected]
-        == list(map(str, list_images([folder, pictures[1]])))
+        == list(map(str, list_photographs([folder, pictures[1]])))
     )
 
 

@@ -10,7 +10,9 @@ from modeling_anople.options import model_options, parse_options
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
-KEPT = {"clip_config", "class_names", "memory_sizes", "calibration", "fit"}  # by the program, not by a person
+KEPT = {  # by the program, not by a person
+    *("clip_config", "class_names", "memory_sizes", "memory_photographs", "calibration", "fit", "history"),
+}
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
     (field.name, choice)
