@@ -5,6 +5,8 @@ from typing import Literal, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
+from .task_anople import PIPELINES, CustomPipelines
+
 
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
 COUPLING_MODES = get_args(CouplingMode)
@@ -130,6 +132,8 @@ class AnoPLeConfig(PreTrainedConfig):
             How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program.
         history (`list[dict]`, *optional*):
             What was enrolled, added and forgotten, when and from which files. Kept by the model.
+        custom_pipelines (`dict`, *optional*):
+            Where transformers finds the code of the pipeline. Kept by the config.
     """
 
     model_type = "anople"
@@ -180,12 +184,14 @@ class AnoPLeConfig(PreTrainedConfig):
     calibration: dict | None = None
     fit: dict | None = None
     history: list[dict] | None = None
+    custom_pipelines: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.class_names = list(self.class_names or [])
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
         self.history = list(self.history or [])
+        self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])
         self.calibration = dict(self.calibration or {})
         for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .calibration_anople import ClassLine
+from .folder_anople import FolderMixin
 from .normals_anople import Normals, known_digests, open_normals, refuse_twins
 from .processing_anople import AnoPLeProcessor
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
@@ -21,10 +22,8 @@ CLASS_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
 CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "calibration", "history")
 
 
-class EnrolmentMixin:
+class EnrolmentMixin(FolderMixin):
     """Methods of [`AnoPLeModel`] that add, extend and remove products; each is done whole or not at all."""
-
-    _own_processor: AnoPLeProcessor | None = None
 
     @torch.no_grad()
     def enroll(
@@ -66,7 +65,7 @@ class EnrolmentMixin:
             raise ValueError(
                 f"The class {class_name!r} exists: give it more photographs with add_normals, or forget it first."
             )
-        processor = self._processor_for(processor)
+        processor = self.processor_beside(processor)
         if processor.tokenizer is None:
             raise ValueError("This processor has no tokenizer, so no new product can be named: load it whole.")
         normals = open_normals(images, processor)
@@ -101,7 +100,7 @@ class EnrolmentMixin:
         added before.
         """
         self._class_id(class_name)
-        processor = self._processor_for(processor)
+        processor = self.processor_beside(processor)
         normals = open_normals(images, processor)
         refuse_twins(normals, known_digests(self.config.history, class_name))
         with self._whole_or_not_at_all():
@@ -122,7 +121,7 @@ class EnrolmentMixin:
         class_id, config = self._class_id(class_name), self.config
         if len(config.class_names) == 1:
             raise ValueError(f"{class_name!r} is the detector's only product: enroll another one before.")
-        processor = self._processor_for(processor)
+        processor = self.processor_beside(processor)
         with self._whole_or_not_at_all():
             others = [number for number in range(len(config.class_names)) if number != class_id]
             rows = [row for number in others for row in (2 * number, 2 * number + 1)]
@@ -191,29 +190,6 @@ class EnrolmentMixin:
                 f"The class {class_name!r} is not known to this detector: it knows {self.config.class_names}."
             )
         return self.config.class_names.index(class_name)
-
-    def _processor_for(self, processor: AnoPLeProcessor | None) -> AnoPLeProcessor:
-        """Take the processor that was given, now or before, or load the one that lies beside the model."""
-        if processor is not None and processor.class_names != self.config.class_names:
-            raise ValueError(
-                f"The processor knows the products {processor.class_names}, the model {self.config.class_names}: give the "
-                "processor that belongs to this model."
-            )
-        self._own_processor = processor or self._own_processor or self._load_processor()
-        return self._own_processor
-
-    def _load_processor(self) -> AnoPLeProcessor:
-        place = self.name_or_path
-        try:
-            processor = AnoPLeProcessor.from_pretrained(place)
-        except Exception as error:  # whatever is missing or damaged there
-            raise ValueError(
-                f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
-                f"({error}): give processor=..."
-            ) from error
-        AnoPLeProcessor.register_for_auto_class("AutoProcessor")
-        processor.class_names = list(self.config.class_names)
-        return processor
 
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:

@@ -82,6 +82,7 @@ KEPT_FIELDS = {
     "calibration",
     "fit",
     "history",
+    "custom_pipelines",
 }
 
 

@@ -11,7 +11,16 @@ from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
 KEPT = {  # by the program, not by a person
-    *("clip_config", "class_names", "memory_sizes", "memory_photographs", "calibration", "fit", "history"),
+    *(
+        "clip_config",
+        "class_names",
+        "memory_sizes",
+        "memory_photographs",
+        "calibration",
+        "fit",
+        "history",
+        "custom_pipelines",
+    ),
 }
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
