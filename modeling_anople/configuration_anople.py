@@ -123,6 +123,9 @@ class AnoPLeConfig(PreTrainedConfig):
         class_prediction (`str`, *optional*, defaults to `"prototype"`):
             How a class is predicted: nearest mean global feature of the normals (`prototype`), or nearest normal text
             embedding (`text`) [U].
+        unknown_product_rate (`float`, *optional*, defaults to 0.001):
+            Share of a product's own photographs that may be called an unknown product where classes are predicted [U].
+            Lines are set for it when the product is fitted or enrolled; 0 turns the answer "unknown product" off.
         threshold (`float`, *optional*, defaults to 0.5):
             Calibrated score above which a photograph is called anomalous.
         calibration (`dict`, *optional*):
@@ -132,8 +135,6 @@ class AnoPLeConfig(PreTrainedConfig):
             How the detector was fitted: shots, seed, chosen files, steps. Kept by the training program.
         history (`list[dict]`, *optional*):
             What was enrolled, added and forgotten, when and from which files. Kept by the model.
-        custom_pipelines (`dict`, *optional*):
-            Where transformers finds the code of the pipeline. Kept by the config.
     """
 
     model_type = "anople"
@@ -180,11 +181,12 @@ class AnoPLeConfig(PreTrainedConfig):
     smoothing: int | float = 0.01
     class_identity: Literal["given", "predicted", "pooled"] = "given"
     class_prediction: Literal["prototype", "text"] = "prototype"
+    unknown_product_rate: int | float = 0.001
     threshold: int | float = 0.5
     calibration: dict | None = None
     fit: dict | None = None
     history: list[dict] | None = None
-    custom_pipelines: dict | None = None
+    custom_pipelines: dict | None = None  # where transformers finds the code of the pipeline
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

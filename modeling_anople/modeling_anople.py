@@ -19,6 +19,7 @@ from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
 from .enrolment_anople import EnrolmentMixin
 from .fusion_anople import fuse_images, fuse_maps
+from .identity_anople import IdentityMixin
 from .losses_anople import Answers, LossTerm, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
 from .products_anople import ProductsMixin
@@ -51,6 +52,7 @@ class AnoPLeOutput(ModelOutput):
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
         class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
+        known_products (`Tensor` of shape (batch,), *optional*): whether an image shows the class predicted for it.
         image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
         hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
     """
@@ -65,6 +67,7 @@ class AnoPLeOutput(ModelOutput):
     decoder_maps: Tensor | None = None
     memory_maps: Tensor | None = None
     class_ids: Tensor | None = None
+    known_products: Tensor | None = None
     image_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -100,7 +103,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class AnoPLeModel(EnrolmentMixin, ProductsMixin, AnoPLePreTrainedModel):
+class AnoPLeModel(EnrolmentMixin, ProductsMixin, IdentityMixin, AnoPLePreTrainedModel):
     """
     Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
 
@@ -241,7 +244,7 @@ class AnoPLeModel(EnrolmentMixin, ProductsMixin, AnoPLePreTrainedModel):
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
         embeddings = self.embed_classes() if self.training else self.class_embeddings
-        class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
+        given, class_ids = class_ids, self.identify(pooled, embeddings, class_ids, known=exclude is not None)
         text = self._texts_of(embeddings, class_ids, len(pooled))
         decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
         text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
@@ -266,24 +269,9 @@ class AnoPLeModel(EnrolmentMixin, ProductsMixin, AnoPLePreTrainedModel):
         if not self.training:
             taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
             self.score(output, taps, exclude)
+            if class_ids is not given:
+                output.known_products = self.recognise(output.memory_maps, pooled, class_ids)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
-
-    def identify(
-        self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
-    ) -> Tensor | None:
-        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids, or `None` for all pooled."""
-        config = self.config
-        if config.class_identity == "pooled" and not self.training:
-            return None
-        if class_ids is not None and (config.class_identity == "given" or self.training or known):
-            if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
-                embeddings
-            ):
-                raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
-            return class_ids
-        prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
-        anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
-        return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 
     def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
         """

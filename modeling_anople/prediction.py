@@ -27,10 +27,10 @@ class Prediction:
         error: why it could not be judged; everything below is then `None`.
         size: (height, width) of the photograph.
         score: calibrated, 0.5 is the line of its class; the raw score where the class has no line.
-        label: "normal" or "anomalous", `None` where the class has no line.
+        label: "normal", "anomalous" or "unknown product", `None` where the class has no line.
         raw_score, raw_map: of the part asked for, for metrics; the map is (side, side), `None` for the text part.
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
-        class_name: the class it was judged as; `None` when pooled.
+        class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
     """
 

@@ -15,6 +15,9 @@ from .backbone_anople import clip_source
 from .photographs_anople import ImageError, load_mask, load_photograph
 
 
+UNKNOWN_PRODUCT = "unknown product"
+
+
 class AnoPLeProcessor(ProcessorMixin):
     """
     Turn photographs, class names and masks into tensors, and answers into results.
@@ -133,30 +136,33 @@ class AnoPLeProcessor(ProcessorMixin):
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
             `anomaly_map` (float32 array, 0.5 is the line), `class_name`. Without calibration `score` is the raw score,
-            the map is raw and `label` is `None`.
+            the map is raw and `label` is `None`. Where the class was predicted and the photograph shows none of the
+            products, `label` is "unknown product" and `class_name` is `None`; score and map are as the nearest one.
         """
         calibrated = outputs.calibrated_scores is not None
         scores = outputs.calibrated_scores if calibrated else outputs.image_scores
         maps = (outputs.calibrated_maps if calibrated else outputs.anomaly_maps).detach().float()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"{len(scores)} results were given {len(target_sizes)} target_sizes: give one for each.")
-        results = []
+        known, results = getattr(outputs, "known_products", None), []
         for number, score in enumerate(scores.tolist()):
             anomaly_map = maps[number : number + 1, None]
             if target_sizes is not None:
                 size = tuple(int(side) for side in target_sizes[number])
                 anomaly_map = F.interpolate(anomaly_map, size=size, mode="bilinear", align_corners=False)
-            ids = outputs.class_ids
+            label = ("anomalous" if score > threshold else "normal") if calibrated else None
+            unknown = known is not None and not bool(known[number])
+            nameless = unknown or outputs.class_ids is None or not self.class_names
             results.append(
                 {
                     "score": score,
-                    "label": ("anomalous" if score > threshold else "normal") if calibrated else None,
+                    "label": UNKNOWN_PRODUCT if unknown else label,
                     "raw_score": outputs.image_scores[number].item(),
                     "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
-                    "class_name": None if ids is None or not self.class_names else self.class_names[int(ids[number])],
+                    "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
                 }
             )
         return results
 
 
-__all__ = ["AnoPLeProcessor", "ImageError", "load_mask", "load_photograph"]
+__all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "load_mask", "load_photograph"]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ClassLine, fit_line
+from .calibration_anople import ClassLine, fit_line, fit_product_lines
+from .identity_anople import strangeness
 
 
 logger = logging.getLogger(__name__)
@@ -129,9 +130,13 @@ class ProductsMixin:
             judged = self._judge_normals(pixel_values, class_id, first)
         images = torch.cat([output.image_scores for output in judged]).tolist()
         maxima = torch.cat([output.anomaly_maps.flatten(1).amax(1) for output in judged]).tolist()
+        strange = self._strangeness_of_normals(judged, class_id)
         if earlier:
             images, maxima = earlier.image_scores + images, earlier.map_maxima + maxima
+            strange = [old + new for old, new in zip(earlier.strangeness or [[], []], strange, strict=True)]
         line = fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale)
+        line.strangeness = [sorted(values) for values in strange]
+        line.product_lines = fit_product_lines(strange, rate=self.config.unknown_product_rate)
         self.calibration.set(name, line)
         return line
 
@@ -146,6 +151,15 @@ class ProductsMixin:
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
             judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
         return judged
+
+    def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
+        """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""
+        known, prototype = len(self.memory.counts[class_id]), self.class_prototypes[class_id].float()
+        rows = []
+        for output in judged:
+            own = 0 if known == 1 else output.image_embeds[0].float() / known
+            rows.append(strangeness(output.memory_maps, output.image_embeds, (prototype - own)[None]))
+        return torch.cat(rows).T.tolist()
 
 
 def disturbed_copies(photograph: Tensor) -> Tensor:
