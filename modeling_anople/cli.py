@@ -1,6 +1,5 @@
 """The `anople` program. Each command's modules are imported when it is called."""
 
-import argparse
 import contextlib
 import json
 import logging
@@ -10,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .cli_products import add_normals, enroll, forget, products
+from .command_line import load_detector, make_parser, parse
+
 
 USAGE = """anople COMMAND ...
 
@@ -18,6 +20,14 @@ USAGE = """anople COMMAND ...
                     measure a detector on a test set and write a gallery
   predict CHECKPOINT IMAGES...
                     judge photographs and draw heat maps
+  products CHECKPOINT
+                    list what a detector knows, and the log of how it came to
+  enroll CHECKPOINT NAME IMAGES...
+                    add a product from good photographs, without training
+  add_normals CHECKPOINT NAME IMAGES...
+                    show a product more good photographs
+  forget CHECKPOINT NAME
+                    remove a product
   draw FOLDER       draw a small set of product photographs to try things on
 
 `anople COMMAND --help` lists the options of a command."""
@@ -77,10 +87,10 @@ def fit(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Measure a detector, print the table and write what was asked for."""
-    parser = _parser(
+    parser = make_parser(
         "evaluate", EvaluateOptions, checkpoint="Folder or Hub id of a detector.", data="Test photographs."
     )
-    places, options = _parse(parser, arguments)
+    places, options = parse(parser, arguments)
     from .evaluation import evaluate as measure
     from .evaluation import make_gallery, test_rows
 
@@ -109,9 +119,9 @@ def evaluate(arguments: list[str]) -> int:
 
 def predict(arguments: list[str]) -> int:
     """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
-    parser = _parser("predict", PredictOptions, checkpoint="Folder or Hub id of a detector.")
+    parser = make_parser("predict", PredictOptions, checkpoint="Folder or Hub id of a detector.")
     parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
-    places, options = _parse(parser, arguments)
+    places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .prediction import full_size_map
@@ -153,8 +163,8 @@ def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
 
 def draw(arguments: list[str]) -> int:
     """Draw a small data set of products with good and defective photographs."""
-    parser = _parser("draw", DrawOptions, folder="Where to; must be empty or new.")
-    places, options = _parse(parser, arguments)
+    parser = make_parser("draw", DrawOptions, folder="Where to; must be empty or new.")
+    places, options = parse(parser, arguments)
     from .drawing import write_dataset
 
     settings = dict(vars(options))
@@ -163,60 +173,16 @@ def draw(arguments: list[str]) -> int:
     return 0
 
 
-def load_detector(checkpoint: str):
-    """Load model and processor; what is no detector, or a damaged one, is refused with the remedy."""
-    from .configuration_anople import AnoPLeConfig
-    from .modeling_anople import AnoPLeModel
-    from .processing_anople import AnoPLeProcessor
-
-    folder, remedy = Path(checkpoint), "give the --output_dir of `anople fit`, or a Hub id"
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{checkpoint} holds no detector (no config.json): {remedy}.")
-        _check_files(folder)
-    try:
-        kind = AnoPLeConfig.get_config_dict(checkpoint)[0].get("model_type")
-        if kind != AnoPLeConfig.model_type:
-            raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
-        return AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
-    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
-        place = "" if folder.exists() else " is no folder, and as a Hub id it"
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{checkpoint}{place} cannot be loaded ({reason}): {remedy}.") from error
-
-
-def _check_files(folder: Path) -> None:
-    """Name a file that was cut short; the libraries' own errors do not."""
-    from safetensors import safe_open
-
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            else:
-                with safe_open(path, framework="pt"):
-                    pass
-        except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
-            ) from error
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "predict": predict, "draw": draw}
-
-
-def _parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(options, prog=f"anople {command}", allow_abbrev=False)
-    for name, text in places.items():
-        parser.add_argument(name, help=text)
-    return parser
-
-
-def _parse(parser, arguments: list[str]):
-    options, places = parser.parse_args_into_dataclasses(args=arguments)
-    return places, options
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "predict": predict,
+    "products": products,
+    "enroll": enroll,
+    "add_normals": add_normals,
+    "forget": forget,
+    "draw": draw,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
