@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from modeling_anople.cli import list_images
 from modeling_anople.loading import load_detector
+from modeling_anople.sources_anople import list_photographs
 
 from .judge_from_hub import judge
 from .local_hub import LocalHub
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("photographs", nargs="+", help="Photographs, or folders of them; the first 8 are judged.")
     options = parser.parse_args(arguments)
     try:
-        paths = [str(path.resolve()) for path in list_images(options.photographs)[:8]]
+        paths = [str(path.resolve()) for path in list_photographs(options.photographs)[:8]]
         pairs = round_trip(options.checkpoint, paths)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"hub.round_trip: {error}\n")

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class ClassLine:
         image_scores, map_maxima: the normals' raw scores behind the line.
         max_false_alarm_rate: the share of good photographs above the line that it was set for.
         memory_scale: largest memory distance seen on normals, for `fusion_scale="normal"`.
+        product_lines: what the two numbers of `strangeness` reach on photographs of this class; empty if not measured.
+        strangeness: the normals' two numbers behind these lines, a list of each.
     """
 
     image_line: float
@@ -36,6 +38,8 @@ class ClassLine:
     map_maxima: list[float]
     max_false_alarm_rate: float
     memory_scale: float
+    product_lines: list[float] = field(default_factory=list)
+    strangeness: list[list[float]] = field(default_factory=list)
 
     @classmethod
     def unset(cls, *, memory_scale: float) -> "ClassLine":
@@ -73,6 +77,11 @@ def fit_line(
         max_false_alarm_rate,
         memory_scale,
     )
+
+
+def fit_product_lines(strangeness: list[list[float]], *, rate: float) -> list[float]:
+    """Set the lines above which a photograph is of no known product: upper limits as in [`fit_line`], at `rate`."""
+    return [_upper_limit(values, rate)[0] for values in strangeness] if rate else []
 
 
 def _upper_limit(scores: list[float], rate: float) -> tuple[float, float]:
@@ -118,16 +127,28 @@ class ScoreCalibration:
     def __init__(self, config: AnoPLeConfig):
         self.config = config
 
+    def knows(self, class_name: str) -> bool:
+        """Say whether a class has a line."""
+        return class_name in self.config.calibration
+
     def set(self, class_name: str, line: ClassLine) -> None:
         """Store the line of one class, and draw the common line of the pooled mode anew."""
-        lines = {**self.config.calibration, class_name: asdict(line)}
+        self._store({**self.config.calibration, class_name: asdict(line)}, line.max_false_alarm_rate)
+
+    def remove(self, class_name: str) -> None:
+        """Drop the line of one class, and draw the common line of the pooled mode anew."""
+        lines = {name: line for name, line in self.config.calibration.items() if name != class_name}
+        self._store(lines, lines[POOLED]["max_false_alarm_rate"] if POOLED in lines else 0.0)
+
+    def _store(self, lines: dict[str, dict], pooled_rate: float) -> None:
         lines.pop(POOLED, None)
         if self.config.class_identity == "pooled":
             images = [score for entry in lines.values() for score in entry["image_scores"]]
             maxima = [score for entry in lines.values() for score in entry["map_maxima"]]
-            rate, scale = line.max_false_alarm_rate, max(entry["memory_scale"] for entry in lines.values())
             if images:
-                lines[POOLED] = asdict(fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale))
+                scale = max(entry["memory_scale"] for entry in lines.values())
+                pooled = fit_line(images, maxima, max_false_alarm_rate=pooled_rate, memory_scale=scale)
+                lines[POOLED] = asdict(pooled)
         self.config.calibration = lines
 
     def memory_scales(self, class_ids: Tensor | None) -> Tensor | None:
@@ -136,6 +157,12 @@ class ScoreCalibration:
             return None
         lines = [self.config.calibration[name] for name in self._names(class_ids)]
         return torch.tensor([line["memory_scale"] for line in lines])
+
+    def product_lines(self, class_ids: Tensor) -> Tensor | None:
+        """Return the lines (batch, 2) of the classes that were predicted; infinite where there are none."""
+        entries = [self.config.calibration.get(name, {}) for name in self._names(class_ids)]
+        lines = [entry.get("product_lines") or [math.inf, math.inf] for entry in entries]
+        return None if not any(entry.get("product_lines") for entry in entries) else torch.tensor(lines)
 
     def covers(self, class_ids: Tensor | None) -> bool:
         """Say whether every class asked for has a line."""
@@ -162,4 +189,4 @@ class ScoreCalibration:
         return [self.config.class_names[class_id] for class_id in class_ids.tolist()]
 
 
-__all__ = ["ClassLine", "ScoreCalibration", "fit_line", "student_quantile"]
+__all__ = ["ClassLine", "ScoreCalibration", "fit_line", "fit_product_lines", "student_quantile"]

@@ -1,6 +1,5 @@
 """The `anople` program. Each command's modules are imported when it is called."""
 
-import argparse
 import contextlib
 import json
 import logging
@@ -10,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .cli_products import add_normals, enroll, forget, products
+from .command_line import make_parser, parse
+
 
 USAGE = """anople COMMAND ...
 
@@ -18,6 +20,14 @@ USAGE = """anople COMMAND ...
                     measure a detector on a test set and write a gallery
   predict CHECKPOINT IMAGES...
                     judge photographs and draw heat maps
+  products CHECKPOINT
+                    list what a detector knows, and the log of how it came to
+  enroll CHECKPOINT NAME IMAGES...
+                    add a product from good photographs, without training
+  add_normals CHECKPOINT NAME IMAGES...
+                    show a product more good photographs
+  forget CHECKPOINT NAME
+                    remove a product
   draw FOLDER       draw a small set of product photographs to try things on
 
 `anople COMMAND --help` lists the options of a command."""
@@ -83,13 +93,13 @@ def fit(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Measure a detector, print the table and write what was asked for."""
-    parser = _parser(
+    parser = make_parser(
         "evaluate",
         EvaluateOptions,
         checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
         data="Test photographs.",
     )
-    places, options = _parse(parser, arguments)
+    places, options = parse(parser, arguments)
     from .evaluation import evaluate as measure
     from .evaluation import test_rows
     from .gallery import make_gallery
@@ -120,20 +130,21 @@ def evaluate(arguments: list[str]) -> int:
 
 def predict(arguments: list[str]) -> int:
     """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
-    parser = _parser(
+    parser = make_parser(
         "predict", PredictOptions, checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision)."
     )
     parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
-    places, options = _parse(parser, arguments)
+    places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .loading import load_detector
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
+    from .sources_anople import list_photographs
     from .visualization import overlay, with_legend
 
-    paths, failed = list_images(places.images), 0
+    paths, failed = list_photographs(places.images), 0
     model, processor = load_detector(places.checkpoint, options.revision)
     if options.threshold is not None:
         model.config.threshold = options.threshold
@@ -166,8 +177,8 @@ def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
 
 def draw(arguments: list[str]) -> int:
     """Draw a small data set of products with good and defective photographs."""
-    parser = _parser("draw", DrawOptions, folder="Where to; must be empty or new.")
-    places, options = _parse(parser, arguments)
+    parser = make_parser("draw", DrawOptions, folder="Where to; must be empty or new.")
+    places, options = parse(parser, arguments)
     from .drawing import write_dataset
 
     settings = dict(vars(options))
@@ -176,43 +187,16 @@ def draw(arguments: list[str]) -> int:
     return 0
 
 
-def list_images(places: list[str]) -> list[Path]:
-    """Name all photographs: files as they are, folders with the image files below them, sorted."""
-    from PIL import Image
-
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths = []
-    for place in map(Path, places):
-        if place.is_dir():
-            files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
-            inside = sorted(path for path in files if not _is_hidden(path.relative_to(place)))
-            if not inside:
-                raise ValueError(f"{place} holds no image files: give photographs, or another folder.")
-            paths += inside
-        else:
-            paths.append(place)
-    return paths
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"fit": fit, "evaluate": evaluate, "predict": predict, "draw": draw}
-
-
-def _parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(options, prog=f"anople {command}", allow_abbrev=False)
-    for name, text in places.items():
-        parser.add_argument(name, help=text)
-    return parser
-
-
-def _parse(parser, arguments: list[str]):
-    options, places = parser.parse_args_into_dataclasses(args=arguments)
-    return places, options
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "predict": predict,
+    "products": products,
+    "enroll": enroll,
+    "add_normals": add_normals,
+    "forget": forget,
+    "draw": draw,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
+from .task_anople import PIPELINES, CustomPipelines
+
 
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
 COUPLING_MODES = get_args(CouplingMode)
@@ -97,6 +99,11 @@ class AnoPLeConfig(PreTrainedConfig):
             Remember and compare features of the prompted pass, or of a second, `frozen` pass at twice the cost [I].
         memory_sizes (`list[int]`, *optional*):
             Remembered patch vectors per class and layer. Kept by the model; sizes the buffers on loading.
+        memory_photographs (`list[list[int]]`, *optional*):
+            How many of them are each photograph's, in the order in which photographs were added. Kept by the model.
+        memory_limit (`int`, *optional*, defaults to 16384):
+            Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
+            remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
         memory_chunk_size (`int`, *optional*, defaults to 8388608):
             Largest number of cosine similarities held at once (32 MiB in fp32).
         map_fusion (`str`, *optional*, defaults to `"harmonic"`):
@@ -116,6 +123,9 @@ class AnoPLeConfig(PreTrainedConfig):
         class_prediction (`str`, *optional*, defaults to `"prototype"`):
             How a class is predicted: nearest mean global feature of the normals (`prototype`), or nearest normal text
             embedding (`text`) [U].
+        unknown_product_rate (`float`, *optional*, defaults to 0.001):
+            Share of a product's own photographs that may be called an unknown product where classes are predicted [U].
+            Lines are set for it when the product is fitted or enrolled; 0 turns the answer "unknown product" off.
         threshold (`float`, *optional*, defaults to 0.5):
             Calibrated score above which a photograph is called anomalous.
         calibration (`dict`, *optional*):
@@ -129,6 +139,8 @@ class AnoPLeConfig(PreTrainedConfig):
             commit hash as `revision`. Kept by the model.
         adapter_clip_sha256 (`str`, *optional*):
             Only in an adapter: the hash of the CLIP weights that it was saved without. Kept by `save_adapter`.
+        history (`list[dict]`, *optional*):
+            What was enrolled, added and forgotten, when and from which files. Kept by the model.
     """
 
     model_type = "anople"
@@ -165,6 +177,8 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_layers: list[int] | None = None
     memory_features: Literal["prompted", "frozen"] = "prompted"
     memory_sizes: list[int] | None = None
+    memory_photographs: list[list[int]] | None = None
+    memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
     fusion_scale: Literal["raw", "normal"] = "raw"
@@ -173,21 +187,31 @@ class AnoPLeConfig(PreTrainedConfig):
     smoothing: int | float = 0.01
     class_identity: Literal["given", "predicted", "pooled"] = "given"
     class_prediction: Literal["prototype", "text"] = "prototype"
+    unknown_product_rate: int | float = 0.001
     threshold: int | float = 0.5
     calibration: dict | None = None
     fit: dict | None = None
     clip_source: dict | None = None
     adapter_clip_sha256: str | None = None
+    history: list[dict] | None = None
+    custom_pipelines: dict | None = None  # where transformers finds the code of the pipeline
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.class_names = list(self.class_names or [])
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
+        self.history = list(self.history or [])
+        self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])
         self.calibration = dict(self.calibration or {})
         for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
             part.dtype = None  # the towers take the detector's; one of their own would survive loading in another
             part._name_or_path = ""  # the path of a local folder is nobody else's business
+        if self.memory_photographs is None:  # saved before it was kept: whole photographs
+            patches = self.grid_size**2
+            self.memory_photographs = [
+                [min(patches, size - start) for start in range(0, size, patches)] for size in self.memory_sizes
+            ]
         if self.memory_layers is None:
             depth = self.clip_config.vision_config.num_hidden_layers
             self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
@@ -215,6 +239,15 @@ class AnoPLeConfig(PreTrainedConfig):
         self._require(
             len(self.memory_sizes) == len(self.class_names),
             f"memory_sizes has {len(self.memory_sizes)} numbers for {len(self.class_names)} classes: give one for each.",
+        )
+        counted = [sum(counts) for counts in self.memory_photographs]
+        self._require(
+            counted == self.memory_sizes,
+            f"memory_photographs adds up to {counted}, but memory_sizes is {self.memory_sizes}: give memory_sizes alone.",
+        )
+        self._require(
+            (self.memory_limit or 0) >= 0,
+            f"memory_limit must not be negative (0 or None is no limit), got {self.memory_limit}.",
         )
         self._require(
             not (self.decoder_layers and self.latent_noise_target == "patches"),

@@ -1,7 +1,9 @@
 """Load a detector by the name of a folder or of a repository on the Hub; every refusal says what to do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
@@ -33,6 +35,18 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
     Raises:
         ValueError: for what is no detector or a damaged one, and for what the Hub refuses, with the remedy.
     """
+    folder = _locate(checkpoint, revision)
+    return _explained(checkpoint, lambda: _read_detector(folder))
+
+
+def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
+    """Load a detector's config alone; arguments and refusals as of [`load_detector`]."""
+    folder = _locate(checkpoint, revision)
+    return _explained(checkpoint, lambda: _read_config(folder))
+
+
+def _locate(checkpoint: str, revision: str | None) -> Path:
+    """Return the detector's folder, fetched where it is on the Hub, after a look at whether its files are whole."""
     folder = Path(checkpoint)
     if folder.exists():
         if revision is not None:
@@ -44,13 +58,25 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
     else:
         folder = fetch_detector(*split_revision(checkpoint, revision))
     _check_files(folder)
+    return folder
+
+
+def _read_config(folder: Path) -> AnoPLeConfig:
+    kind = AnoPLeConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != AnoPLeConfig.model_type:
+        raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
+    return AnoPLeConfig.from_pretrained(folder)
+
+
+def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    adapter = _read_config(folder).adapter_clip_sha256
+    load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
+    return load(folder), AnoPLeProcessor.from_pretrained(folder)
+
+
+def _explained(checkpoint: str, read: Callable[[], Any]) -> Any:
     try:
-        config, _ = AnoPLeConfig.get_config_dict(folder)
-        kind = config.get("model_type")
-        if kind != AnoPLeConfig.model_type:
-            raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
-        load = AnoPLeModel.load_adapter if config.get("adapter_clip_sha256") else AnoPLeModel.from_pretrained
-        return load(folder), AnoPLeProcessor.from_pretrained(folder)
+        return read()
     except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{checkpoint} cannot be loaded ({reason}): {REMEDY}.") from error

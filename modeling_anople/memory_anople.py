@@ -1,9 +1,12 @@
 """The normal memory: patch features of the good photographs of each class, and the distance of a new one to them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .configuration_anople import AnoPLeConfig
+from .coreset_anople import k_center
 
 
 class NormalMemory(nn.Module):
@@ -11,7 +14,8 @@ class NormalMemory(nn.Module):
     Remember unit-length patch features of normal photographs, one bank per class (paper.md 1.9).
 
     Banks are separate buffers, so that a class never touches another's and looking one class up costs the same however
-    many there are. Their sizes stand in `config.memory_sizes`; a photograph adds `patches` vectors to each layer.
+    many there are. `counts` says, for each class, how many vectors are of each photograph, in the order of the bank;
+    it stands in `config.memory_photographs`. A photograph adds `patches` vectors to each layer.
     """
 
     def __init__(self, config: AnoPLeConfig):
@@ -19,36 +23,75 @@ class NormalMemory(nn.Module):
         self.layers = tuple(config.memory_layers)
         self.width = config.clip_config.vision_config.hidden_size
         self.chunk_size = config.memory_chunk_size
-        self.num_classes = 0
-        for size in config.memory_sizes:
-            self.append_class(torch.zeros(len(self.layers), size, self.width))
+        self.counts: list[list[int]] = []
+        for counts in config.memory_photographs:
+            self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts)
 
-    def append_class(self, bank: Tensor) -> None:
-        """Add a class with its features (layers, vectors, width); an empty bank has no vectors yet."""
-        self.register_buffer(f"bank_{self.num_classes}", bank)
-        self.num_classes += 1
+    def append_class(self, bank: Tensor, counts: Sequence[int] = ()) -> None:
+        """Add a class with its features (layers, vectors, width) and how many of them each photograph has."""
+        self.register_buffer(f"bank_{len(self.counts)}", bank)
+        self.counts.append(list(counts))
 
     def bank(self, class_id: int) -> Tensor:
         """Return the features (layers, vectors, width) of one class."""
         return getattr(self, f"bank_{class_id}")
 
     @property
+    def contents(self) -> list[tuple[Tensor, list[int]]]:
+        """The bank and the counts of each class, to be put back with [`restore`]."""
+        return [(self.bank(class_id), list(counts)) for class_id, counts in enumerate(self.counts)]
+
+    def restore(self, contents: list[tuple[Tensor, list[int]]]) -> None:
+        """Hold these classes and no other; banks are taken as they are."""
+        for class_id in range(len(self.counts)):
+            delattr(self, f"bank_{class_id}")
+        self.counts = []
+        for bank, counts in contents:
+            self.append_class(bank, counts)
+
+    @property
     def sizes(self) -> list[int]:
         """Vectors per layer, for each class."""
-        return [self.bank(class_id).shape[1] for class_id in range(self.num_classes)]
+        return [sum(counts) for counts in self.counts]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of any class is remembered."""
+        return not any(self.counts)
+
+    def vectors_of(self, class_id: int, photograph: int) -> slice:
+        """Say which vectors of a class' bank are of its photograph number `photograph`."""
+        counts = self.counts[class_id]
+        start = sum(counts[:photograph])
+        return slice(start, start + counts[photograph])
 
     @torch.no_grad()
     def add(self, taps: dict[int, Tensor], class_id: int) -> None:
         """Append the patch features of normal photographs, {layer: (photographs, patches, width)}, to one class."""
-        known = self.bank(class_id)
-        features = self._stack(taps).flatten(1, 2)  # (layers, photographs x patches, width)
-        setattr(self, f"bank_{class_id}", torch.cat([known, features.to(known)], dim=1))
+        known, features = self.bank(class_id), self._stack(taps)  # (layers, photographs, patches, width)
+        setattr(self, f"bank_{class_id}", torch.cat([known, features.flatten(1, 2).to(known)], dim=1))
+        self.counts[class_id] += [features.shape[2]] * features.shape[1]
+
+    @torch.no_grad()
+    def reduce(self, class_id: int, limit: int) -> None:
+        """
+        Keep the `limit` vectors of a class that best cover all of them, in their order (coreset of PatchCore, section
+        3.2; distances are those of the memory, over all layers together).
+        """
+        bank, counts = self.bank(class_id), self.counts[class_id]
+        if bank.shape[1] <= limit:
+            return
+        kept = k_center(bank.transpose(0, 1).flatten(1).float(), limit)
+        owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[kept.cpu()]
+        setattr(self, f"bank_{class_id}", bank[:, kept].clone())
+        self.counts[class_id] = owners.bincount(minlength=len(counts)).tolist()
 
     @torch.no_grad()
     def clear(self, class_id: int) -> None:
         """Forget all features of one class."""
         known = self.bank(class_id)
         setattr(self, f"bank_{class_id}", known[:, :0].clone())
+        self.counts[class_id] = []
 
     def forward(
         self, taps: dict[int, Tensor], class_ids: Tensor | None, exclude: tuple[int, slice] | None = None

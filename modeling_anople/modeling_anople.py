@@ -15,7 +15,9 @@ from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_c
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
+from .enrolment_anople import EnrolmentMixin
 from .fusion_anople import fuse_images, fuse_maps
+from .identity_anople import IdentityMixin
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
@@ -60,7 +62,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
+class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, AnoPLePreTrainedModel):
     """
     Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
 
@@ -136,10 +138,10 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
         self.clip.requires_grad_(False)
         return self
 
-    def embed_classes(self) -> Tensor:
-        """Run the text tower: unit-length embeddings (classes, 2, joint width), normal and abnormal, with gradient."""
+    def embed_classes(self, ids: Tensor | None = None) -> Tensor:
+        """Embed the classes, or these token ids: unit length (classes, 2, width), normal and abnormal, with gradient."""
         text_prompts, _ = self.prompts()
-        ids = self.class_token_ids
+        ids = self.class_token_ids if ids is None else ids
         ends = (ids == ids[:, -1:]).int().argmax(1)  # rows are filled up with the end token
         embeddings = encode_text(self.clip, ids[:, : int(ends.max()) + 1], prompts=text_prompts)
         return F.normalize(embeddings, dim=-1).unflatten(0, (-1, 2))
@@ -203,7 +205,7 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
         embeddings = self.embed_classes() if self.training else self.class_embeddings
-        class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
+        given, class_ids = class_ids, self.identify(pooled, embeddings, class_ids, known=exclude is not None)
         text = self._texts_of(embeddings, class_ids, len(pooled))
         decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
         text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
@@ -226,26 +228,11 @@ class AnoPLeModel(AdaptersMixin, ProductsMixin, AnoPLePreTrainedModel):
             )
             output.loss = total_loss(output.loss_terms, loss_weights(self.config))
         if not self.training:
-            taps = self.memory_taps(pixel_values, features) if any(self.memory.sizes) else None
+            taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
             self.score(output, taps, exclude)
+            if class_ids is not given:
+                output.known_products = self.recognise(output.memory_maps, pooled, class_ids)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
-
-    def identify(
-        self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
-    ) -> Tensor | None:
-        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids, or `None` for all pooled."""
-        config = self.config
-        if config.class_identity == "pooled" and not self.training:
-            return None
-        if class_ids is not None and (config.class_identity == "given" or self.training or known):
-            if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
-                embeddings
-            ):
-                raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
-            return class_ids
-        prototypes = config.class_prediction == "prototype" and any(self.memory.sizes)
-        anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
-        return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 
     def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
         """

@@ -81,10 +81,13 @@ KEPT_FIELDS = {
     "clip_config",
     "class_names",
     "memory_sizes",
+    "memory_photographs",
     "calibration",
     "fit",
     "clip_source",
     "adapter_clip_sha256",
+    "history",
+    "custom_pipelines",
 }
 
 

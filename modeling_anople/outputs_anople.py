@@ -24,6 +24,7 @@ class AnoPLeOutput(ModelOutput):
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
         class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
+        known_products (`Tensor` of shape (batch,), *optional*): whether an image shows the class predicted for it.
         image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
         hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
     """
@@ -38,6 +39,7 @@ class AnoPLeOutput(ModelOutput):
     decoder_maps: Tensor | None = None
     memory_maps: Tensor | None = None
     class_ids: Tensor | None = None
+    known_products: Tensor | None = None
     image_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -1,19 +1,18 @@
 """The one loop that runs a detector: sources in, predictions out, in batches, one bad file never stopping the rest."""
 
-import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .fusion_anople import resize_maps, smooth_maps
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
-from .processing_anople import AnoPLeProcessor, ImageError, load_photograph
+from .processing_anople import AnoPLeProcessor
+from .reading_anople import Batch, read_batches
 
 
 Part = Literal["fused", "memory", "decoder", "text"]
@@ -28,10 +27,10 @@ class Prediction:
         error: why it could not be judged; everything below is then `None`.
         size: (height, width) of the photograph.
         score: calibrated, 0.5 is the line of its class; the raw score where the class has no line.
-        label: "normal" or "anomalous", `None` where the class has no line.
+        label: "normal", "anomalous" or "unknown product", `None` where the class has no line.
         raw_score, raw_map: of the part asked for, for metrics; the map is (side, side), `None` for the text part.
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
-        class_name: the class it was judged as; `None` when pooled.
+        class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
     """
 
@@ -59,7 +58,7 @@ def predict(
     Judge photographs one after the other, `batch_size` at a time.
 
     Args:
-        sources: anything that [`load_photograph`] opens; read as they are needed.
+        sources: anything that `load_photograph` opens; read as they are needed.
         class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
         batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
@@ -71,63 +70,33 @@ def predict(
         ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
             below 1, or the memory's part of a detector without one.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     model.eval()
-    pairs = _pairs(sources, class_names)
-    while chunk := list(itertools.islice(pairs, batch_size)):
-        yield from _predict_batch(model, processor, chunk, part)
-
-
-def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> Iterator[tuple[Any, str | None]]:
-    if class_names is None or isinstance(class_names, str):
-        yield from zip(sources, itertools.repeat(class_names), strict=False)
-        return
-    missing = object()
-    for source, name in itertools.zip_longest(sources, class_names, fillvalue=missing):
-        if source is missing or name is missing:
-            more, fewer = ("sources", "class names") if name is missing else ("class names", "sources")
-            raise ValueError(f"predict was given more {more} than {fewer}: give one class name for each source.")
-        yield source, name
-
-
-def _predict_batch(
-    model: AnoPLeModel, processor: AnoPLeProcessor, chunk: Sequence[tuple[Any, str | None]], part: Part
-) -> list[Prediction]:
     start = time.perf_counter()
-    predictions, photographs, names = [], [], []
-    for source, name in chunk:
-        opened = _open(source, processor.white_value)
-        if isinstance(opened, Image.Image):
-            photographs.append(opened)
-            names.append(name)
-            predictions.append(Prediction(size=opened.size[::-1]))
-        else:
-            predictions.append(Prediction(error=opened))
-    if not photographs:
+    for batch in read_batches(processor, sources, class_names=class_names, batch_size=batch_size):
+        predictions = _judge(model, processor, batch, part)
+        share = (time.perf_counter() - start) / max(1, len(batch.readable_sizes))
+        for prediction in predictions:
+            prediction.seconds = None if prediction.error else share
+        yield from predictions
+        start = time.perf_counter()
+
+
+def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part) -> list[Prediction]:
+    predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
+    if batch.inputs is None:
         return predictions
-    class_names = names if any(name is not None for name in names) else None
-    inputs = processor(images=photographs, class_names=class_names).to(model.device)
     with torch.inference_mode():
-        outputs = model(**inputs)
+        outputs = model(**batch.inputs.to(model.device, model.dtype))
         scores, maps = part_scores(model, outputs, part)
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
-    share = (time.perf_counter() - start) / len(photographs)
     judged = [prediction for prediction in predictions if prediction.error is None]
     for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
         prediction.score, prediction.label = result["score"], result["label"]
         prediction.raw_score = float(scores[number])
         prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
         prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
-        prediction.class_name, prediction.seconds = result["class_name"], share
+        prediction.class_name = result["class_name"]
     return predictions
-
-
-def _open(source: Any, white_value: float | None) -> Image.Image | str:
-    try:
-        return load_photograph(source, white_value=white_value)
-    except ImageError as error:
-        return str(error)
 
 
 def part_scores(model: AnoPLeModel, outputs: AnoPLeOutput, part: Part) -> tuple[Tensor, Tensor | None]:

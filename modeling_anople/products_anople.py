@@ -1,10 +1,18 @@
 """What a detector knows of each product without training: its normal patches, its prototype and its line."""
 
+import logging
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ClassLine, fit_line
+from .calibration_anople import ClassLine, fit_line, fit_product_lines
+from .identity_anople import strangeness
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FALSE_ALARM_RATE = 0.05
 
 
 class ProductsMixin:
@@ -14,6 +22,8 @@ class ProductsMixin:
     def remember(self, pixel_values: Tensor, class_id: int, *, batch_size: int = 8) -> None:
         """
         Add good photographs of one product to its memory and its prototype.
+
+        Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
 
         Args:
             pixel_values: (photographs, 3, side, side), global views of normal photographs.
@@ -26,17 +36,43 @@ class ProductsMixin:
         self.eval()
         if len(pixel_values) == 0:
             raise ValueError(f"Class id {class_id} was given no good photographs: at least one is needed.")
-        known = self.memory.sizes[class_id] // self.config.grid_size**2
+        self._announce_memory(class_id, len(pixel_values))
+        known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
         for part in pixel_values.split(batch_size):
             features = self.encode_views(part)
             self.memory.add(self.memory_taps(part, features), class_id)
             total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
+            if limit and self.memory.sizes[class_id] > 2 * limit:  # however many photographs there are
+                self.memory.reduce(class_id, limit)
+        if limit:
+            self.memory.reduce(class_id, limit)
         self.class_prototypes[class_id] = total / (known + len(pixel_values))
+        self.note_memory()
+
+    def note_memory(self) -> None:
+        """Tell the config what the memory holds, so that it can be loaded."""
         self.config.memory_sizes = self.memory.sizes
+        self.config.memory_photographs = [list(counts) for counts in self.memory.counts]
+
+    def _announce_memory(self, class_id: int, photographs: int) -> None:
+        """Log how large the memory of a class will be, before it is."""
+        vectors = self.memory.sizes[class_id] + photographs * self.config.grid_size**2
+        kept = min(vectors, self.config.memory_limit or vectors)
+        numbers = kept * len(self.memory.layers) * self.memory.width
+        logger.info(
+            "Memory of %s: %d vectors in each of %d layers, %.1f MB%s.",
+            self.config.class_names[class_id],
+            kept,
+            len(self.memory.layers),
+            numbers * self.class_prototypes.element_size() / 1e6,
+            f" (of {vectors}, memory_limit)" if kept < vectors else "",
+        )
 
     @torch.no_grad()
-    def calibrate(self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = 0.05) -> ClassLine:
+    def calibrate(
+        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+    ) -> ClassLine:
         """
         Set one product's line from the photographs that were remembered, in the order in which they were.
 
@@ -52,36 +88,78 @@ class ProductsMixin:
             ValueError: if these are not the photographs of the memory, by their number.
         """
         self.eval()
-        patches = self.config.grid_size**2
-        if len(pixel_values) * patches != self.memory.sizes[class_id]:
+        known = len(self.memory.counts[class_id])
+        if len(pixel_values) != known:
             raise ValueError(
-                f"calibrate got {len(pixel_values)} photographs of class id {class_id}, whose memory holds "
-                f"{self.memory.sizes[class_id] // patches}: give the same ones as to remember(...)."
+                f"calibrate got {len(pixel_values)} photographs of class id {class_id}, whose memory holds {known}: give "
+                "the same ones as to remember(...)."
             )
+        return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=0)
+
+    @torch.no_grad()
+    def calibrate_further(
+        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+    ) -> ClassLine:
+        """
+        Set one product's line anew after more photographs were remembered, the earlier ones no longer being at hand.
+
+        The new ones are scored against the memory of all others. Of the earlier ones only the scores are left. They stay
+        in the sample as they were measured, against a smaller memory; in a larger one distances only shrink, so the line
+        comes out rather too high than too low. It is exact again after [`calibrate`] with all photographs. What was
+        measured on a lone first photograph, against itself, is dropped.
+
+        Args:
+            pixel_values: (photographs, 3, side, side), the last ones given to [`remember`].
+            class_id: the product.
+            max_false_alarm_rate: share of good photographs that may lie above the line.
+        """
+        self.eval()
+        first = len(self.memory.counts[class_id]) - len(pixel_values)
+        return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=first)
+
+    def _set_line(self, pixel_values: Tensor, class_id: int, rate: float, *, first: int) -> ClassLine:
+        """Score the photographs from number `first` on, join earlier scores and fit the line."""
         name = self.config.class_names[class_id]
-        judged = self._judge_normals(pixel_values, class_id)
+        earlier = ClassLine(**self.config.calibration[name]) if first > 1 and self.calibration.knows(name) else None
+        judged = self._judge_normals(pixel_values, class_id, first)
         scale = max(float(output.memory_maps.max()) for output in judged)
+        if earlier:
+            scale = max(scale, earlier.memory_scale)
         if self.config.fusion_scale == "normal":
             self.calibration.set(name, ClassLine.unset(memory_scale=scale))
-            judged = self._judge_normals(pixel_values, class_id)
+            judged = self._judge_normals(pixel_values, class_id, first)
         images = torch.cat([output.image_scores for output in judged]).tolist()
         maxima = torch.cat([output.anomaly_maps.flatten(1).amax(1) for output in judged]).tolist()
-        line = fit_line(images, maxima, max_false_alarm_rate=max_false_alarm_rate, memory_scale=scale)
+        strange = self._strangeness_of_normals(judged, class_id)
+        if earlier:
+            images, maxima = earlier.image_scores + images, earlier.map_maxima + maxima
+            strange = [old + new for old, new in zip(earlier.strangeness or [[], []], strange, strict=True)]
+        line = fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale)
+        line.strangeness = [sorted(values) for values in strange]
+        line.product_lines = fit_product_lines(strange, rate=self.config.unknown_product_rate)
         self.calibration.set(name, line)
         return line
 
-    def _judge_normals(self, pixel_values: Tensor, class_id: int) -> list:
+    def _judge_normals(self, pixel_values: Tensor, class_id: int, first: int) -> list:
         """Score each photograph, and disturbed copies of it, against the memory without that photograph."""
-        patches, alone = self.config.grid_size**2, len(pixel_values) == 1
+        alone = len(self.memory.counts[class_id]) == 1
         judged = []
-        for number, photograph in enumerate(pixel_values):
+        for number, photograph in enumerate(pixel_values, start=first):
             copies = disturbed_copies(photograph)
             batch = copies if alone else torch.cat([photograph[None], copies])
-            left_out = 0 if alone else patches
-            exclude = (class_id, slice(number * patches, number * patches + left_out))
+            own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
-            judged.append(self(batch, class_ids=class_ids, exclude=exclude))
+            judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
         return judged
+
+    def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
+        """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""
+        known, prototype = len(self.memory.counts[class_id]), self.class_prototypes[class_id].float()
+        rows = []
+        for output in judged:
+            own = 0 if known == 1 else output.image_embeds[0].float() / known
+            rows.append(strangeness(output.memory_maps, output.image_embeds, (prototype - own)[None]))
+        return torch.cat(rows).T.tolist()
 
 
 def disturbed_copies(photograph: Tensor) -> Tensor:
@@ -105,4 +183,4 @@ def disturbed_copies(photograph: Tensor) -> Tensor:
     return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False) * gains
 
 
-__all__ = ["ProductsMixin", "disturbed_copies"]
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies"]

@@ -225,6 +225,8 @@ def finish(
         model.remember(pixels[class_id], class_id)
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
         model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+    for name, files in shots.files.items():
+        model.log_history("fit", name, files=files)
     if watched is None:
         return None
     health = check_decoder(model, {name: values.to(device) for name, values in watched.items()})

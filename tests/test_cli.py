@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
-from modeling_anople.cli import list_images, main
+from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
 from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.sources_anople import list_photographs
 from modeling_anople.visualization import MIN_LEGEND_HEIGHT, overlay
 
 from .detectors import normals_of, write_detector
@@ -49,7 +50,7 @@ def test_without_a_command_the_usage_is_shown(capsys):
     for arguments, code in (([], 2), (["--help"], 0), (["-h"], 0), (["paint"], 2)):
         assert main(arguments) == code
         output = capsys.readouterr()
-        assert output.out == "" and all(name in output.err for name in ("fit", "evaluate", "predict", "draw"))
+        assert output.out == "" and all(f"\n  {name} " in output.err for name in COMMANDS)
         assert ("no command 'paint'" in output.err) == (arguments == ["paint"])
 
 
@@ -59,6 +60,10 @@ def test_without_a_command_the_usage_is_shown(capsys):
         ("fit", ["--shots", "--output_dir", "--prompt_depth", "--resume"]),
         ("evaluate", ["checkpoint", "data", "--gallery", "--class_identity", "{fused,memory,decoder,text}"]),
         ("predict", ["checkpoint", "images", "--class", "--output", "--threshold"]),
+        ("products", ["checkpoint"]),
+        ("enroll", ["checkpoint", "name", "images", "--output", "--max_false_alarm_rate"]),
+        ("add_normals", ["checkpoint", "name", "images", "--output"]),
+        ("forget", ["checkpoint", "name", "--output"]),
         ("draw", ["folder", "--seed", "--defective"]),
     ],
 )
@@ -121,7 +126,7 @@ def test_predict_takes_folders_in_order(capsys, checkpoint, pictures, photograph
     assert (
         [line["path"] for line in lines]
         == [str(path) for path in expected]
-        == list(map(str, list_images([folder, pictures[1]])))
+        == list(map(str, list_photographs([folder, pictures[1]])))
     )
 
 

@@ -38,12 +38,22 @@ def test_remembered_blocks_scale_with_the_depth_of_the_tower(depth, layers):
     assert AnoPLeConfig(clip_config=clip_config(depth=depth)).memory_layers == layers
 
 
+def test_a_memory_saved_before_photographs_were_counted_is_cut_into_whole_ones():
+    config = AnoPLeConfig(clip_config=clip_config(), class_names=["bolt", "nut"], memory_sizes=[98, 0])
+    assert config.memory_photographs == [[49, 49], []] and config.history == []
+
+
 def test_each_config_has_lists_of_its_own():
     first, second = AnoPLeConfig(class_names=["bolt"]), AnoPLeConfig(class_names=["nut"])
     first.decoder_widths.append(1)
     first.memory_sizes.append(1)
     first.calibration["bolt"] = {}
-    assert (second.decoder_widths, second.memory_sizes, second.calibration) == ([128, 64], [0], {})
+    first.history.append({})
+    assert (second.decoder_widths, second.memory_sizes, second.calibration) == (
+        [128, 64],
+        [0],
+        {},
+    ) and second.history == []
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,8 @@ def test_every_coupling_mode_is_allowed_and_no_other():
         ({"value_attention_layers": 13}, "value_attention_layers must lie within 0 and 12, got 13"),
         ({"class_names": ["bolt", "nut", "bolt"]}, r"more than once: \['bolt'\]"),
         ({"class_names": ["bolt"], "memory_sizes": [1, 2]}, "memory_sizes has 2 numbers for 1 classes"),
+        ({"class_names": ["a"], "memory_sizes": [4], "memory_photographs": [[1, 2]]}, r"adds up to \[3\]"),
+        ({"memory_limit": -1}, "memory_limit must not be negative .*, got -1"),
         ({"decoder_layers": [1], "latent_noise_target": "patches"}, "use 'global'"),
         ({"prefix": "add", "coupling": "text_only"}, "needs visual prompts, but coupling='text_only' has none"),
         ({"prefix": "add", "coupling": "none"}, "use 'token'"),

@@ -11,7 +11,18 @@ from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
 # by the program, not by a person
-KEPT = {"clip_config", "class_names", "memory_sizes", "calibration", "fit", "clip_source", "adapter_clip_sha256"}
+KEPT = {
+    "clip_config",
+    "class_names",
+    "memory_sizes",
+    "memory_photographs",
+    "calibration",
+    "fit",
+    "history",
+    "custom_pipelines",
+    "clip_source",
+    "adapter_clip_sha256",
+}
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
     (field.name, choice)

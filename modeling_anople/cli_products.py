@@ -1,0 +1,132 @@
+"""`anople products, enroll, add_normals, forget`: what a detector knows, and how that changes without training."""
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .command_line import make_parser, parse
+
+
+CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
+LAST_FILES = ("model.safetensors", "config.json")
+
+
+@dataclass
+class ForgetOptions:
+    """Options of `anople forget`."""
+
+    output: str | None = field(
+        default=None, metadata={"help": "Folder for the changed detector; by default it is changed where it is."}
+    )
+
+
+@dataclass
+class EnrollOptions(ForgetOptions):
+    """Options of `anople enroll` and `anople add_normals`."""
+
+    max_false_alarm_rate: float | None = field(
+        default=None, metadata={"help": "Share of good photographs above the line; by default as it was."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
+
+
+@dataclass
+class ProductsOptions:
+    """`anople products` has no options."""
+
+
+def enroll(arguments: list[str]) -> int:
+    """Add a product from good photographs."""
+    return _learn("enroll", arguments)
+
+
+def add_normals(arguments: list[str]) -> int:
+    """Show a product more good photographs."""
+    return _learn("add_normals", arguments)
+
+
+def _learn(command: str, arguments: list[str]) -> int:
+    parser = make_parser(command, EnrollOptions, checkpoint=CHECKPOINT, name="The product.")
+    parser.add_argument("images", nargs="+", help="Good photographs, or folders of them.")
+    places, options = parse(parser, arguments)
+    from tqdm.auto import tqdm
+
+    from .loading import load_detector
+    from .sources_anople import list_photographs
+
+    target = _target(places.checkpoint, options.output)
+    paths = list_photographs(places.images)
+    model, processor = load_detector(places.checkpoint)
+    line = getattr(model, command)(
+        places.name,
+        tqdm(paths, desc=command, disable=None),
+        processor=processor,
+        max_false_alarm_rate=options.max_false_alarm_rate,
+        batch_size=options.batch_size,
+    )
+    _save(model, processor, target)
+    known = len(model.memory.counts[model.config.class_names.index(places.name)])
+    sys.stdout.write(
+        f"{places.name}: {known} good photographs, line at raw score {line.image_line:.4f} "
+        f"(for {line.max_false_alarm_rate:g} false alarms). The detector is in {target}.\n"
+    )
+    return 0
+
+
+def forget(arguments: list[str]) -> int:
+    """Remove a product."""
+    parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
+    places, options = parse(parser, arguments)
+    from .loading import load_detector
+
+    target = _target(places.checkpoint, options.output)
+    model, processor = load_detector(places.checkpoint)
+    model.forget(places.name, processor=processor)
+    _save(model, processor, target)
+    sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
+    return 0
+
+
+def products(arguments: list[str]) -> int:
+    """List the products of a detector, their normals, memory and lines, and the log."""
+    places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
+    from .loading import load_config
+
+    config = load_config(places.checkpoint)
+    width = max(map(len, ["product", *config.class_names]))
+    rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
+    numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
+    for name, size, counts in zip(config.class_names, config.memory_sizes, config.memory_photographs, strict=True):
+        line = config.calibration.get(name)
+        drawn = f"{line['image_line']:10.4f}  {line['max_false_alarm_rate']:16g}" if line else f"{'none':>10}  {'':16}"
+        rows.append(f"{name:{width}}  {len(counts):11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
+    for entry in config.history:
+        files = ", ".join(file or "(from memory)" for file in entry["files"])
+        rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}" + (f": {files}" if files else ""))
+    sys.stdout.write("\n".join(rows) + "\n")
+    return 0
+
+
+def _target(checkpoint: str, output: str | None) -> Path:
+    """Say where the changed detector goes, before any work is done."""
+    target = Path(output or checkpoint)
+    if output is None and not target.is_dir():
+        raise ValueError(f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER.")
+    if output is not None and (target / "config.json").exists() and target.resolve() != Path(checkpoint).resolve():
+        raise ValueError(f"{target} already holds a detector: choose another --output.")
+    return target
+
+
+def _save(model, processor, target: Path) -> None:
+    """Write beside the old files and put each in its place whole, so that a program killed here damages none."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as place:
+        model.save_pretrained(place)
+        processor.save_pretrained(place)
+        for path in sorted(Path(place).iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
+            os.replace(path, target / path.name)
+
+
+__all__ = ["add_normals", "enroll", "forget", "products"]

@@ -1,0 +1,211 @@
+"""Products come and go: enrol, extend and forget them without training, and keep a log of it."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calibration_anople import ClassLine
+from .folder_anople import FolderMixin
+from .normals_anople import Normals, known_digests, open_normals, refuse_twins
+from .processing_anople import AnoPLeProcessor
+from .products_anople import DEFAULT_FALSE_ALARM_RATE
+from .prompting_anople import class_prompt_ids
+
+
+CLASS_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
+CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "calibration", "history")
+
+
+class EnrolmentMixin(FolderMixin):
+    """Methods of [`AnoPLeModel`] that add, extend and remove products; each is done whole or not at all."""
+
+    @torch.no_grad()
+    def enroll(
+        self,
+        class_name: str,
+        images: Any,
+        *,
+        processor: AnoPLeProcessor | None = None,
+        max_false_alarm_rate: float | None = None,
+        batch_size: int = 8,
+        date: str | None = None,
+    ) -> ClassLine:
+        """
+        Add a product from good photographs, without training: text embedding, memory, prototype and line.
+
+        What the detector answers for another product, the class being given, does not change by one bit. (Where classes
+        are pooled, all products share one memory and one line, and every new product moves both.)
+
+        Args:
+            class_name: the new product; its words go into the prompts.
+            images: good photographs: a list, folder, dataset or generator of whatever [`load_photograph`] opens.
+            processor: the detector's processor; it learns the name, and is saved with the model from now on. Without it,
+                the one of the last call is taken, or the one that lies where the model was loaded from.
+            max_false_alarm_rate: share of good photographs that may lie above the line; by default that of the others.
+            batch_size: photographs encoded at once.
+            date: ISO date for the log; by default now.
+
+        Returns:
+            The line that was set.
+
+        Raises:
+            ValueError: for a name that is taken, no photograph, one given twice, or a processor that cannot be found.
+            ImageError: naming the photographs that cannot be read; nothing was changed.
+        """
+        config = self.config
+        if not isinstance(class_name, str) or not class_name.strip():
+            raise ValueError(f"A product needs a name, got {class_name!r}.")
+        if class_name in config.class_names:
+            raise ValueError(
+                f"The class {class_name!r} exists: give it more photographs with add_normals, or forget it first."
+            )
+        processor = self.processor_beside(processor)
+        if processor.tokenizer is None:
+            raise ValueError("This processor has no tokenizer, so no new product can be named: load it whole.")
+        normals = open_normals(images, processor)
+        ids = class_prompt_ids(
+            processor.tokenizer,
+            [class_name],
+            prompt_count=config.text_prompt_count,
+            max_length=self.class_token_ids.shape[1],
+        ).to(self.device)
+        with self._whole_or_not_at_all():
+            self._append_class(class_name, ids)
+            self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
+            self.log_history("enroll", class_name, files=normals.files, digests=normals.digests, date=date)
+        processor.class_names = list(config.class_names)
+        return ClassLine(**config.calibration[class_name])
+
+    @torch.no_grad()
+    def add_normals(
+        self,
+        class_name: str,
+        images: Any,
+        *,
+        processor: AnoPLeProcessor | None = None,
+        max_false_alarm_rate: float | None = None,
+        batch_size: int = 8,
+        date: str | None = None,
+    ) -> ClassLine:
+        """
+        Let a product know more good photographs, and set its line anew (see [`calibrate_further`] for how, and its limits).
+
+        Arguments and errors are those of [`enroll`]; the product must exist, and none of the photographs may have been
+        added before.
+        """
+        self._class_id(class_name)
+        processor = self.processor_beside(processor)
+        normals = open_normals(images, processor)
+        refuse_twins(normals, known_digests(self.config.history, class_name))
+        with self._whole_or_not_at_all():
+            self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
+            self.log_history("add_normals", class_name, files=normals.files, digests=normals.digests, date=date)
+        return ClassLine(**self.config.calibration[class_name])
+
+    @torch.no_grad()
+    def forget(self, class_name: str, *, processor: AnoPLeProcessor | None = None, date: str | None = None) -> None:
+        """
+        Remove a product: its memory, text embedding, prototype and line. The log keeps that it was there.
+
+        The ids of the products after it go down by one, hence the processor, as in [`enroll`].
+
+        Raises:
+            ValueError: for an unknown name, with the known ones, or the only product.
+        """
+        class_id, config = self._class_id(class_name), self.config
+        if len(config.class_names) == 1:
+            raise ValueError(f"{class_name!r} is the detector's only product: enroll another one before.")
+        processor = self.processor_beside(processor)
+        with self._whole_or_not_at_all():
+            others = [number for number in range(len(config.class_names)) if number != class_id]
+            rows = [row for number in others for row in (2 * number, 2 * number + 1)]
+            self.class_token_ids = self.class_token_ids[rows].clone()
+            self.class_embeddings = self.class_embeddings[others].clone()
+            self.class_prototypes = self.class_prototypes[others].clone()
+            contents = self.memory.contents
+            self.memory.restore([contents[number] for number in others])
+            config.class_names = [config.class_names[number] for number in others]
+            self.note_memory()
+            self.calibration.remove(class_name)
+            self.log_history("forget", class_name, date=date)
+        processor.class_names = list(config.class_names)
+
+    def log_history(
+        self,
+        action: str,
+        class_name: str,
+        *,
+        files: list[str | None] | None = None,
+        digests: list[str] | None = None,
+        date: str | None = None,
+    ) -> None:
+        """
+        Write into `config.history` what was done to a product, when, from which files, and how much it knows now.
+
+        File names stand there without their folders; `digests` are of the photographs' pixels.
+        """
+        names = self.config.class_names
+        entry = {
+            "date": date or datetime.now(UTC).isoformat(timespec="seconds"),
+            "action": action,
+            "class_name": class_name,
+            "photographs": len(files or []),
+            "files": [None if file is None else Path(file).name for file in files or []],
+            "digests": list(digests or []),
+            "known_photographs": len(self.memory.counts[names.index(class_name)]) if class_name in names else 0,
+        }
+        self.config.history = [*self.config.history, entry]
+
+    def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
+        """Remember photographs and set the line of their product."""
+        if rate is None:
+            lines = self.config.calibration
+            known = lines.get(class_name) or next(iter(lines.values()), {})
+            rate = known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
+        class_id = self._class_id(class_name)
+        pixels = normals.pixel_values.to(self.device, self.dtype)
+        self.remember(pixels, class_id, batch_size=batch_size)
+        self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
+
+    def _append_class(self, class_name: str, ids: Tensor) -> None:
+        """Make room for a product; the rows of the others are copied as they are."""
+        embeddings = self.embed_classes(ids).detach().to(self.class_embeddings)
+        prototypes = self.class_prototypes
+        self.class_token_ids = torch.cat([self.class_token_ids, ids])
+        self.class_embeddings = torch.cat([self.class_embeddings, embeddings])
+        self.class_prototypes = torch.cat([prototypes, prototypes.new_zeros(1, prototypes.shape[1])])
+        self.memory.append_class(prototypes.new_zeros(len(self.memory.layers), 0, self.memory.width))
+        self.config.class_names = [*self.config.class_names, class_name]
+        self.note_memory()
+
+    def _class_id(self, class_name: str) -> int:
+        if class_name not in self.config.class_names:
+            raise ValueError(
+                f"The class {class_name!r} is not known to this detector: it knows {self.config.class_names}."
+            )
+        return self.config.class_names.index(class_name)
+
+    @contextlib.contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Put everything back if what is done inside fails."""
+        config = {name: copy.deepcopy(getattr(self.config, name)) for name in CONFIG_FIELDS}
+        buffers = {name: getattr(self, name).clone() for name in CLASS_BUFFERS}
+        contents = self.memory.contents
+        try:
+            yield
+        except BaseException:
+            for name, value in buffers.items():
+                setattr(self, name, value)
+            self.memory.restore(contents)
+            for name, value in config.items():
+                setattr(self.config, name, value)
+            raise
+
+
+__all__ = ["EnrolmentMixin"]

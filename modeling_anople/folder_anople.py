@@ -1,0 +1,55 @@
+"""What lies in a detector's folder beside its weights: the processor, and the code of the pipeline."""
+
+import os
+
+from .pipeline_anople import AnomalyDetectionPipeline
+from .processing_anople import AnoPLeProcessor
+
+
+class FolderMixin:
+    """Methods of [`AnoPLeModel`] that keep model and processor together; the import takes the pipeline along."""
+
+    _own_processor: AnoPLeProcessor | None = None
+
+    def as_pipeline(self, processor: AnoPLeProcessor | None = None, **options) -> AnomalyDetectionPipeline:
+        """Make the pipeline of a model that is loaded already, where it is; `options` are those of the pipeline."""
+        return AnomalyDetectionPipeline(
+            self, processor=self.processor_beside(processor), device=self.device, **options
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save as every transformers model; the processor too, where products were enrolled or forgotten with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self._own_processor is not None:
+            self._own_processor.save_pretrained(save_directory)
+
+    def processor_beside(self, processor: AnoPLeProcessor | None = None) -> AnoPLeProcessor:
+        """
+        Take the processor that is given, or was given before, or load the one that lies where the model came from.
+
+        Raises:
+            ValueError: if it is of another detector, or there is none.
+        """
+        if processor is not None and processor.class_names != self.config.class_names:
+            raise ValueError(
+                f"The processor knows the products {processor.class_names}, the model {self.config.class_names}: give the "
+                "processor that belongs to this model."
+            )
+        self._own_processor = processor or self._own_processor or self._load_processor()
+        return self._own_processor
+
+    def _load_processor(self) -> AnoPLeProcessor:
+        place = self.name_or_path
+        try:
+            processor = AnoPLeProcessor.from_pretrained(place)
+        except Exception as error:  # whatever is missing or damaged there
+            raise ValueError(
+                f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
+                f"({error}): give processor=..."
+            ) from error
+        AnoPLeProcessor.register_for_auto_class("AutoProcessor")  # here its code may have come without the package
+        processor.class_names = list(self.config.class_names)
+        return processor
+
+
+__all__ = ["FolderMixin"]

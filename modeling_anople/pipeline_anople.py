@@ -1,0 +1,158 @@
+"""One call: `pipeline("image-anomaly-detection", model=folder)(photographs)`, whatever the photographs are in."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Pipeline
+from transformers.utils import ModelOutput
+
+from .photographs_anople import ImageError, source_path
+from .reading_anople import Batch, read_batches
+from .sources_anople import is_one_photograph, photographs_of
+
+
+UNREAD = {"score": None, "label": None, "raw_score": None, "anomaly_map": None, "class_name": None}
+
+
+class AnomalyDetectionPipeline(Pipeline):
+    """
+    Judge photographs from any source; the model is loaded once, and nothing is drawn.
+
+    ```python
+    detect = pipeline("image-anomaly-detection", model="out/first")
+    detect("photo.jpg", class_name="bottle")["score"]
+    for result in detect(camera(), class_name="bottle"):  # a generator in gives a generator out
+        ...
+    ```
+
+    Options, of the constructor or of a call:
+        class_name (`str`): the product of all photographs.
+        class_names (iterable of `str`): the product of each, in step with them. Without either, predicted.
+        threshold (`float`): score above which a photograph is anomalous; by default that of the model's config.
+        batch_size (`int`, defaults to 1): photographs judged at once.
+        on_error (`"return"` or `"raise"`, defaults to `"return"`): what a photograph that cannot be read does.
+        image_column (`str`): of a `datasets.Dataset` with several columns of images.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _pipeline_calls_generate = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.processor, "post_process_anomaly_detection"):
+            raise ValueError(
+                f"This pipeline needs the detector's processor, got {type(self.processor).__name__}: give "
+                "processor=AnoPLeProcessor.from_pretrained(...)."
+            )
+        self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
+        self.model.eval()
+
+    def _sanitize_parameters(
+        self,
+        *,
+        class_name: str | None = None,
+        class_names: Iterable[str] | None = None,
+        threshold: float | None = None,
+        on_error: Literal["return", "raise"] | None = None,
+        image_column: str | None = None,
+    ) -> tuple[dict, dict, dict]:
+        if class_name is not None and class_names is not None:
+            raise ValueError("Give class_name for all photographs, or class_names with one for each; not both.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie within 0 and 1, got {threshold}; a fitted line is 0.5.")
+        if on_error not in (None, "return", "raise"):
+            raise ValueError(f"on_error must be 'return' or 'raise', got {on_error!r}.")
+        names = class_name if class_names is None else class_names
+        reading = {"class_names": names, "image_column": image_column}
+        answering = {"threshold": threshold}
+        given = [
+            {name: value for name, value in part.items() if value is not None}
+            for part in (reading, {"on_error": on_error}, answering)
+        ]
+        return tuple(given)
+
+    def __call__(
+        self, inputs: Any, *, batch_size: int | None = None, **options
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        """
+        Judge photographs.
+
+        Args:
+            inputs: one photograph (path, bytes, PIL image, array (height, width[, channels]) or tensor (channels, height,
+                width)); a list, or an array or tensor with one axis more; a folder, with all photographs in it, sorted;
+                a `datasets.Dataset`, also streamed; a generator or any other iterable.
+            batch_size: photographs judged at once; a stream is never read farther ahead.
+            options: see the class.
+
+        Returns:
+            For one photograph a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts
+            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `anomaly_map` (float32, of the
+            photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
+
+        Raises:
+            ValueError: for options that cannot be, an unknown class, or a source without photographs.
+            ImageError: for a photograph that cannot be read, with `on_error="raise"`.
+        """
+        known = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        given = self._sanitize_parameters(**options)
+        reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
+        sources = photographs_of(inputs, image_column=reading.pop("image_column", None))
+        batches = read_batches(self.processor, sources, batch_size=batch_size or self._batch_size or 1, **reading)
+        results = self._answer(batches, answering, **failing)
+        if is_one_photograph(inputs):
+            return next(results)
+        return list(results) if isinstance(inputs, (list, tuple, np.ndarray, Tensor)) else results
+
+    def _answer(
+        self, batches: Iterator[Batch], options: dict, on_error: Literal["return", "raise"] = "return"
+    ) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            for result in self.postprocess((batch, self.forward(batch)), **options):
+                if result["error"] and on_error == "raise":
+                    raise ImageError(result["error"])
+                yield result
+
+    def preprocess(self, input_: Any, class_names: str | Iterable[str] | None = None) -> Batch:
+        """Read one photograph."""
+        return next(read_batches(self.processor, [input_], class_names=class_names, batch_size=1))
+
+    def forward(self, model_inputs: Batch, **forward_params) -> ModelOutput | None:
+        """Run the model on a batch where the model is."""
+        with self.device_placement(), torch.inference_mode():
+            return self._forward(model_inputs, **forward_params)
+
+    def _forward(self, input_tensors: Batch) -> ModelOutput | None:
+        if input_tensors.inputs is None:
+            return None
+        return self.model(**input_tensors.inputs.to(self.model.device, self.model.dtype))
+
+    def postprocess(
+        self, model_outputs: tuple[Batch, ModelOutput | None], threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Turn an answer into one dict for each photograph of its batch."""
+        batch, outputs = model_outputs
+        results = []
+        if outputs is not None:
+            line = self.model.config.threshold if threshold is None else threshold
+            results = self.processor.post_process_anomaly_detection(
+                outputs, target_sizes=batch.readable_sizes, threshold=line
+            )
+        return [
+            {**(result or UNREAD), "path": source_path(source), "error": error}
+            for source, error, result in zip(batch.sources, batch.errors, batch.spread(results), strict=True)
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Write the detector's folder: weights, config, processor and code."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+__all__ = ["AnomalyDetectionPipeline"]

@@ -1,0 +1,102 @@
+"""From a stream of photographs to batches for the model, one bad file never stopping the rest."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+
+from .photographs_anople import ImageError, load_photograph
+from .processing_anople import AnoPLeProcessor
+
+
+@dataclass
+class Batch:
+    """
+    Some photographs in a row.
+
+    Args:
+        sources: where they come from.
+        errors: why one could not be read, or `None`.
+        sizes: (height, width) of each, `None` for one that could not be read.
+        inputs: those that could be read, in their order, as the model wants them; `None` if there is none.
+    """
+
+    sources: list[Any]
+    errors: list[str | None]
+    sizes: list[tuple[int, int] | None]
+    inputs: BatchFeature | None
+
+    @property
+    def readable_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of those in `inputs`."""
+        return [size for size in self.sizes if size is not None]
+
+    def spread(self, answers: Sequence[Any]) -> list[Any]:
+        """Put one answer for each photograph in `inputs` into the places of all; the others get `None`."""
+        given = iter(answers)
+        return [None if size is None else next(given) for size in self.sizes]
+
+
+def read_batches(
+    processor: AnoPLeProcessor,
+    sources: Iterable[Any],
+    *,
+    class_names: str | Iterable[str] | None = None,
+    batch_size: int = 8,
+) -> Iterator[Batch]:
+    """
+    Open photographs as they are needed, `batch_size` at a time and never more ahead.
+
+    Args:
+        sources: anything that [`load_photograph`] opens.
+        class_names: the product of all, or one for each in step with `sources`. `None`: not given.
+
+    Raises:
+        ValueError: for an unknown class, more or fewer class names than sources, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    pairs = _pairs(sources, class_names)
+    while chunk := list(itertools.islice(pairs, batch_size)):
+        yield _read(processor, chunk)
+
+
+def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> Iterator[tuple[Any, str | None]]:
+    if class_names is None or isinstance(class_names, str):
+        yield from zip(sources, itertools.repeat(class_names), strict=False)
+        return
+    missing = object()
+    for source, name in itertools.zip_longest(sources, class_names, fillvalue=missing):
+        if source is missing or name is missing:
+            more, fewer = ("sources", "class names") if name is missing else ("class names", "sources")
+            raise ValueError(f"There are more {more} than {fewer}: give one class name for each source.")
+        yield source, name
+
+
+def _read(processor: AnoPLeProcessor, chunk: Sequence[tuple[Any, str | None]]) -> Batch:
+    batch, photographs, names = Batch([source for source, _ in chunk], [], [], None), [], []
+    for source, name in chunk:
+        opened = _open(source, processor.white_value)
+        readable = isinstance(opened, Image.Image)
+        if readable:
+            photographs.append(opened)
+            names.append(name)
+        batch.errors.append(None if readable else opened)
+        batch.sizes.append(opened.size[::-1] if readable else None)
+    if photographs:
+        class_names = names if any(name is not None for name in names) else None
+        batch.inputs = processor(images=photographs, class_names=class_names)
+    return batch
+
+
+def _open(source: Any, white_value: float | None) -> Image.Image | str:
+    try:
+        return load_photograph(source, white_value=white_value)
+    except ImageError as error:
+        return str(error)
+
+
+__all__ = ["Batch", "read_batches"]

@@ -1,0 +1,122 @@
+"""`anople products, enroll, add_normals, forget` on a saved detector."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modeling_anople import AnoPLeModel
+from modeling_anople.cli import main
+
+from .detectors import normals_of, write_detector
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, small_clip_folder, photograph) -> Path:
+    return write_detector(tmp_path_factory.mktemp("detector"), small_clip_folder, photograph)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, fitted) -> Path:
+    return Path(shutil.copytree(fitted, tmp_path / "detector"))
+
+
+@pytest.fixture
+def pictures(tmp_path, photograph) -> list[Path]:
+    (tmp_path / "gasket").mkdir()
+    paths = [tmp_path / f"gasket/{number}.png" for number in range(5)]
+    for path, image in zip(paths, normals_of(photograph, 2, 5), strict=True):
+        image.save(path)
+    return paths
+
+
+def run(capsys, *arguments: object, code: int = 0) -> str:
+    assert main([str(argument) for argument in arguments]) == code
+    output = capsys.readouterr()
+    return output.err if code else output.out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_products_come_grow_and_go(capsys, checkpoint, pictures):
+    answer = run(capsys, "enroll", checkpoint, "gasket", *pictures[:3], "--max_false_alarm_rate", "0.1")
+    assert "gasket: 3 good photographs, line at raw score 0." in answer and "(for 0.1 false alarms)" in answer
+    assert "gasket: 5 good" in run(capsys, "add_normals", checkpoint, "gasket", *pictures[3:])
+    [line] = run(capsys, "predict", checkpoint, pictures[0]).splitlines()
+    assert '"class": "gasket"' in line
+    table = run(capsys, "products", checkpoint)
+    rows = [row.split() for row in table.splitlines()]
+    assert rows[0][:2] == ["product", "photographs"]
+    assert [row[:3] for row in rows[1:4]] == [["bolt", "3", "48"], ["nut", "3", "48"], ["gasket", "5", "80"]]
+    assert rows[3][-1] == "0.1" and float(rows[3][-2]) > 0
+    assert table.splitlines()[4].endswith("enroll gasket: 0.png, 1.png, 2.png")
+    assert table.splitlines()[5].endswith("add_normals gasket: 3.png, 4.png")
+    assert "gasket is forgotten" in run(capsys, "forget", checkpoint, "gasket")
+    table = run(capsys, "products", checkpoint)
+    assert "\ngasket" not in table and table.rstrip().endswith("forget gasket")
+    assert AnoPLeModel.from_pretrained(checkpoint).config.class_names == ["bolt", "nut"]
+
+
+def test_the_answers_of_the_others_stay(capsys, checkpoint, pictures, photograph, tmp_path):
+    photograph(7).save(tmp_path / "query.png")
+
+    def answer(*options: object) -> dict:
+        line = run(capsys, "predict", checkpoint, tmp_path / "query.png", *options)
+        return {part for part in line.split(", ") if "seconds" not in part}
+
+    before = answer("--class", "nut")
+    run(capsys, "enroll", checkpoint, "gasket", pictures[0].parent)
+    assert answer("--class", "nut") == before
+    run(capsys, "forget", checkpoint, "bolt")
+    assert answer("--class", "nut") == before
+
+
+def test_another_folder_takes_the_changed_detector(capsys, checkpoint, fitted, pictures, tmp_path):
+    before = contents(checkpoint)
+    run(capsys, "enroll", checkpoint, "gasket", pictures[0], "--output", tmp_path / "new")
+    assert contents(checkpoint) == before and contents(tmp_path / "new").keys() == before.keys()
+    assert "already holds a detector: choose another --output" in run(
+        capsys, "forget", checkpoint, "bolt", "--output", tmp_path / "new", code=2
+    )
+    assert AnoPLeModel.from_pretrained(tmp_path / "new").config.class_names == ["bolt", "nut", "gasket"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["enroll", "{}", "nut", "PICTURE"], "'nut' exists: give it more photographs with add_normals"),
+        (["enroll", "{}", "gasket", "PICTURE", "gone.png"], "gone.png: there is no such file"),
+        (["enroll", "{}", "gasket", "PICTURE", "PICTURE"], "given twice"),
+        (["enroll", "someone/detector", "gasket", "PICTURE"], "is no folder here, .* add --output"),
+        (["enroll", "nowhere", "gasket", "PICTURE", "--output", "new"], "nowhere is no folder, and as a Hub id it"),
+        (["add_normals", "{}", "gasket", "PICTURE"], r"'gasket' is not known .* \['bolt', 'nut'\]"),
+        (["forget", "{}", "gasket"], r"'gasket' is not known .* \['bolt', 'nut'\]"),
+        (["products", "nowhere"], "nowhere is no folder, and as a Hub id it"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_changes_nothing(
+    capsys, monkeypatch, checkpoint, pictures, tmp_path, arguments, message
+):
+    before = contents(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    arguments = [word.replace("{}", str(checkpoint)).replace("PICTURE", str(pictures[0])) for word in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"anople {arguments[0]}: ")
+    assert re.search(message, error)
+    assert contents(checkpoint) == before and not (tmp_path / "new/config.json").exists()
+
+
+def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictures, monkeypatch):
+    before = contents(checkpoint)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_anople.processing_anople.AnoPLeProcessor.save_pretrained", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["enroll", str(checkpoint), "gasket", str(pictures[0])])
+    assert contents(checkpoint) == before and {path.name for path in checkpoint.iterdir()} == before.keys()
