@@ -12,6 +12,7 @@ from .configuration_anople import AnoPLeConfig
 
 POOLED = "*"
 SMALLEST_SPREAD = 0.05
+SMALLEST_PRODUCT_LINE = 1e-3
 LARGEST_LOG = 80.0  # a line that no score reaches is still a finite float32
 
 
@@ -80,8 +81,12 @@ def fit_line(
 
 
 def fit_product_lines(strangeness: list[list[float]], *, rate: float) -> list[float]:
-    """Set the lines above which a photograph is of no known product: upper limits as in [`fit_line`], at `rate`."""
-    return [_upper_limit(values, rate)[0] for values in strangeness] if rate else []
+    """
+    Set the lines above which a photograph is of no known product: upper limits as in [`fit_line`], at `rate`.
+
+    No line lies below `SMALLEST_PRODUCT_LINE`, so that the rounding of half precision does not reach it.
+    """
+    return [max(_upper_limit(values, rate)[0], SMALLEST_PRODUCT_LINE) for values in strangeness] if rate else []
 
 
 def _upper_limit(scores: list[float], rate: float) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Photographs of no known product: called unknown where classes are predicted, and only there."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modeling_anople import AnoPLeModel
 from modeling_anople.calibration_anople import fit_product_lines
@@ -15,7 +17,7 @@ from .detectors import fit, normals_of
 @pytest.fixture
 def detector(make_model, make_processor, photograph):
     """Knows two products by four photographs each; a third is easily told from both."""
-    model, processor = make_model(), make_processor()
+    model, processor = make_model(unknown_product_rate=0.05), make_processor()  # of random weights, hence the rate
     for class_id in (0, 1):
         pixels = processor(normals_of(photograph, class_id, 4))["pixel_values"]
         model.remember(pixels, class_id)
@@ -24,8 +26,9 @@ def detector(make_model, make_processor, photograph):
 
 
 @pytest.fixture
-def strangers(photograph) -> list:
-    return [photograph(3, size=(48, 40)).effect_spread(9).rotate(90, expand=True), photograph(5).convert("1")]
+def strangers() -> list:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    return [Image.fromarray(noise), Image.new("RGB", (48, 40), "red")]
 
 
 def test_strangeness_is_that_of_the_definition():
