@@ -1,0 +1,120 @@
+"""
+What lines do to photographs never seen: `python -m tests.benchmarks.lines DATA`.
+
+A detector on the embedded CLIP is enrolled with a few good photographs of each product, nothing being trained. Counted
+are the good test photographs above a line (false alarms) and the defective ones above it (detections), for the line that
+the detector sets, for two naive ones through the same scores of its normals (their maximum; their mean and three
+standard deviations), and for the detector's line after more good photographs were added.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.data import read_dataset
+from modeling_anople.fewshot import sample_few_shot
+
+from .unknown_products import RESULTS, make_detector, share
+
+
+class Count(NamedTuple):
+    """How one test photograph of a product fell, at one line."""
+
+    class_name: str
+    line: str
+    defective: bool
+    above: bool
+
+
+def lines_of(model: AnoPLeModel, name: str, *, more: int = 0) -> dict[str, float]:
+    """Return the lines of a product, by name, in raw scores."""
+    fitted = model.config.calibration[name]
+    if more:
+        return {f"ours, {more} more": fitted["image_line"]}
+    scores = fitted["image_scores"]
+    return {
+        "ours": fitted["image_line"],
+        "largest": max(scores),
+        "mean + 3 sigma": statistics.fmean(scores) + 3 * statistics.stdev(scores),
+    }
+
+
+def judge(model: AnoPLeModel, processor: AnoPLeProcessor, test: Dataset, *, more: int = 0) -> list[Count]:
+    """Compare the raw scores of all test photographs with the lines of their products."""
+    results = model.as_pipeline(processor)(
+        (row["image"] for row in test), class_names=test["class_name"][:], batch_size=8, on_error="raise"
+    )
+    counts = []
+    for name, label, result in zip(test["class_name"], test["label"], results, strict=True):
+        for line, value in lines_of(model, name, more=more).items():
+            counts.append(Count(name, line, bool(label), result["raw_score"] > value))
+    return counts
+
+
+def add_more(
+    model: AnoPLeModel, processor: AnoPLeProcessor, train: Dataset, *, shots: int, seed: int, more: int
+) -> None:
+    """Add `more` good photographs to each product, or all that there are, none of those that it knows."""
+    for name in list(model.config.class_names):
+        rows = train.select([row for row, owner in enumerate(train["class_name"]) if owner == name])
+        images = {row["path"]: row["image"] for row in rows if row["label"] == 0}
+        known = sample_few_shot(list(images), shots, seed=seed, class_name=name)
+        others = [path for path in images if path not in known]
+        chosen = sample_few_shot(others, min(more, len(others)), seed=seed, class_name=name)
+        model.add_normals(name, [images[path] for path in chosen], processor=processor)
+
+
+def to_table(counts: Sequence[Count]) -> str:
+    """Write false alarms / detections of each product and of all, a column for each line, all seeds together."""
+    lines = list(dict.fromkeys(each.line for each in counts))
+    rows = [f"| product | {' | '.join(lines)} |", "|---" * (1 + len(lines)) + "|"]
+    for name in [*sorted({each.class_name for each in counts}), None]:
+        own = [each for each in counts if name in (each.class_name, None)]
+        cells = [
+            " / ".join(
+                share([each.above for each in own if each.line == line and each.defective == defective])
+                for defective in (False, True)
+            )
+            for line in lines
+        ]
+        rows.append(f"| {name or 'all photographs'} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measure, print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="Products in any layout that `anople fit` reads, with test photographs.")
+    parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--more", type=int, default=20, help="Good photographs that are added later.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--clip", default="mini")
+    parser.add_argument("--about", default="", help="A sentence on the data, for the file.")
+    parser.add_argument("--output", type=Path, default=RESULTS / "lines.md")
+    options = parser.parse_args()
+    train, test = (read_dataset(options.data, split=split) for split in ("train", "test"))
+    counts = []
+    for seed in tqdm(options.seeds, desc="seeds"):
+        names = sorted(set(train["class_name"]))
+        model, processor = make_detector(train, names, shots=options.shots, seed=seed, clip=options.clip)
+        counts += judge(model, processor, test)
+        add_more(model, processor, train, shots=options.shots, seed=seed, more=options.more)
+        counts += judge(model, processor, test, more=options.more)
+    seeds = " ".join(map(str, options.seeds))
+    text = (
+        f"`python -m tests.benchmarks.lines DATA --shots {options.shots} --more {options.more} --seeds {seeds} "
+        f"--clip {options.clip}`. Each cell: false alarms / detections. {options.about}\n\n{to_table(counts)}\n"
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(f"# What lines do, percent\n\n{text}", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
