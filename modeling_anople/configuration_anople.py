@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
+from .relations_anople import check_relations
 from .task_anople import PIPELINES, CustomPipelines
 
 
@@ -218,57 +219,7 @@ class AnoPLeConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the relations between fields; raise `ValueError` with the value received and the remedy."""
-        depth = self.clip_config.vision_config.num_hidden_layers
-        self._require(self.view_grid >= 1, f"view_grid must be at least 1, got {self.view_grid}.")
-        self._require(self.prompt_length >= 1, f"prompt_length must be at least 1, got {self.prompt_length}.")
-        self._require(self.prompt_depth >= 1, f"prompt_depth must be at least 1, got {self.prompt_depth}.")
-        self._require(self.temperature > 0, f"temperature must be positive, got {self.temperature}.")
-        self._require(0 < self.decoder_prior < 1, f"decoder_prior is a probability, got {self.decoder_prior}.")
-        self._require(len(self.decoder_widths) == 2, f"decoder_widths needs two numbers, got {self.decoder_widths}.")
-        for name in ("memory_layers", "decoder_layers"):
-            wrong = [layer for layer in getattr(self, name) or [] if not 0 <= layer < depth]
-            self._require(
-                not wrong, f"{name} {wrong} are no blocks of a vision tower with {depth}: use 0 to {depth - 1}."
-            )
-        self._require(
-            0 <= self.value_attention_layers <= depth,
-            f"value_attention_layers must lie within 0 and {depth}, got {self.value_attention_layers}.",
-        )
-        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
-        self._require(not twice, f"class_names must differ; these stand there more than once: {twice}.")
-        self._require(
-            len(self.memory_sizes) == len(self.class_names),
-            f"memory_sizes has {len(self.memory_sizes)} numbers for {len(self.class_names)} classes: give one for each.",
-        )
-        counted = [sum(counts) for counts in self.memory_photographs]
-        self._require(
-            counted == self.memory_sizes,
-            f"memory_photographs adds up to {counted}, but memory_sizes is {self.memory_sizes}: give memory_sizes alone.",
-        )
-        self._require(
-            (self.memory_limit or 0) >= 0,
-            f"memory_limit must not be negative (0 or None is no limit), got {self.memory_limit}.",
-        )
-        self._require(
-            not (self.decoder_layers and self.latent_noise_target == "patches"),
-            "latent_noise_target='patches' disturbs final patch tokens, but decoder_layers feeds the decoder others: "
-            "use 'global'.",
-        )
-        prefix_needs = self.prefix == "add" and self.vision_prompt_count == 0
-        self._require(
-            not prefix_needs,
-            f"prefix='add' needs visual prompts, but coupling={self.coupling!r} has none: use 'token'.",
-        )
-        self._require(
-            not (self.fusion_scale == "normal" and self.class_identity == "pooled"),
-            "fusion_scale='normal' divides by the largest distance of a class' own normals, but class_identity='pooled' "
-            "knows no class: use fusion_scale='raw'.",
-        )
-
-    @staticmethod
-    def _require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
+        check_relations(self)
 
     @property
     def num_views(self) -> int:

@@ -261,3 +261,14 @@ def test_a_product_that_was_never_fitted_takes_its_first_normals(make_model, mak
     model, processor = make_model(), make_processor()
     line = model.add_normals("nut", normals_of(photograph, 1), processor=processor)
     assert len(line.image_scores) == 15 and model.memory.sizes == [0, 3 * PATCHES]
+
+
+def test_a_detector_in_half_precision_takes_products_too(make_detector, photograph, tmp_path):
+    make_detector()[0].save_pretrained(tmp_path)
+    model, processor = AnoPLeModel.from_pretrained(tmp_path, dtype=torch.bfloat16), make_detector()[1]
+    model.enroll("gasket", normals_of(photograph, 2), processor=processor)
+    model.add_normals("gasket", [photograph(70)], processor=processor)
+    assert model.memory.bank(2).dtype == model.class_embeddings.dtype == torch.bfloat16
+    assert model.config.calibration["gasket"]["image_line"] > 0
+    results = model.as_pipeline()(normals_of(photograph, 2), class_name="gasket")
+    assert all(result["label"] in ("normal", "anomalous") for result in results)
