@@ -61,16 +61,18 @@ def make_detector(shots: int = 4, classes: int = 2) -> AnoPLeModel:
     return model
 
 
-def paired_ratios(first: Callable, second: Callable, repeats: int) -> list[tuple[float, float]]:
+def paired_ratios(
+    first: Callable, second: Callable, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[tuple[float, float]]:
     """Time both in turn; seconds of each pair."""
     pairs = []
     for number in range(repeats + 2):
         order = (first, second) if number % 2 else (second, first)
         seconds = {}
         for call in order:
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[call] = time.perf_counter() - start
+            seconds[call] = clock() - start
         if number >= 2:  # the first two warm caches up
             pairs.append((seconds[first], seconds[second]))
     return pairs
