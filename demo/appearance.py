@@ -1,0 +1,36 @@
+"""How the page looks: the fonts of the person's own machine, and a little style, for light and dark."""
+
+import gradio as gr
+
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONOSPACED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+
+CSS = """
+.gradio-container { max-width: 82rem !important; margin: 0 auto !important }
+.intro h1 { margin-bottom: .25rem } .intro p { max-width: 70ch }
+.verdict { border-left: .5rem solid var(--border-color-primary); border-radius: .5rem; padding: .75rem 1rem;
+  background: var(--background-fill-secondary); overflow-wrap: anywhere }
+.verdict strong { display: block; font-size: 1.35rem; line-height: 1.3 }
+.verdict span { color: var(--body-text-color-subdued) }
+.verdict.normal { border-color: #4076ba } .verdict.anomalous { border-color: #da1002 }
+.verdict.unsure { border-color: #ffc846 }
+.message { padding: .6rem .9rem; border-radius: .5rem; background: var(--background-fill-secondary);
+  border-left: .3rem solid #4076ba; overflow-wrap: anywhere }
+.message.plain { border-left: 0; padding-left: 0; background: none; max-width: 75ch }
+.message.busy { border-left-color: #ffc846 }
+.scale { margin: 0 } .scale img { width: 100%; height: .7rem; border-radius: .2rem; display: block }
+.scale figcaption { display: flex; justify-content: space-between; font-size: .85rem;
+  color: var(--body-text-color-subdued) }
+svg.normals { width: 100%; max-width: 48rem; color: var(--body-text-color) }
+svg.normals text { fill: currentColor; font-size: 13px }
+svg.normals circle { fill: #4076ba; stroke: var(--background-fill-primary); stroke-width: 1 }
+svg.normals circle.flagged { fill: #da1002 }
+svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.calibrated { stroke-dasharray: 4 3 }
+@media (max-width: 480px) { .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's default theme fetches its fonts from elsewhere; this one takes what is there."""
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED)
