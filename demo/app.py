@@ -33,6 +33,7 @@ from demo.teaching import MAX_SHOTS
 
 CHECKPOINT_FILE = Path(__file__).with_name("checkpoint.txt")  # on a Space: the detector it was made for
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one question to the model at a time
+AS_SENT = {"type": "filepath", "image_mode": None}
 HIDDEN = {"api_visibility": "private"}
 SESSION_SECONDS, CACHE_SECONDS = 4 * 3600, (600, 4 * 3600)
 
@@ -64,10 +65,10 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
     """One photograph at once, or many as a table."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            photograph = Photograph(label="Photograph", sources=["upload", "webcam", "clipboard"], height=300)
-            product = gr.Dropdown(
-                [FIND_IT, *start.products], value=FIND_IT, label="Product", allow_custom_value=True, filterable=False
+            photograph = Photograph(
+                label="Photograph", **AS_SENT, sources=["upload", "webcam", "clipboard"], height=300
             )
+            product = gr.Dropdown([FIND_IT, *start.products], value=FIND_IT, label="Product", allow_custom_value=True)
             inspect = gr.Button("Inspect", variant="primary", elem_id="inspect")
             shown = gr.Examples([[str(path)] for path in examples.to_inspect], [photograph], label="Drawn examples")
         with gr.Column(scale=3, min_width=300):
@@ -126,15 +127,20 @@ def _teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tu
             )
         with gr.Column(min_width=300):
             told = gr.HTML(elem_id="teach-message")
-            known = gr.JSON(start.products, label="Products known")
-            pack = gr.Button("Make a zip of this detector", elem_id="pack")
-            packed = gr.File(label="The detector, for download", interactive=False, elem_id="packed")
-            brought = gr.File(label="Load a detector (zip)", file_types=[".zip"], elem_id="brought", height=120)
-            load = gr.Button("Load it", elem_id="load")
+            known = gr.HTML(words.products_html(start.products), elem_id="known")
+            with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
+                pack = gr.Button("Make a zip of this detector", elem_id="pack")
+                packed = gr.File(label="The detector, for download", interactive=False, elem_id="packed", height=110)
+                brought = gr.File(
+                    label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160
+                )
+                load = gr.Button("Load it", elem_id="load")
+            with gr.Accordion("Numbers", open=False):
+                answer = gr.JSON(label="Answer")
     pack.click(handlers.download, session, packed, api_name="download", **MODEL)
     return [
-        (teach.click, [name, files], [told, known], handlers.enroll, {"api_name": "enroll"}),
-        (load.click, [brought], [told, known], handlers.upload, {"api_name": "load"}),
+        (teach.click, [name, files], [answer, told, known], handlers.enroll, {"api_name": "enroll"}),
+        (load.click, [brought], [answer, told, known], handlers.upload, {"api_name": "load"}),
     ]
 
 
@@ -147,7 +153,6 @@ def _judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
                 value=start.products[0],
                 label="Product",
                 allow_custom_value=True,
-                filterable=False,
             )
             threshold = gr.Slider(
                 0, 1, value=LINE, step=0.01, label=f"Your line (calibrated: {LINE:.2f})", elem_id="threshold"
@@ -155,7 +160,9 @@ def _judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
             picture = gr.HTML(elem_id="normals")
             told = gr.HTML(elem_id="judgement")
         with gr.Column(scale=2, min_width=300):
-            photograph = Photograph(label="A photograph that was fine", sources=["upload", "clipboard"], height=240)
+            photograph = Photograph(
+                label="A photograph that was fine", **AS_SENT, sources=["upload", "clipboard"], height=240
+            )
             fine = gr.Button("This was fine: add it", variant="primary", elem_id="fine")
             added = gr.HTML(elem_id="fine-message")
     asked, answers = [product, threshold, session], [told, picture]

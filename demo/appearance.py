@@ -7,7 +7,12 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONOSPACED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 
 CSS = """
-.gradio-container { max-width: 82rem !important; margin: 0 auto !important }
+.gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
+.gradio-container main { width: 100% }
+.known span { color: var(--body-text-color-subdued) }
+.known ul { list-style: none; margin: .3rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem }
+.known li { padding: .15rem .7rem; border-radius: 1rem; border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-secondary); overflow-wrap: anywhere }
 .intro h1 { margin-bottom: .25rem } .intro p { max-width: 70ch }
 .verdict { border-left: .5rem solid var(--border-color-primary); border-radius: .5rem; padding: .75rem 1rem;
   background: var(--background-fill-secondary); overflow-wrap: anywhere }

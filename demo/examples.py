@@ -10,15 +10,15 @@ from modeling_anople.drawing import draw_product
 from modeling_anople.drawing_defects import draw_defect
 
 
-NEW_PRODUCT = "capsule"  # one that the standard detector does not know, to be taught
+NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught
 # product, defect or None, seed
 SHOWN = (
     ("wooden board", None, 101),
     ("wooden board", "missing part", 151),
-    ("woven fabric", "missing part", 152),
-    ("circuit board", "contamination", 152),
-    ("circuit board", "bent", 151),
-    (NEW_PRODUCT, "contamination", 151),
+    ("capsule", "broken", 151),
+    ("circuit board", None, 101),
+    ("circuit board", "missing part", 153),  # missed by the standard detector
+    (NEW_PRODUCT, "missing part", 152),
 )
 
 

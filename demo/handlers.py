@@ -14,7 +14,7 @@ from .reading import MAX_PHOTOGRAPHS, check_count
 from .reporting import table_row, write_report
 from .session import Session
 from .teaching import add_fine, teach
-from .words import message_html, verdict_html
+from .words import message_html, products_html, verdict_html
 
 
 @contextlib.contextmanager
@@ -104,6 +104,11 @@ def _choices(session: Session, chosen: str | None = None) -> tuple:
     )
 
 
+def _told(session: Session, words: str) -> tuple:
+    """Say what was done to the products, for programs and for people."""
+    return {"words": words, "products": session.products}, message_html(words), products_html(session.products)
+
+
 def enroll(name: str, files: list[str], session: Session) -> tuple:
     """
     Teach a new product from 1 to 8 good photographs, without training.
@@ -113,11 +118,11 @@ def enroll(name: str, files: list[str], session: Session) -> tuple:
         files: good photographs of it.
 
     Returns:
-        A message, and the names of all products now.
+        The message and the names of all products now; the same as HTML.
     """
     with refusals():
         words = teach(session, name, files)
-    return message_html(words), session.products, *_choices(session, name.strip())
+    return *_told(session, words), *_choices(session, name.strip())
 
 
 def download(session: Session) -> str:
@@ -130,7 +135,7 @@ def upload(file: str, session: Session) -> tuple:
     """Load a detector from a zip file."""
     with refusals():
         words = unpack(session, file)
-    return message_html(words), session.products, *_choices(session)
+    return *_told(session, words), *_choices(session)
 
 
 def open_judge(session: Session) -> tuple:

@@ -41,7 +41,12 @@ def pack(session: Session) -> Path:
         else:
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        path = Path(shutil.make_archive(str(session.folder / "anople_detector"), "zip", place, "detector"))
+        path = session.folder / "anople_detector.zip"
+        with zipfile.ZipFile(
+            path, "w", zipfile.ZIP_STORED
+        ) as archive:  # weights hardly shrink, and packing is waiting
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, Path("detector") / file.relative_to(folder))
     return path
 
 

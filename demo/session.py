@@ -14,8 +14,8 @@ from modeling_anople.loading import load_detector
 from .examples import draw_normals
 
 
-STANDARD_PRODUCTS = ("wooden board", "woven fabric", "circuit board")
-STANDARD_SHOTS = 8
+STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
+STANDARD_SHOTS = 4
 
 
 class Session:

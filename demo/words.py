@@ -28,6 +28,12 @@ def message_html(message: str, kind: str = "done") -> str:
     return f'<div class="message {kind}" role="status">{html.escape(message)}</div>'
 
 
+def products_html(names: list[str]) -> str:
+    """List the products that are known."""
+    items = "".join(f"<li>{html.escape(name)}</li>" for name in names)
+    return f'<div class="known"><span>Products known</span><ul>{items}</ul></div>'
+
+
 def legend_html() -> str:
     """Show the fixed colour scale with its three marks."""
     return (
