@@ -73,9 +73,7 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
             shown = gr.Examples([[str(path)] for path in examples.to_inspect], [photograph], label="Drawn examples")
         with gr.Column(scale=3, min_width=300):
             verdict = gr.HTML(words.WELCOME, elem_id="verdict")
-            pictures = gr.ImageSlider(
-                label="Photograph | heat map (drag the line)", type="pil", interactive=False, max_height=460
-            )
+            pictures = gr.ImageSlider(label="Photograph | heat map", type="pil", interactive=False, max_height=460)
             gr.HTML(words.legend_html())
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")

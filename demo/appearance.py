@@ -9,15 +9,15 @@ MONOSPACED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 CSS = """
 .gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
 .gradio-container main { width: 100% }
-.known span { color: var(--body-text-color-subdued) }
+.known span { color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
 .known ul { list-style: none; margin: .3rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem }
-.known li { padding: .15rem .7rem; border-radius: 1rem; border: 1px solid var(--border-color-primary);
+.known li { margin: 0; padding: .15rem .7rem; border-radius: 1rem; border: 1px solid var(--border-color-primary);
   background: var(--background-fill-secondary); overflow-wrap: anywhere }
 .intro h1 { margin-bottom: .25rem } .intro p { max-width: 70ch }
 .verdict { border-left: .5rem solid var(--border-color-primary); border-radius: .5rem; padding: .75rem 1rem;
   background: var(--background-fill-secondary); overflow-wrap: anywhere }
 .verdict strong { display: block; font-size: 1.35rem; line-height: 1.3 }
-.verdict span { color: var(--body-text-color-subdued) }
+.verdict span { color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
 .verdict.normal { border-color: #4076ba } .verdict.anomalous { border-color: #da1002 }
 .verdict.unsure { border-color: #ffc846 }
 .message { padding: .6rem .9rem; border-radius: .5rem; background: var(--background-fill-secondary);
@@ -26,7 +26,7 @@ CSS = """
 .message.busy { border-left-color: #ffc846 }
 .scale { margin: 0 } .scale img { width: 100%; height: .7rem; border-radius: .2rem; display: block }
 .scale figcaption { display: flex; justify-content: space-between; font-size: .85rem;
-  color: var(--body-text-color-subdued) }
+  color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
 svg.normals { width: 100%; max-width: 48rem; color: var(--body-text-color) }
 svg.normals text { fill: currentColor; font-size: 13px }
 svg.normals circle { fill: #4076ba; stroke: var(--background-fill-primary); stroke-width: 1 }

@@ -39,5 +39,5 @@ def legend_html() -> str:
     return (
         '<figure class="scale" role="img" aria-label="Colour scale of all heat maps: blue to white is below the line, '
         f'amber to red above it"><img src="{scale_picture()}" alt=""><figcaption><span>0 good</span>'
-        f"<span>{LINE:.2f} the calibrated line</span><span>1 anomalous</span></figcaption></figure>"
+        f"<span>{LINE:.2f} line</span><span>1 anomalous</span></figcaption></figure>"
     )

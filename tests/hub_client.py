@@ -58,6 +58,13 @@ def push(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
     return _run(main, list(arguments), token)
 
 
+def push_space(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
+    """Run `python -m hub.push_space`: exit code, output, errors."""
+    from hub.push_space import main
+
+    return _run(main, list(arguments), token)
+
+
 def anople(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
     """Run `anople`: exit code, output, errors."""
     from modeling_anople.cli import main
