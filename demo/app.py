@@ -66,14 +66,20 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             photograph = Photograph(
-                label="Photograph", **AS_SENT, sources=["upload", "webcam", "clipboard"], height=300
+                label="Photograph",
+                elem_id="photograph",
+                **AS_SENT,
+                sources=["upload", "webcam", "clipboard"],
+                height=300,
             )
             product = gr.Dropdown([FIND_IT, *start.products], value=FIND_IT, label="Product", allow_custom_value=True)
             inspect = gr.Button("Inspect", variant="primary", elem_id="inspect")
             shown = gr.Examples([[str(path)] for path in examples.to_inspect], [photograph], label="Drawn examples")
         with gr.Column(scale=3, min_width=300):
             verdict = gr.HTML(words.WELCOME, elem_id="verdict")
-            pictures = gr.ImageSlider(label="Photograph | heat map", type="pil", interactive=False, max_height=460)
+            pictures = gr.ImageSlider(
+                label="Photograph | heat map", elem_id="pictures", type="pil", interactive=False, max_height=460
+            )
             gr.HTML(words.legend_html())
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")
@@ -82,7 +88,11 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
     shown.load_input_event.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
     with gr.Accordion("Many photographs", open=False, elem_id="many"):
         files = gr.File(
-            label=f"Up to {MAX_PHOTOGRAPHS} photographs", file_count="multiple", file_types=["image"], height=160
+            label=f"Up to {MAX_PHOTOGRAPHS} photographs",
+            file_count="multiple",
+            file_types=["image"],
+            height=160,
+            elem_id="files",
         )
         with gr.Row():
             run = gr.Button("Inspect all", variant="primary", elem_id="inspect-all")
@@ -159,7 +169,11 @@ def _judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
             told = gr.HTML(elem_id="judgement")
         with gr.Column(scale=2, min_width=300):
             photograph = Photograph(
-                label="A photograph that was fine", **AS_SENT, sources=["upload", "clipboard"], height=240
+                label="A photograph that was fine",
+                elem_id="was-fine",
+                **AS_SENT,
+                sources=["upload", "clipboard"],
+                height=240,
             )
             fine = gr.Button("This was fine: add it", variant="primary", elem_id="fine")
             added = gr.HTML(elem_id="fine-message")

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,13 @@ def _address(program: subprocess.Popen, log: Path, until: float) -> str:
             return found[1]
         time.sleep(0.1)
     raise AssertionError(f"The demo did not start:\n{log.read_text()}")
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
 
 
 def session_of(start: Session) -> Session:

@@ -96,6 +96,11 @@ def download(repository: str, cache: Path, **keywords: Any) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def download_space(repository: str, cache: Path) -> dict[str, bytes]:
+    """Download a Space into a cache and read all of it."""
+    return download(repository, cache, repo_type="space")
+
+
 def answers_of(name: str, paths: list[str], *, load: str = "from_pretrained", **keywords: Any) -> list[dict]:
     """Load a detector by `AnoPLeModel.from_pretrained` or `load_adapter` and judge photographs."""
     from hub.judge_from_hub import judge

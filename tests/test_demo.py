@@ -133,8 +133,8 @@ def test_names_that_are_none_are_refused(session, files, name):
 
 def test_what_is_no_photograph_is_refused_without_changing_anything(session, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("L", (20000, 20000)).save(tmp_path / "huge.png")
-    Image.new("L", (9000, 9000)).save(tmp_path / "large.png")
+    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(files[0]).read_bytes()[:-900])
     for name, message in (
