@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 def build_demo(start: Session, examples: Examples) -> gr.Blocks:
     """Lay out the widgets and tie them to the handlers."""
+    start.examples = examples.to_inspect
     with gr.Blocks(title="AnoPLe", analytics_enabled=False, delete_cache=CACHE_SECONDS) as demo:
         session = gr.State(start, time_to_live=SESSION_SECONDS)
         gr.HTML(
@@ -74,7 +75,17 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
             )
             product = gr.Dropdown([FIND_IT, *start.products], value=FIND_IT, label="Product", allow_custom_value=True)
             inspect = gr.Button("Inspect", variant="primary", elem_id="inspect")
-            shown = gr.Examples([[str(path)] for path in examples.to_inspect], [photograph], label="Drawn examples")
+            shown = gr.Gallery(
+                [(str(path), path.stem.replace("_", " ")) for path in examples.to_inspect],
+                label="Drawn examples: click one",
+                columns=3,
+                height="auto",
+                object_fit="cover",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+                elem_id="examples",
+            )
         with gr.Column(scale=3, min_width=300):
             verdict = gr.HTML(words.WELCOME, elem_id="verdict")
             pictures = gr.ImageSlider(
@@ -85,7 +96,8 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
                 numbers = gr.JSON(label="Answer")
     answers, asked = [numbers, verdict, pictures], [photograph, product, session]
     inspect.click(handlers.inspect, asked, answers, api_name="inspect", **MODEL)
-    shown.load_input_event.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
+    chosen = shown.select(handlers.choose_example, session, [photograph, shown], **HIDDEN)
+    chosen.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
     with gr.Accordion("Many photographs", open=False, elem_id="many"):
         files = gr.File(
             label=f"Up to {MAX_PHOTOGRAPHS} photographs",

@@ -9,6 +9,8 @@ MONOSPACED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 CSS = """
 .gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
 .gradio-container main { width: 100% }
+#examples .caption-label { position: static; display: block; max-width: 100%; border: 0; white-space: normal;
+  font-size: .8rem; line-height: 1.2 }
 .known span { color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
 .known ul { list-style: none; margin: .3rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem }
 .known li { margin: 0; padding: .15rem .7rem; border-radius: 1rem; border: 1px solid var(--border-color-primary);

@@ -44,6 +44,11 @@ def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, 
     return finding.numbers, verdict_html(finding), (finding.photograph, finding.heat_map)
 
 
+def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
+    """Take the example that was clicked, by its number; it may be clicked again."""
+    return str(session.examples[int(event.index)]), gr.update(selected_index=None)
+
+
 def inspect_many(files: list[str], product: str, session: Session, progress: Any = gr.Progress()) -> Iterator[tuple]:
     """
     Judge many photographs; the table grows as they are judged, and what was judged is kept when it is stopped.

@@ -32,13 +32,16 @@ class Session:
         self.last: str | None = None  # the photograph that was judged last, and as which product
         self.last_product: str | None = None
         self.findings: list[Any] = []
+        self.examples: list[Path] = []  # photographs to try, the same for all
         self.stop = threading.Event()
         self._owned = False
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
         """Gradio copies the first value of its state for each browser: a new session on the shared detector."""
-        return Session(self.model, self.processor)
+        session = Session(self.model, self.processor)
+        session.examples = self.examples
+        return session
 
     @property
     def products(self) -> list[str]:

@@ -107,6 +107,10 @@ class Page:
         """Wait until a text can be read somewhere on the page."""
         self.wait(lambda: text in self.read(), seconds)
 
+    def wait_for_file(self, name: str) -> None:
+        """Wait until an uploaded file is listed; stem and ending stand in elements of their own."""
+        self.wait(lambda: name in self.read().replace("\n", ""))
+
     def picture(self, path: Path) -> None:
         """Photograph the whole page."""
         time.sleep(0.4)

@@ -47,7 +47,7 @@ def downloads(chrome, tmp_path) -> Path:
 
 
 def click_example(page: Page, number: int) -> None:
-    page.click(page.wait(lambda: page.all("button.gallery-item"))[number])
+    page.click(page.wait(lambda: page.all("#examples button.thumbnail-item"))[number])
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
@@ -81,7 +81,7 @@ def test_inspect_one_and_many(chrome, address, examples, downloads, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     page.wait(lambda: page.find("files").is_displayed())
     page.upload("files", [*examples.to_inspect, tmp_path / "text.png"])
-    page.wait_for("text.png")
+    page.wait_for_file("text.png")
     page.click(page.find("inspect-all"))
     page.wait(lambda: "7 photographs:" in page.text("many-message"), 30)
     assert "1 could not be judged" in page.text("many-message") and "2 anomalous" in page.text("many-message")
@@ -106,7 +106,7 @@ def test_stop_ends_many_and_keeps_what_was_judged(chrome, address, tmp_path):
     page.open("many")
     page.wait(lambda: page.find("files").is_displayed())
     page.upload("files", paths)
-    page.wait_for("39.png")
+    page.wait_for_file("39.png")
     page.click(page.find("inspect-all"))
     page.wait(lambda: "of 40 photographs are judged" in page.text("many-message"))
     page.click(page.find("stop"))
@@ -122,7 +122,7 @@ def test_teach_take_home_and_bring_back(chrome, address, examples, downloads):
     page.wait(lambda: page.find("teach").is_displayed())
     page.find("name").find_element("css selector", "textarea, input").send_keys("woven fabric")
     page.upload("shots", examples.to_teach)
-    page.wait_for(examples.to_teach[-1].stem[:8])
+    page.wait_for_file(examples.to_teach[-1].name)
     page.click(page.find("teach"))
     page.wait(lambda: "woven fabric is ready, from 4 good photographs" in page.text("teach-message"), 30)
     assert "woven fabric" in page.text("known")
@@ -182,7 +182,7 @@ def test_clumsy_input_is_answered_in_words(chrome, address, examples, tmp_path):
     field = page.find("name").find_element("css selector", "textarea, input")
     field.send_keys("<script>alert(1)</script>")
     page.upload("shots", examples.to_teach[:1])
-    page.wait_for(examples.to_teach[0].stem[:8])
+    page.wait_for_file(examples.to_teach[0].name)
     page.click(page.find("teach"))
     page.wait_for("<script>alert(1)</script> cannot be a product's name")
     page.picture(PICTURES / "refused-desk-light.png")
@@ -191,7 +191,7 @@ def test_clumsy_input_is_answered_in_words(chrome, address, examples, tmp_path):
 
 def test_every_field_has_a_label_for_those_who_do_not_see(chrome, address):
     page = Page(chrome, address, dark=False, **DESK)
-    page.wait(lambda: page.all("button.gallery-item"))
+    page.wait(lambda: page.all("#examples button.thumbnail-item"))
     script = """
     return [...document.querySelectorAll('button, input:not([type=file]), textarea')].filter(e => e.offsetParent).filter(e =>
       !(e.innerText.trim() || e.ariaLabel || e.title || e.labels?.length || e.getAttribute('aria-labelledby')
