@@ -75,9 +75,11 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
             )
             product = gr.Dropdown([FIND_IT, *start.products], value=FIND_IT, label="Product", allow_custom_value=True)
             inspect = gr.Button("Inspect", variant="primary", elem_id="inspect")
+            gr.HTML("Or click one of these drawn examples:")
             shown = gr.Gallery(
                 [(str(path), path.stem.replace("_", " ")) for path in examples.to_inspect],
-                label="Drawn examples: click one",
+                label="Drawn examples",
+                show_label=False,
                 columns=3,
                 height="auto",
                 object_fit="cover",
@@ -114,6 +116,7 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
             headers=list(COLUMNS),
             datatype=["number", "str", "str", "number", "number", "str", "number", "str"],
             interactive=False,
+            wrap=True,
             label="Results: click a head to sort, a row to see it above",
             elem_id="results",
         )

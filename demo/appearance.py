@@ -9,6 +9,9 @@ MONOSPACED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 CSS = """
 .gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
 .gradio-container main { width: 100% }
+#examples .grid-wrap { min-height: 0; max-height: none }
+#examples .thumbnail-item { height: auto; aspect-ratio: auto; overflow: hidden }
+#examples .thumbnail-item img { height: auto; aspect-ratio: 1 }
 #examples .caption-label { position: static; display: block; max-width: 100%; border: 0; white-space: normal;
   font-size: .8rem; line-height: 1.2 }
 .known span { color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }

@@ -147,6 +147,8 @@ def browser(profile: Path) -> Iterator[webdriver.Chrome]:
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with contextlib.closing(webdriver.Chrome(options, webdriver.ChromeService(driver))) as chrome:
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
         yield chrome
+    finally:
         chrome.quit()
