@@ -116,7 +116,6 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
             headers=list(COLUMNS),
             datatype=["number", "str", "str", "number", "number", "str", "number", "str"],
             interactive=False,
-            wrap=True,
             label="Results: click a head to sort, a row to see it above",
             elem_id="results",
         )

@@ -11,7 +11,7 @@ from modeling_anople.visualization import with_legend
 from .inspecting import Finding
 
 
-COLUMNS = ("number", "photograph", "verdict", "score", "line", "product", "milliseconds", "remark")
+COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
 
 
 def table_row(number: int, finding: Finding) -> list:

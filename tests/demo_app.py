@@ -28,10 +28,9 @@ def running(start: Session, examples: Examples) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_program(
-    command: list[str], folder: Path, environment: dict[str, str], *, wait: float = 120
+    command: list[str], folder: Path, environment: dict[str, str], *, log: Path, wait: float = 120
 ) -> Iterator[str]:
     """Run a program that starts the demo in a folder; gives the address it prints."""
-    log = folder.parent / f"{folder.name}.log"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     with log.open("w") as output:
         program = subprocess.Popen([sys.executable, *command], cwd=folder, env=variables, stdout=output, stderr=output)

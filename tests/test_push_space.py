@@ -36,7 +36,7 @@ def test_the_space_is_all_there_and_starts_from_what_was_sent(client, hub, publi
         (space / name).write_bytes(content)
     environment = {**hub.environment(tmp_path / "home", "token-of-me"), "PYTHONPATH": ""}
     command = ["-c", _WITHOUT_THE_CHECKOUT.format(checkout=str(ROOT)), "--port", str(free_port())]
-    with running_program(command, space, environment) as address:
+    with running_program(command, space, environment, log=tmp_path / "log") as address:
         answer = Client(address, verbose=False).predict(
             handle_file(published.photographs[0]), "bolt", api_name="/inspect"
         )
