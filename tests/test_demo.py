@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.app import chosen_checkpoint
 from demo.handlers import inspect_many, stop
 from demo.inspecting import FIND_IT, inspect_photograph, inspect_photographs
 from demo.judging import draw_judgement, judge
@@ -21,6 +22,7 @@ from demo.reporting import COLUMNS, table_row, write_report
 from demo.session import start_session
 from demo.teaching import add_fine, checked_name, teach
 from demo.words import message_html, verdict_html
+from modeling_anople import cli, cli_demo
 from modeling_anople.prediction import predict
 from modeling_anople.visualization import overlay
 
@@ -311,3 +313,24 @@ def test_a_session_folder_goes_with_its_session(start):
 
 def test_reading_gives_the_name_without_its_folder(nut):
     assert read_photograph(nut)["path"] == "nut.png"
+
+
+def test_anople_demo_runs_the_one_beside_the_package(capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", "--help"])
+    assert ended.value.code == 0 and "usage: anople demo" in capsys.readouterr().out
+    assert cli.main(["demo", str(tmp_path)]) == 2
+    assert "holds no detector" in capsys.readouterr().err
+    monkeypatch.setattr(cli_demo, "__file__", str(tmp_path / "site-packages" / "modeling_anople" / "cli_demo.py"))
+    assert cli.main(["demo"]) == 2
+    assert "the demo is not installed with the package" in capsys.readouterr().err
+
+
+def test_the_detector_is_chosen_in_order(monkeypatch, tmp_path):
+    monkeypatch.delenv("ANOPLE_CHECKPOINT", raising=False)
+    monkeypatch.setattr("demo.app.CHECKPOINT_FILE", tmp_path / "checkpoint.txt")
+    assert chosen_checkpoint(None) is None
+    (tmp_path / "checkpoint.txt").write_text("user/name\n")
+    assert chosen_checkpoint(None) == "user/name"
+    monkeypatch.setenv("ANOPLE_CHECKPOINT", "other/name")
+    assert chosen_checkpoint(None) == "other/name" and chosen_checkpoint("given") == "given"
