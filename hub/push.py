@@ -5,10 +5,12 @@ Weights, config, processor, code, figures, pictures and a model card go up in on
 meanwhile gets the revision before or the one after, and a push that is cut off changes nothing and can be repeated.
 """
 
+import contextlib
 import fnmatch
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,12 +84,7 @@ def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
         ValueError: for a wrong id, a detector, evaluation or gallery that do not fit, a folder that is not empty, a
             public repository where a private one was asked for, and what the Hub refuses.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no id on the Hub ({error}): give user/name.") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} names no owner: give user/name.")
+    check_repo_id(repo_id)
     if options.dry_run and Path(options.dry_run).exists() and any(Path(options.dry_run).iterdir()):
         raise ValueError(f"--dry_run {options.dry_run} is not empty: name a new folder.")
     model, processor = load_detector(checkpoint)
@@ -113,10 +110,25 @@ def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
         return upload(folder, repo_id, options)
 
 
+def check_repo_id(repo_id: str) -> None:
+    """
+    Check that an id names an owner and a repository.
+
+    Raises:
+        ValueError: if it does not, before anything is sent.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id on the Hub ({error}): give user/name.") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} names no owner: give user/name.")
+
+
 def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
     """Send a folder in one commit, remove what an earlier push left over, and compare hashes."""
     api = HfApi()
-    try:
+    with explained_failures(repo_id, options.revision):
         _make_repository(api, repo_id, options)
         known = api.model_info(repo_id, revision=options.revision)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -128,15 +140,22 @@ def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
         commit = api.create_commit(
             repo_id, operations, commit_message=message, revision=options.revision, parent_commit=known.sha
         )
-        _compare_hashes(api, repo_id, commit.oid, operations)
+        compare_hashes(api, repo_id, commit.oid, operations)
+    return commit.commit_url
+
+
+@contextlib.contextmanager
+def explained_failures(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the Hub refuses, and a connection that fails, into errors that say what to do."""
+    try:
+        yield
     except HfHubHTTPError as error:
-        raise ValueError(f"{repo_id} {explain(error, options.revision)}. Nothing was changed there.") from error
+        raise ValueError(f"{repo_id} {explain(error, revision)}. Nothing was changed there.") from error
     except (httpx2.TransportError, OfflineModeIsEnabled, RuntimeError) as error:
         raise ValueError(
             f"{repo_id} was not pushed, because the connection to {constants.ENDPOINT} failed "
             f"({error.__cause__ or error}). The repository shows its previous revision; push again."
         ) from error
-    return commit.commit_url
 
 
 def _make_repository(api: HfApi, repo_id: str, options: PushOptions) -> None:
@@ -151,10 +170,12 @@ def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
     return name not in sent and any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)
 
 
-def _compare_hashes(api: HfApi, repo_id: str, revision: str, operations: list) -> None:
+def compare_hashes(
+    api: HfApi, repo_id: str, revision: str, operations: list, *, repo_type: str = constants.REPO_TYPE_MODEL
+) -> None:
     """Ask the Hub what it holds of the large files, and compare."""
     local = {entry.path_in_repo: entry for entry in operations if isinstance(entry, CommitOperationAdd)}
-    for entry in api.list_repo_tree(repo_id, revision=revision, recursive=True):
+    for entry in api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=repo_type):
         sent = local.get(entry.path)
         if sent and getattr(entry, "lfs", None) and entry.lfs.sha256 != sent.upload_info.sha256.hex():
             raise ValueError(

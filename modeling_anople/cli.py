@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .cli_demo import demo
 from .cli_products import add_normals, enroll, forget, products
 from .command_line import make_parser, parse
 
@@ -29,6 +30,7 @@ USAGE = """anople COMMAND ...
   forget CHECKPOINT NAME
                     remove a product
   draw FOLDER       draw a small set of product photographs to try things on
+  demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
 `anople COMMAND --help` lists the options of a command."""
 
@@ -196,6 +198,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "add_normals": add_normals,
     "forget": forget,
     "draw": draw,
+    "demo": demo,
 }
 
 
@@ -213,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2
     except ModuleNotFoundError as error:
-        extra = {"fit": "train", "evaluate": "evaluate"}.get(arguments[0], "all")
+        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo"}.get(arguments[0], "all")
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 

@@ -58,6 +58,13 @@ def push(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
     return _run(main, list(arguments), token)
 
 
+def push_space(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
+    """Run `python -m hub.push_space`: exit code, output, errors."""
+    from hub.push_space import main
+
+    return _run(main, list(arguments), token)
+
+
 def anople(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
     """Run `anople`: exit code, output, errors."""
     from modeling_anople.cli import main
@@ -87,6 +94,11 @@ def download(repository: str, cache: Path, **keywords: Any) -> dict[str, bytes]:
 
     folder = Path(snapshot_download(repository, cache_dir=cache, **keywords))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def download_space(repository: str, cache: Path) -> dict[str, bytes]:
+    """Download a Space into a cache and read all of it."""
+    return download(repository, cache, repo_type="space")
 
 
 def answers_of(name: str, paths: list[str], *, load: str = "from_pretrained", **keywords: Any) -> list[dict]:

@@ -1,0 +1,54 @@
+"""Photographs to try things with, drawn by the package's own generator: nobody else's pictures, and no download."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from modeling_anople.drawing import draw_product
+from modeling_anople.drawing_defects import draw_defect
+
+
+NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught
+# product, defect or None, seed
+SHOWN = (
+    ("wooden board", None, 101),
+    ("wooden board", "missing part", 151),
+    ("capsule", "broken", 151),
+    ("circuit board", None, 101),
+    ("circuit board", "missing part", 153),  # missed by the standard detector
+    (NEW_PRODUCT, "missing part", 152),
+)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Files on disk: photographs to inspect, and good ones of a product to teach."""
+
+    to_inspect: list[Path]
+    to_teach: list[Path]
+
+
+def draw_normals(name: str, count: int, *, seed: int = 0) -> list[Image.Image]:
+    """Draw good photographs of a product; the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return [draw_product(name, generator)[0] for _ in range(count)]
+
+
+def write_examples(folder: Path) -> Examples:
+    """Draw all examples into a folder."""
+    to_inspect = []
+    for name, defect, seed in SHOWN:
+        generator = np.random.default_rng(seed)
+        picture, mask = draw_product(name, generator)
+        if defect:
+            picture, _ = draw_defect(defect, picture, mask, generator)
+        path = folder / f"{name} {defect or 'good'}.png".replace(" ", "_")
+        picture.save(path)
+        to_inspect.append(path)
+    to_teach = []
+    for number, picture in enumerate(draw_normals(NEW_PRODUCT, 4), start=1):
+        to_teach.append(folder / f"{NEW_PRODUCT} {number}.png".replace(" ", "_"))
+        picture.save(to_teach[-1])
+    return Examples(to_inspect, to_teach)

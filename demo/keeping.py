@@ -1,0 +1,132 @@
+"""A detector leaves the demo as a zip file, and comes back from one that is not trusted."""
+
+import shutil
+import stat
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
+from modeling_anople.loading import load_config
+
+from .reading import MAX_UPLOAD
+from .session import Session
+
+
+WEIGHTS, ADAPTER = "model.safetensors", "adapter.safetensors"
+TAKEN = {
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    WEIGHTS,
+    ADAPTER,
+}  # everything else in a zip stays there, all code above all
+MAX_CLIP_IN_ZIP = 100 * 2**20  # bytes; a larger CLIP is left out, and the zip holds an adapter
+MAX_FILES, MAX_LAYERS = 200, 64
+
+
+def pack(session: Session) -> Path:
+    """Write the session's detector into a zip file: a checkpoint folder, or an adapter where its CLIP is large."""
+    model, processor = session.model, session.processor
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.clip.state_dict().values())
+    with tempfile.TemporaryDirectory(dir=session.folder) as place:
+        folder = Path(place) / "detector"
+        if size > MAX_CLIP_IN_ZIP:
+            model.save_adapter(folder)
+        else:
+            model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        path = session.folder / "anople_detector.zip"
+        with zipfile.ZipFile(
+            path, "w", zipfile.ZIP_STORED
+        ) as archive:  # weights hardly shrink, and packing is waiting
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, Path("detector") / file.relative_to(folder))
+    return path
+
+
+def unpack(session: Session, path: str | Path | None) -> str:
+    """
+    Load a detector from a zip file into a session; says what it knows.
+
+    Only weights and settings are taken out, by their names, into a folder of the session; nothing in them can run code,
+    and weights must be exactly those that the settings describe before any memory is spent on them.
+
+    Raises:
+        ValueError: for what is no zip file of a detector, is too large, or holds links or paths that lead elsewhere.
+    """
+    if not path:
+        raise ValueError("There is no file yet: give the zip file of a detector.")
+    with tempfile.TemporaryDirectory(dir=session.folder) as place:
+        folder = Path(place)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _extract(archive, folder)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            raise ValueError("This file is not a zip file that can be read: give one downloaded here.") from error
+        model, processor = _load(folder, session.model)
+    session.replace(model.to(session.model.device).eval(), processor)
+    return f"Loaded. This detector knows {', '.join(session.products)}."
+
+
+def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
+    """Check every entry, then write those in `TAKEN` flat into a folder."""
+    entries = archive.infolist()
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > 2 * MAX_UPLOAD:
+        raise ValueError(f"This zip is too large: at most {MAX_FILES} files and {2 * MAX_UPLOAD >> 20} MB unpacked.")
+    for entry in entries:
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        parts = entry.filename.replace("\\", "/").split("/")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError("This zip holds a link, which no detector has: it was not loaded.")
+        if ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise ValueError("This zip holds a path that leads out of its folder: it was not loaded.")
+    configs = [entry.filename for entry in entries if entry.filename.rsplit("/", 1)[-1] == "config.json"]
+    if len(configs) != 1:
+        raise ValueError("This zip holds no detector (one config.json): give one downloaded here.")
+    home = configs[0].removesuffix("config.json")
+    for entry in entries:
+        name = entry.filename.removeprefix(home)
+        if entry.filename.startswith(home) and name in TAKEN:
+            with archive.open(entry) as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+
+
+def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    try:
+        config = load_config(str(folder))
+        _check_weights(folder, config)
+        if (folder / ADAPTER).exists():
+            model = AnoPLeModel.load_adapter(folder, clip=base.clip)
+        else:
+            model = AnoPLeModel.from_pretrained(folder)
+        processor = AnoPLeProcessor.from_pretrained(folder, trust_remote_code=False)
+        if processor.class_names != model.config.class_names or processor.tokenizer is None:
+            raise ValueError("processor and model are not of one detector")
+    except Exception as error:  # a damaged or crafted file makes libraries raise nearly anything
+        reason = " ".join(str(error).replace(str(folder), "it").split())[:300]
+        raise ValueError(
+            f"This zip holds no detector that can be loaded ({reason}). The one before is still here."
+        ) from error
+    return model, processor
+
+
+def _check_weights(folder: Path, config: AnoPLeConfig) -> None:
+    """Compare names and sizes in the file's head with those of a model without memory."""
+    towers = (config.clip_config.text_config, config.clip_config.vision_config)
+    if max(tower.num_hidden_layers for tower in towers) > MAX_LAYERS:
+        raise ValueError(f"its CLIP has more than {MAX_LAYERS} layers")
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
+    adapter = config.adapter_clip_sha256 is not None
+    if adapter:
+        wanted = {name: shape for name, shape in wanted.items() if not name.startswith("clip.")}
+    with safe_open(folder / (ADAPTER if adapter else WEIGHTS), framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if found != wanted:
+        raise ValueError("its weights are not those that its settings describe")

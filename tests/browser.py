@@ -1,0 +1,154 @@
+"""A real browser, Debian's Chromium without a screen, for tests that click, upload and look."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+]
+INSTALL = "apt-get install chromium chromium-driver"
+
+
+def needs_chromium() -> tuple[str, str]:
+    """Find Chromium and its driver; without them skip, and where CI is set fail."""
+    found = [shutil.which("chromium"), shutil.which("chromedriver")]
+    if all(found):
+        return found[0], found[1]
+    message = f"THE DEMO WAS NOT TESTED IN A BROWSER: no chromium and chromedriver here ({INSTALL})."
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Page:
+    """The demo in a browser, as a person has it: what is seen is found by text, tab and id."""
+
+    def __init__(self, driver: webdriver.Chrome, address: str, *, width: int, height: int, dark: bool):
+        self.driver, self.address = driver, address
+        self.width, self.height = width, height
+        self.resize(height)
+        driver.get(f"{address}?__theme={'dark' if dark else 'light'}")
+        self.wait(lambda: self.find("inspect").is_displayed())
+
+    def resize(self, height: int) -> None:
+        """Set the size of the screen, a phone's where it is narrow."""
+        metrics = {"width": self.width, "height": height, "deviceScaleFactor": 1, "mobile": self.width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def find(self, identity: str) -> WebElement:
+        """Find a widget."""
+        return self.driver.find_element(By.ID, identity)
+
+    def text(self, identity: str) -> str:
+        """What a person reads there."""
+        return self.find(identity).text
+
+    def all(self, selector: str) -> list[WebElement]:
+        """Find all that is seen and fits a CSS selector."""
+        return [element for element in self.driver.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
+
+    def click(self, element: WebElement) -> None:
+        """Bring into sight and click."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def open_tab(self, name: str) -> None:
+        """Open a tab by its name."""
+        self.click(next(tab for tab in self.all("button[role=tab]") if tab.text == name))
+
+    def open(self, identity: str) -> None:
+        """Open an accordion."""
+        self.click(self.find(identity).find_element(By.CSS_SELECTOR, "button"))
+
+    def upload(self, identity: str, paths: list[Any]) -> None:
+        """Give files to a field."""
+        field = self.find(identity).find_element(By.CSS_SELECTOR, "input[type=file]")
+        field.send_keys("\n".join(str(path) for path in paths))
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
+        """Wait until something is so, and return it."""
+        until, failure = time.monotonic() + seconds, None
+        while time.monotonic() < until:
+            try:
+                if answer := condition():
+                    return answer
+            except (StaleElementReferenceException, Exception) as error:  # not there yet
+                failure = error
+            time.sleep(0.03)
+        raise AssertionError(f"It did not come to be within {seconds} s ({failure}).\n{self.read()}")
+
+    def read(self) -> str:
+        """All that can be read on the page."""
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def wait_for(self, text: str, seconds: float = 20) -> None:
+        """Wait until a text can be read somewhere on the page."""
+        self.wait(lambda: text in self.read(), seconds)
+
+    def wait_for_file(self, name: str) -> None:
+        """Wait until an uploaded file is listed; stem and ending stand in elements of their own."""
+        self.wait(lambda: name in self.read().replace("\n", ""))
+
+    def picture(self, path: Path) -> None:
+        """Photograph the whole page."""
+        time.sleep(0.4)
+        needed = self.driver.execute_script("return document.querySelector('.gradio-container').scrollHeight")
+        self.resize(max(self.height, min(needed, 3000)))
+        time.sleep(0.3)
+        self.driver.save_screenshot(str(path))
+        self.resize(self.height)
+
+    def too_wide(self) -> bool:
+        """Whether the page must be pushed sideways to be read."""
+        return self.driver.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
+
+    def asked(self) -> set[str]:
+        """Addresses that the page asked for since it was looked at last."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [
+            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        ]
+        return {url for url in sent if url.startswith(("http", "ws"))}
+
+    def faults(self) -> list[str]:
+        """Errors of scripts on the page."""
+        entries = self.driver.get_log("browser")
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "Uncaught" in entry["message"]]
+
+
+@contextlib.contextmanager
+def browser(profile: Path) -> Iterator[webdriver.Chrome]:
+    """Start Chromium with an empty profile."""
+    chromium, driver = needs_chromium()
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()

@@ -1,0 +1,61 @@
+"""The demo's server on loopback, in this process or as a program of its own."""
+
+import contextlib
+import copy
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from demo.app import build_demo, serve
+from demo.examples import Examples
+from demo.session import Session
+
+
+@contextlib.contextmanager
+def running(start: Session, examples: Examples) -> Iterator[str]:
+    """Serve a detector; gives the address."""
+    demo = build_demo(start, examples)
+    try:
+        yield serve(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    finally:
+        demo.close()
+
+
+@contextlib.contextmanager
+def running_program(
+    command: list[str], folder: Path, environment: dict[str, str], *, log: Path, wait: float = 120
+) -> Iterator[str]:
+    """Run a program that starts the demo in a folder; gives the address it prints."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
+    with log.open("w") as output:
+        program = subprocess.Popen([sys.executable, *command], cwd=folder, env=variables, stdout=output, stderr=output)
+        try:
+            yield _address(program, log, time.monotonic() + wait)
+        finally:
+            program.terminate()
+            program.wait(timeout=20)
+
+
+def _address(program: subprocess.Popen, log: Path, until: float) -> str:
+    while time.monotonic() < until and program.poll() is None:
+        if found := re.search(r"Running on local URL:\s+(http://\S+)", log.read_text()):
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(f"The demo did not start:\n{log.read_text()}")
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def session_of(start: Session) -> Session:
+    """What a new browser gets."""
+    return copy.deepcopy(start)

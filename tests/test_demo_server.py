@@ -1,0 +1,155 @@
+"""The demo's API by the real client over a real connection; several people at once; hostile input."""
+
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from demo.examples import Examples
+from demo.inspecting import FIND_IT, inspect_photograph
+from demo.session import start_session
+from demo.teaching import teach
+
+from .demo_app import running, session_of
+from .detectors import write_detector
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, small_clip_folder, photograph):
+    return start_session(str(write_detector(tmp_path_factory.mktemp("served") / "d", small_clip_folder, photograph)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, photograph) -> list[str]:
+    """Twelve different photographs."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        photograph(300 + number).save(folder / f"{number}.png")
+    return [str(folder / f"{number}.png") for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def address(start, pictures):
+    with running(start, Examples([Path(pictures[0])], [Path(path) for path in pictures[:2]])) as address:
+        yield address
+
+
+def new_client(address: str) -> Client:
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+def without_time(numbers: dict) -> dict:
+    return {name: value for name, value in numbers.items() if name != "milliseconds"}
+
+
+def test_inspect_and_enroll_by_the_client(address, start, pictures):
+    client = new_client(address)
+    numbers, verdict, shown = client.predict(handle_file(pictures[0]), "nut", api_name="/inspect")
+    assert without_time(numbers) == without_time(inspect_photograph(session_of(start), pictures[0], "nut").numbers)
+    assert numbers["words"] in verdict
+    assert [Image.open(path).size for path in shown] == [Image.open(pictures[0]).size] * 2
+
+    told = client.predict("screw", [handle_file(path) for path in pictures[:3]], api_name="/enroll")
+    assert told[0]["products"] == ["bolt", "nut", "screw"]
+    here = session_of(start)
+    teach(here, "screw", pictures[:3])
+    numbers, *_ = client.predict(handle_file(pictures[4]), "screw", api_name="/inspect")
+    assert without_time(numbers) == without_time(inspect_photograph(here, pictures[4], "screw").numbers)
+    with pytest.raises(AppError, match="screw is not known here"):
+        new_client(address).predict(handle_file(pictures[4]), "screw", api_name="/inspect")
+
+
+def test_the_other_endpoints(address, pictures, tmp_path):
+    client = new_client(address)
+    table, report, words = client.predict(
+        [handle_file(path) for path in pictures[:3]], FIND_IT, api_name="/inspect_many"
+    )
+    assert len(table["data"]) == 3 and "3 photographs" in words
+    assert "results.csv" in zipfile.ZipFile(report).namelist()
+    words, drawing = client.predict("nut", 0.0, api_name="/judge")
+    assert "15 of 15 measurements" in words and drawing.startswith("<svg")
+    assert "nut now knows 4" in client.predict("nut", handle_file(pictures[5]), 0.5, api_name="/add_normals")[0]
+    client.predict("screw", [handle_file(path) for path in pictures[:3]], api_name="/enroll")
+    detector = client.predict(api_name="/download")
+    another = new_client(address)
+    told = another.predict(handle_file(detector), api_name="/load")
+    assert told[0]["products"] == ["bolt", "nut", "screw"]
+
+
+def test_the_api_is_documented(address):
+    endpoints = new_client(address).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {"/inspect", "/enroll", "/inspect_many", "/judge", "/add_normals", "/download", "/load"} == set(endpoints)
+    assert [one["parameter_name"] for one in endpoints["/inspect"]["parameters"]] == ["photograph", "product"]
+
+
+def test_eight_clients_at_once_get_the_answers_they_would_get_alone(address, start, pictures):
+    expected = {path: without_time(inspect_photograph(session_of(start), path, "bolt").numbers) for path in pictures}
+
+    def ask(number: int) -> None:
+        client, session = new_client(address), session_of(start)
+        own = [pictures[(number + step) % len(pictures)] for step in range(3)]
+        for path in own:
+            assert without_time(client.predict(handle_file(path), "bolt", api_name="/inspect")[0]) == expected[path]
+        told = client.predict(
+            "mine", [handle_file(path) for path in own], api_name="/enroll"
+        )  # one name, eight products
+        assert told[0]["products"] == ["bolt", "nut", "mine"]
+        teach(session, "mine", own)
+        asked = pictures[(number + 5) % len(pictures)]
+        answer = client.predict(handle_file(asked), "mine", api_name="/inspect")[0]
+        assert without_time(answer) == without_time(inspect_photograph(session, asked, "mine").numbers)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+
+
+def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, pictures, tmp_path):
+    client = new_client(address)
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    for name, message in (("text.png", "text.png is not a photograph"), ("huge.png", "huge.png is too large")):
+        with pytest.raises(AppError, match=message):
+            client.predict(handle_file(str(tmp_path / name)), FIND_IT, api_name="/inspect")
+        with pytest.raises(AppError, match=message):
+            client.predict("screw", [handle_file(str(tmp_path / name))], api_name="/enroll")
+    for name in ("../../x", "<script>alert(1)</script>"):
+        with pytest.raises(AppError, match="product&#x27;s name") as refusal:
+            client.predict(name, [handle_file(pictures[0])], api_name="/enroll")
+        assert "<script>" not in str(refusal.value)
+        with pytest.raises(AppError, match="is not known here"):
+            client.predict(handle_file(pictures[0]), name, api_name="/inspect")
+    with pytest.raises(AppError, match="101 photographs are too many"):
+        client.predict([handle_file(pictures[0])] * 101, FIND_IT, api_name="/inspect_many")
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        link = zipfile.ZipInfo("config.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(AppError, match="holds a link"):
+        client.predict(handle_file(str(tmp_path / "link.zip")), api_name="/load")
+    assert client.predict(handle_file(pictures[0]), "nut", api_name="/inspect")[0]["product"] == "nut"
+
+
+def test_files_of_the_server_cannot_be_asked_for(address):
+    client = new_client(address)
+    with pytest.raises((AppError, ValueError)):
+        client.predict({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, FIND_IT, api_name="/inspect")
+    assert httpx.get(f"{address}gradio_api/file=/etc/passwd").status_code in (403, 404)
+
+
+def test_the_page_loads_nothing_from_elsewhere(address):
+    answer = httpx.get(address)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(https?:)?//", answer.text)
+    assert not loaded
+    styles = re.findall(r"href=[\"']([^\"']*theme\.css[^\"']*)", answer.text)
+    for path in [*styles, "/theme.css"]:
+        assert "http" not in httpx.get(address.rstrip("/") + "/" + path.lstrip("./")).text.replace(
+            "http://www.w3.org", ""
+        )

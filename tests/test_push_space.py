@@ -1,0 +1,116 @@
+"""From the demo to a Space by the real client, and the Space's files alone start it."""
+
+import tomllib
+from pathlib import Path
+
+import yaml
+from gradio_client import Client, handle_file
+from packaging.requirements import Requirement
+
+from hub.push_space import main
+
+from .demo_app import free_port, running_program
+from .hub_client import api, download_space, files_of, push, push_space
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_space_is_all_there_and_starts_from_what_was_sent(client, hub, published, tmp_path):
+    code, _, errors = client.call(push, published.detector, "me/judged")
+    assert code == 0, errors
+    code, _, errors = client.call(push_space, "me/demo", "--model", "me/judged", "--private")
+    assert code == 0, errors
+    files = client.call(files_of, "me/demo", repo_type="space")
+    assert {"README.md", "requirements.txt", "LICENSE", "demo/app.py", "demo/checkpoint.txt"} <= files.keys()
+    assert {f"modeling_anople/{path.name}" for path in (ROOT / "modeling_anople").glob("*.py")} <= files.keys()
+    assert "modeling_anople/mini_clip/model.safetensors" in files
+    assert not any(path.startswith(("hub/", "tests/")) or path.endswith((".pyc", ".pyi")) for path in files)
+    assert client.call(api, "space_info", "me/demo").private
+    titles = [entry.title for entry in client.call(api, "list_repo_commits", "me/demo", repo_type="space")]
+    assert titles == ["Upload AnoPLe demo", "initial commit"]
+
+    space = tmp_path / "space"
+    for name, content in client.call(download_space, "me/demo", tmp_path / "cache").items():
+        (space / name).parent.mkdir(parents=True, exist_ok=True)
+        (space / name).write_bytes(content)
+    environment = {**hub.environment(tmp_path / "home", "token-of-me"), "PYTHONPATH": ""}
+    command = ["-c", _WITHOUT_THE_CHECKOUT.format(checkout=str(ROOT)), "--port", str(free_port())]
+    with running_program(command, space, environment, log=tmp_path / "log") as address:
+        answer = Client(address, verbose=False).predict(
+            handle_file(published.photographs[0]), "bolt", api_name="/inspect"
+        )
+    assert answer[0]["product"] == "bolt"
+
+
+# The tests' environment has the package installed from this checkout. Here the Space's own copy must be what runs.
+_WITHOUT_THE_CHECKOUT = """
+import runpy, sys
+sys.argv[0] = "demo/app.py"
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path = [place for place in sys.path if place not in ("", {checkout!r})]
+program = runpy.run_path("demo/app.py")
+import modeling_anople, demo
+assert all({checkout!r} not in module.__file__ for module in (modeling_anople, demo)), modeling_anople.__file__
+sys.exit(program["main"](sys.argv[1:]))
+"""
+
+
+def test_a_second_push_removes_what_is_gone_and_leaves_the_rest(client):
+    assert client.call(push_space, "me/again")[0] == 0
+    operations = client.call(add_files, "me/again", ["demo/old.py", "notes.txt"])
+    assert operations
+    code, _, errors = client.call(push_space, "me/again", "--message", "Once more")
+    assert code == 0, errors
+    files = client.call(files_of, "me/again", repo_type="space")
+    assert "demo/old.py" not in files and "notes.txt" in files and "demo/checkpoint.txt" not in files
+
+
+def add_files(repository: str, names: list[str]) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [CommitOperationAdd(name, b"old") for name in names]
+    return HfApi().create_commit(repository, operations, commit_message="By hand", repo_type="space").oid
+
+
+def test_what_cannot_be_is_refused(client, published):
+    code, _, errors = client.call(push_space, "me/wrong", "--model", published.detector)
+    assert code == 2 and "which a Space cannot see: push it first" in errors
+    code, _, errors = client.call(push_space, "me/wrong", "--model", "me/nothing-there")
+    assert code == 2 and "me/nothing-there" in errors and "Traceback" not in errors
+    code, _, errors = client.call(push_space, "another/space")
+    assert code == 2 and "403" in errors and "Nothing was changed" in errors
+    code, _, errors = client.call(push_space, "space")
+    assert code == 2 and "names no owner" in errors
+    assert client.call(push_space, "me/open")[0] == 0
+    code, _, errors = client.call(push_space, "me/open", "--private")
+    assert code == 2 and "exists and is public" in errors
+
+
+def test_a_dry_run_shows_what_would_be_sent(tmp_path):
+    assert main(["me/demo", "--dry_run", str(tmp_path / "space")]) == 0
+    assert (tmp_path / "space/demo/app.py").read_bytes() == (ROOT / "demo/app.py").read_bytes()
+    assert main(["me/demo", "--dry_run", str(tmp_path / "space")]) == 2
+
+
+def test_the_header_is_a_valid_one():
+    head = yaml.safe_load((ROOT / "demo/README.md").read_text(encoding="utf-8").split("---")[1])
+    assert head["sdk"] == "gradio" and head["app_file"] == "demo/app.py" and head["license"] == "apache-2.0"
+    assert len(head["short_description"]) <= 60 and isinstance(head["python_version"], str)
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {head["colorFrom"], head["colorTo"]} <= colours
+    pins = [Requirement(line) for line in _requirements()]
+    assert head["sdk_version"] == next(str(pin.specifier)[2:] for pin in pins if pin.name == "gradio")
+
+
+def test_requirements_are_pinned_and_within_the_package_s():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = {pin.name: pin for pin in map(Requirement, _requirements())}
+    assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins.values())
+    for wanted in map(Requirement, project["dependencies"]):
+        assert str(pins[wanted.name].specifier)[2:] in wanted.specifier, wanted
+
+
+def _requirements() -> list[str]:
+    lines = (ROOT / "demo/requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
