@@ -1,5 +1,6 @@
 """Everything that goes into a detector's repository, written into one folder before anything is sent."""
 
+import fnmatch
 import json
 import shutil
 from dataclasses import dataclass
@@ -20,19 +21,31 @@ from .card_check import check_card
 from .card_results import Results, published
 
 
-# What a push may replace or remove; anything else in a repository is left alone.
+# What a push may replace or remove, by the names that it writes; anything else in a repository is left alone.
 OWN_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter.safetensors",
     "*_anople.py",
     "config.json",
     "processor_config.json",
-    "tokenizer*.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "evaluation.json",
     ".eval_results/anople.yaml",
-    f"{SAMPLES}/*",
+    f"{SAMPLES}/[0-9]*.jpg",
     "README.md",
 )
+
+
+def is_own(name: str) -> bool:
+    """Say whether a file of a repository has a name of [`OWN_FILES`]; a wildcard stays within its folder."""
+    parts = name.split("/")
+    for own in (pattern.split("/") for pattern in OWN_FILES):
+        if len(own) == len(parts) and all(map(fnmatch.fnmatchcase, parts, own)):
+            return True
+    return False
 
 
 @dataclass
@@ -124,6 +137,11 @@ def choose_pictures(gallery: Path, failures: int = 3, successes: int = 2) -> lis
             raise ValueError(f"{gallery} has no {SAMPLES}/{SAMPLES}.json: run `anople evaluate --gallery` again.")
         return []
     entries = sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda entry: -entry["severity"])
+    for file in (entry["file"] for entry in entries):
+        if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\\" in file:
+            raise ValueError(
+                f"{path} names {file!r}, which is no picture beside it: run `anople evaluate --gallery` again."
+            )
     wrong = [entry for entry in entries if entry["kind"] in ("miss", "false alarm")]
     right = [entry for entry in entries if entry["kind"] == "found"]
     return [*_of_many_products(wrong, failures), *_of_many_products(right, successes)]
@@ -167,4 +185,4 @@ def _size_in_words(folder: Path) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-__all__ = ["OWN_FILES", "Contents", "choose_pictures", "write_folder"]
+__all__ = ["OWN_FILES", "Contents", "choose_pictures", "is_own", "write_folder"]
