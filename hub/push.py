@@ -14,11 +14,17 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from modeling_anople import AnoPLeConfig
+from modeling_anople.command_line import start_logging
 from modeling_anople.loading import explain, load_detector
 
 from .cost import measure_cost
@@ -125,7 +131,7 @@ def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
         commit, operations = _commit(api, folder, repo_id, options)
     except HfHubHTTPError as error:
         raise ValueError(f"{repo_id} {explain(error, options.revision)}. Nothing was changed there.") from error
-    except (httpx2.TransportError, OfflineModeIsEnabled, RuntimeError) as error:
+    except (httpx2.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, NETWORK_ERRORS):
             raise  # no upload that failed, which the client wraps into a RuntimeError
         raise ValueError(
@@ -202,7 +208,7 @@ def _compare_hashes(api: HfApi, repo_id: str, revision: str, operations: list) -
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; errors that a person can mend are one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     parser = HfArgumentParser(PushOptions, prog="python -m hub.push", allow_abbrev=False)
     parser.add_argument("checkpoint", help="Folder or Hub id of a detector.")
     parser.add_argument("repo_id", help="user/name of the repository; made if it does not exist.")

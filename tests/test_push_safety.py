@@ -6,7 +6,9 @@ import pytest
 
 from hub.repository_folder import choose_pictures, is_own
 
+from .fitting import REPOSITORY, start
 from .hub_client import api, files_of, push
+from .published import fitted_anew
 
 
 def put(client, repository: str, **files: bytes) -> None:
@@ -86,3 +88,19 @@ def test_a_gallery_names_only_its_own_pictures(tmp_path, file):
     (tmp_path / "samples/samples.json").write_text(json.dumps([entry]), encoding="utf-8")
     with pytest.raises(ValueError, match="which is no picture beside it"):
         choose_pictures(tmp_path)
+
+
+def test_addresses_that_grant_access_are_not_shown(hub, published, tmp_path):
+    environment = hub.environment(tmp_path / "home", "token-of-me")
+    new = fitted_anew(published.detector, tmp_path / "new")  # large files that the Hub has not got
+    process = start(["-m", "hub.push", new, "me/quiet"], tmp_path, **environment)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "Pushed: http" in output, output
+    assert "grant=" not in output and "HTTP Request" not in output
+
+
+@pytest.mark.parametrize("program", ["anople", "push", "round_trip", "convert_open_clip", "pretrain_mini_clip"])
+def test_every_program_starts_its_log_in_one_place(program):
+    path = REPOSITORY / ("modeling_anople/cli.py" if program == "anople" else f"hub/{program}.py")
+    source = path.read_text(encoding="utf-8")
+    assert "start_logging()" in source and "basicConfig" not in source
