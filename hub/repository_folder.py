@@ -14,6 +14,7 @@ import modeling_anople
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.adapters_anople import hash_weights
 from modeling_anople.backbone_anople import name_of
+from modeling_anople.fingerprint import detector_sha256
 from modeling_anople.visualization import SAMPLES
 
 from .card import CardFacts, make_card
@@ -86,7 +87,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     """
     config = model.config
     config.fit = _public_fit(config.fit)
-    results = Results.read(contents.evaluations, config) if contents.evaluations else None
+    results = Results.read(contents.evaluations, config, detector_sha256(model)) if contents.evaluations else None
     pictures = choose_pictures(Path(contents.gallery)) if contents.gallery else []
     sha256 = None
     if contents.adapter:
@@ -169,7 +170,10 @@ def _write_eval_results(folder: Path, results: Results, benchmark: tuple[str, st
     value = results.mean["image_auroc"][0]
     if value is None:
         raise ValueError(f"The evaluation has no image AUROC to report to {dataset_id}: leave --benchmark out.")
-    notes = f"image AUROC, mean over products, {results.own['shots']} shots, seed {results.own['seed']}"
+    known = {"shots": results.own["shots"], "seed": results.own["seed"]}
+    notes = ", ".join(
+        ["image AUROC, mean over products", *(f"{name} {value}" for name, value in known.items() if value is not None)]
+    )
     entry = EvalResultEntry(dataset_id=dataset_id, task_id=task_id, value=round(value, 4), notes=notes)
     path = folder / ".eval_results" / "anople.yaml"
     path.parent.mkdir(exist_ok=True)
