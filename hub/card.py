@@ -11,7 +11,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_anople import AnoPLeConfig
 
-from .card_facts import Backbone, describe_fit, describe_line, open_choices, shots_table
+from .card_facts import (
+    Backbone,
+    describe_fit,
+    describe_line,
+    open_choices,
+    photograph_counts,
+    shots_table,
+    shown_files,
+)
 from .card_results import Results
 from .card_text import cell, code, joined
 
@@ -144,7 +152,7 @@ def _eval_results(config: AnoPLeConfig, facts: CardFacts) -> list[EvalResult]:
 
 
 def _shown(config: AnoPLeConfig) -> str:
-    counts = sorted({size // config.grid_size**2 for size in config.memory_sizes})
+    counts = sorted(set(photograph_counts(config)))
     if counts == [1]:
         return "one good photograph"
     return f"{joined([str(count) for count in counts], 'or')} good photographs"
@@ -152,8 +160,10 @@ def _shown(config: AnoPLeConfig) -> str:
 
 def _shots_text(config: AnoPLeConfig, dataset: str | None) -> str:
     fit = config.fit or {}
-    if not fit.get("files"):
+    if not any(shown_files(config, name) for name in config.class_names):
         return "The names of the photographs were not kept."
+    if not fit.get("files") or any(entry["action"] != "fit" for entry in config.history):
+        return "Photographs of products that were fitted are named as in their data set, others without their folders."
     chosen = f"Chosen by seed {fit['seed']} from the training photographs" if "seed" in fit else "The photographs"
     return f"{chosen}{f' of {code(dataset)}' if dataset else ''}; the names are relative to that data set."
 

@@ -81,14 +81,38 @@ def _licence_sentence(kind: str | None, name: str | None, link: str | None, lice
     return f"{text}{', which calls any deployed use out of scope' if warns else ''}."
 
 
+def photograph_counts(config: AnoPLeConfig) -> list[int]:
+    """Count the photographs that each product was shown; where memory is limited, fewer vectors are kept of each."""
+    return [len(counts) for counts in config.memory_photographs]
+
+
+def shown_files(config: AnoPLeConfig, name: str) -> list[str]:
+    """Name the photographs that a product was shown since it was last forgotten or enrolled, as far as names were kept."""
+    fitted = ((config.fit or {}).get("files") or {}).get(name, [])
+    files = list(fitted)
+    for entry in config.history:
+        if entry["class_name"] != name:
+            continue
+        if entry["action"] == "fit":  # the fit's own list has the folders too
+            files = list(fitted) or list(entry["files"])
+        elif entry["action"] == "add_normals":
+            files += entry["files"]
+        else:  # enrolled anew, or forgotten
+            files = list(entry["files"])
+    return [file for file in files if file]
+
+
 def shots_table(config: AnoPLeConfig) -> list[tuple[str, str]]:
-    """List products with the names of the photographs that were shown."""
-    files = (config.fit or {}).get("files") or {}
-    sizes = dict(zip(config.class_names, config.memory_sizes, strict=True))
+    """List products with the names of the photographs that were shown, and how many have no name."""
     rows = []
-    for name in config.class_names:
-        count = sizes[name] // config.grid_size**2
-        rows.append((code(name), ", ".join(map(code, files.get(name, []))) or f"{count}, names not kept"))
+    for name, count in zip(config.class_names, photograph_counts(config), strict=True):
+        files = shown_files(config, name)
+        nameless = count - len(files)
+        text = ", ".join(map(code, files))
+        if nameless > 0:
+            noun = "name" if nameless == 1 else "names"
+            text = f"{text} and {nameless} more, {noun} not kept" if files else f"{nameless}, {noun} not kept"
+        rows.append((code(name), text))
     return rows
 
 
@@ -97,7 +121,7 @@ def describe_line(config: AnoPLeConfig) -> str | None:
     lines = [config.calibration[name] for name in config.class_names if name in config.calibration]
     if not lines:
         return None
-    photographs = sorted({size // config.grid_size**2 for size in config.memory_sizes if size})
+    photographs = sorted({count for count in photograph_counts(config) if count})
     scores = sorted({len(line["image_scores"]) for line in lines})
     rates = sorted({line["max_false_alarm_rate"] for line in lines})
     count, fewest = joined([str(number) for number in photographs], "or"), photographs[0]
@@ -142,4 +166,12 @@ def open_choices(config: AnoPLeConfig) -> list[dict[str, Any]]:
     return choices
 
 
-__all__ = ["Backbone", "describe_fit", "describe_line", "open_choices", "shots_table"]
+__all__ = [
+    "Backbone",
+    "describe_fit",
+    "describe_line",
+    "open_choices",
+    "photograph_counts",
+    "shots_table",
+    "shown_files",
+]

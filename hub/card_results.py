@@ -48,25 +48,31 @@ class Results:
     seeds: list[int | None]
 
     @classmethod
-    def read(cls, paths: list[str | Path], config: AnoPLeConfig) -> "Results":
+    def read(cls, paths: list[str | Path], config: AnoPLeConfig, sha256: str | None = None) -> "Results":
         """
         Read `evaluation.json` of this detector and of others that were fitted alike with other seeds.
 
+        Args:
+            sha256: hash of the detector's state, which a report names. An older report without one must agree with the
+                config in seed, shots and products, and in the CLIP's name where it has one.
+
         Raises:
-            ValueError: if none is this detector's, by seed and shots, or they do not belong together.
+            ValueError: if none is this detector's, if one measures a part of it alone, or they do not belong together.
         """
         reports = [_read(path) for path in paths]
-        fit = config.fit or {}
-        own = [
-            report for report in reports if (report["seed"], report["shots"]) == (fit.get("seed"), fit.get("shots"))
-        ]
+        for path, report in zip(paths, reports, strict=True):
+            if report.get("score") != "fused":
+                raise ValueError(f"{path} measures the part {report.get('score')!r} alone: give one of --score fused.")
+        own = [report for report in reports if _is_of(report, config, sha256)]
         if not own:
+            fit = config.fit or {}
             raise ValueError(
-                f"None of {[str(path) for path in paths]} was measured on this detector (seed {fit.get('seed')}, "
-                f"{fit.get('shots')} shots): run `anople evaluate CHECKPOINT DATA --json evaluation.json`."
+                f"None of {[str(path) for path in paths]} was measured on this detector as it is now (seed "
+                f"{fit.get('seed')}, {fit.get('shots')} shots, products {config.class_names}, state {sha256}): run "
+                "`anople evaluate CHECKPOINT DATA --json evaluation.json`."
             )
-        for key in ("shots", "score", "class_identity", "evaluation_size"):
-            if len({str(report.get(key)) for report in reports}) > 1:
+        for key in ("shots", "class_identity", "evaluation_size", "clip"):
+            if len({str(report[key]) for report in reports if key in report}) > 1:
                 raise ValueError(f"The evaluations differ in {key}: give only those that were measured alike.")
         if len({report["seed"] for report in reports}) < len(reports):
             raise ValueError(
@@ -119,22 +125,34 @@ class Results:
         own = self.own
         where = f" of {code(dataset)}" if dataset else ""
         text = (
-            f"Measured with `anople evaluate` on the test photographs{where}, none of which was opened while fitting: "
-            f"{own['shots']} {'photograph' if own['shots'] == 1 else 'photographs'} of each product to learn from, "
+            f"Measured with `anople evaluate` on the test photographs{where}, none of which was opened while fitting"
         )
+        if own["shots"] is not None:
+            noun = "photograph" if own["shots"] == 1 else "photographs"
+            text += f": {own['shots']} {noun} of each product to learn from"
         if len(self.seeds) > 1:
             seeds = joined([str(seed) for seed in self.seeds])
             text += (
-                f"mean ± standard deviation over seeds {seeds}, that is {len(self.seeds)} detectors that were fitted alike "
+                f", mean ± standard deviation over seeds {seeds}, that is {len(self.seeds)} detectors that were fitted alike "
                 f"to other photographs; this one is seed {self.seeds[0]}"
             )
         else:
-            text += f"chosen by seed {own['seed']}. How much another choice changes was not measured"
+            chosen = f", chosen by seed {own['seed']}" if own["seed"] is not None else ""
+            text += f"{chosen}. How much another choice changes was not measured"
         identity = {
             "given": "The detector was told which product a photograph shows",
             "predicted": "The detector predicted which product a photograph shows",
         }
         return f"{text}. {identity.get(own['class_identity'], 'All products were judged as one')}."
+
+
+def _is_of(report: dict[str, Any], config: AnoPLeConfig, sha256: str | None) -> bool:
+    """Say whether a report was measured on this detector."""
+    if sha256 and report.get("detector_sha256"):
+        return report["detector_sha256"] == sha256
+    fit, clip = config.fit or {}, (config.clip_source or {}).get("name")
+    alike = (report["seed"], report["shots"]) == (fit.get("seed"), fit.get("shots"))
+    return alike and set(report["classes"]) == set(config.class_names) and report.get("clip", clip) == clip
 
 
 def published(report: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from modeling_anople.command_line import start_logging
+
 from .open_clip_format import ARCHITECTURES, clip_config, convert_weights, read_architecture, read_weights
 from .open_clip_tokenizer import load_tokenizer
 
@@ -197,7 +199,7 @@ def write(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer, images: CLIPI
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Convert one checkpoint and return its folder; what does not fit ends in one line that says so."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     parser = argparse.ArgumentParser(prog="python -m hub.convert_open_clip", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", help=f"{', '.join(ARCHITECTURES)}, or a model config in open_clip's JSON format.")

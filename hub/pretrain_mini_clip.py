@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from modeling_anople.checkpointing import load_state, save_state, trim_log
+from modeling_anople.command_line import start_logging
 from modeling_anople.configuration_anople import AnoPLeConfig
 
 from .averaged_muon import AveragedMuon
@@ -221,7 +222,7 @@ def pretrain(config: PretrainingConfig) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and run."""
-    logging.basicConfig(level=logging.INFO)
+    start_logging()
     (config,) = HfArgumentParser(PretrainingConfig, allow_abbrev=False).parse_args_into_dataclasses(arguments)
     logger.info("The checkpoint lies in %s", pretrain(config))
 

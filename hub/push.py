@@ -6,7 +6,7 @@ meanwhile gets the revision before or the one after, and a push that is cut off 
 """
 
 import contextlib
-import fnmatch
+import json
 import logging
 import sys
 import tempfile
@@ -15,18 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from modeling_anople import AnoPLeConfig
+from modeling_anople.command_line import start_logging
 from modeling_anople.loading import explain, load_detector
 
 from .cost import measure_cost
-from .repository_folder import OWN_FILES, Contents, write_folder
+from .repository_folder import Contents, is_own, write_folder
 
 
 logger = logging.getLogger(__name__)
+
+NETWORK_ERRORS = (httpx2.TransportError, HfHubHTTPError)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
 @dataclass
@@ -82,7 +92,8 @@ def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
 
     Raises:
         ValueError: for a wrong id, a detector, evaluation or gallery that do not fit, a folder that is not empty, a
-            public repository where a private one was asked for, and what the Hub refuses.
+            public repository where a private one was asked for, a repository that holds another model, what the Hub
+            refuses, and files that arrived damaged or could not be compared.
     """
     check_repo_id(repo_id)
     if options.dry_run and Path(options.dry_run).exists() and any(Path(options.dry_run).iterdir()):
@@ -129,64 +140,102 @@ def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
     """Send a folder in one commit, remove what an earlier push left over, and compare hashes."""
     api = HfApi()
     with explained_failures(repo_id, options.revision):
-        _make_repository(api, repo_id, options)
-        known = api.model_info(repo_id, revision=options.revision)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sent = {path.relative_to(folder).as_posix(): path for path in files}
-        gone = [entry.rfilename for entry in known.siblings if _is_left_over(entry.rfilename, sent)]
-        operations = [CommitOperationAdd(name, path) for name, path in sent.items()]
-        operations += [CommitOperationDelete(name) for name in gone]
-        message = options.message or ("Upload AnoPLe adapter" if options.adapter else "Upload AnoPLe detector")
-        commit = api.create_commit(
-            repo_id, operations, commit_message=message, revision=options.revision, parent_commit=known.sha
-        )
-        compare_hashes(api, repo_id, commit.oid, operations)
+        commit, operations = _commit(api, folder, repo_id, options)
+    compare_hashes(api, repo_id, commit.oid, operations)
     return commit.commit_url
 
 
 @contextlib.contextmanager
 def explained_failures(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub refuses, and a connection that fails, into errors that say what to do."""
+    """Turn what the Hub refuses before a commit, and a connection that fails, into errors that say what to do."""
     try:
         yield
     except HfHubHTTPError as error:
         raise ValueError(f"{repo_id} {explain(error, revision)}. Nothing was changed there.") from error
-    except (httpx2.TransportError, OfflineModeIsEnabled, RuntimeError) as error:
+    except (httpx2.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, NETWORK_ERRORS):
+            raise  # no upload that failed, which the client wraps into a RuntimeError
         raise ValueError(
             f"{repo_id} was not pushed, because the connection to {constants.ENDPOINT} failed "
             f"({error.__cause__ or error}). The repository shows its previous revision; push again."
         ) from error
 
 
+def _commit(api: HfApi, folder: Path, repo_id: str, options: PushOptions) -> tuple[CommitInfo, list]:
+    _make_repository(api, repo_id, options)
+    known = api.model_info(repo_id, revision=options.revision)
+    _refuse_another_model(api, known)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sent = {path.relative_to(folder).as_posix(): path for path in files}
+    gone = [entry.rfilename for entry in known.siblings if entry.rfilename not in sent and is_own(entry.rfilename)]
+    operations = [CommitOperationAdd(name, path) for name, path in sent.items()]
+    operations += [CommitOperationDelete(name) for name in gone]
+    message = options.message or ("Upload AnoPLe adapter" if options.adapter else "Upload AnoPLe detector")
+    commit = api.create_commit(
+        repo_id, operations, commit_message=message, revision=options.revision, parent_commit=known.sha
+    )
+    return commit, operations
+
+
 def _make_repository(api: HfApi, repo_id: str, options: PushOptions) -> None:
     api.create_repo(repo_id, private=options.private or None, exist_ok=True)
-    if options.private and not api.model_info(repo_id).private:
+    known = api.model_info(repo_id)
+    if options.private and not known.private:
         raise ValueError(f"--private was given, but {repo_id} exists and is public: make it private there, or rename.")
     if options.revision != constants.DEFAULT_REVISION:
+        if options.revision not in [branch.name for branch in api.list_repo_refs(repo_id).branches]:
+            _refuse_another_model(api, known)  # the branch begins with its files
         api.create_branch(repo_id, branch=options.revision, exist_ok=True)
 
 
-def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
-    return name not in sent and any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)
+def _refuse_another_model(api: HfApi, known: ModelInfo) -> None:
+    """Look at what a repository holds before anything is written over."""
+    names = [entry.rfilename for entry in known.siblings]
+    if "config.json" in names:
+        try:
+            text = Path(api.hf_hub_download(known.id, "config.json", revision=known.sha)).read_text(encoding="utf-8")
+            kind = json.loads(text).get("model_type")
+        except (ValueError, AttributeError):
+            kind = None
+        if kind == AnoPLeConfig.model_type:
+            return
+        raise ValueError(
+            f"{known.id} holds another model: its config.json has the model_type {kind!r}, not "
+            f"{AnoPLeConfig.model_type!r}. Push to another name."
+        )
+    if weights := [name for name in names if name.endswith(WEIGHTS)]:
+        raise ValueError(f"{known.id} holds weights of no AnoPLe detector ({weights[0]}): push to another name.")
 
 
 def compare_hashes(
     api: HfApi, repo_id: str, revision: str, operations: list, *, repo_type: str = constants.REPO_TYPE_MODEL
 ) -> None:
-    """Ask the Hub what it holds of the large files, and compare."""
+    """
+    Ask the Hub what it holds of the large files after a commit, and compare.
+
+    Raises:
+        ValueError: if a file arrived damaged, or the Hub does not answer.
+    """
     local = {entry.path_in_repo: entry for entry in operations if isinstance(entry, CommitOperationAdd)}
-    for entry in api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=repo_type):
+    try:
+        there = list(api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=repo_type))
+    except NETWORK_ERRORS as error:
+        raise ValueError(
+            f"{repo_id} was pushed as {revision}, but could not be compared with what was sent ({error}): push again, "
+            "which sends no file twice and compares once more."
+        ) from error
+    for entry in there:
         sent = local.get(entry.path)
         if sent and getattr(entry, "lfs", None) and entry.lfs.sha256 != sent.upload_info.sha256.hex():
             raise ValueError(
-                f"{entry.path} arrived damaged: SHA-256 {entry.lfs.sha256} in {repo_id}, "
+                f"{entry.path} arrived damaged with commit {revision}: SHA-256 {entry.lfs.sha256} in {repo_id}, "
                 f"{sent.upload_info.sha256.hex()} here. Push again."
             )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; errors that a person can mend are one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     parser = HfArgumentParser(PushOptions, prog="python -m hub.push", allow_abbrev=False)
     parser.add_argument("checkpoint", help="Folder or Hub id of a detector.")
     parser.add_argument("repo_id", help="user/name of the repository; made if it does not exist.")

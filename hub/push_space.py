@@ -17,6 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from transformers import HfArgumentParser
 
 import modeling_anople
+from modeling_anople.command_line import start_logging
 from modeling_anople.loading import load_config
 
 from .push import check_repo_id, compare_hashes, explained_failures
@@ -109,7 +110,7 @@ def _upload(folder: Path, repo_id: str, options: PushSpaceOptions) -> str:
         commit = api.create_commit(
             repo_id, operations, commit_message=options.message, parent_commit=known.sha, **space
         )
-        compare_hashes(api, repo_id, commit.oid, operations, **space)
+    compare_hashes(api, repo_id, commit.oid, operations, **space)
     return commit.commit_url
 
 
@@ -119,7 +120,7 @@ def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; errors that a person can mend are one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     parser = HfArgumentParser(PushSpaceOptions, prog="python -m hub.push_space", allow_abbrev=False)
     parser.add_argument("repo_id", help="user/name of the Space; made if it does not exist.")
     try:

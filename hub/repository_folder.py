@@ -1,5 +1,6 @@
 """Everything that goes into a detector's repository, written into one folder before anything is sent."""
 
+import fnmatch
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import modeling_anople
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.adapters_anople import hash_weights
 from modeling_anople.backbone_anople import name_of
+from modeling_anople.fingerprint import detector_sha256
 from modeling_anople.visualization import SAMPLES
 
 from .card import CardFacts, make_card
@@ -20,19 +22,31 @@ from .card_check import check_card
 from .card_results import Results, published
 
 
-# What a push may replace or remove; anything else in a repository is left alone.
+# What a push may replace or remove, by the names that it writes; anything else in a repository is left alone.
 OWN_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter.safetensors",
     "*_anople.py",
     "config.json",
     "processor_config.json",
-    "tokenizer*.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "evaluation.json",
     ".eval_results/anople.yaml",
-    f"{SAMPLES}/*",
+    f"{SAMPLES}/[0-9]*.jpg",
     "README.md",
 )
+
+
+def is_own(name: str) -> bool:
+    """Say whether a file of a repository has a name of [`OWN_FILES`]; a wildcard stays within its folder."""
+    parts = name.split("/")
+    for own in (pattern.split("/") for pattern in OWN_FILES):
+        if len(own) == len(parts) and all(map(fnmatch.fnmatchcase, parts, own)):
+            return True
+    return False
 
 
 @dataclass
@@ -73,7 +87,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     """
     config = model.config
     config.fit = _public_fit(config.fit)
-    results = Results.read(contents.evaluations, config) if contents.evaluations else None
+    results = Results.read(contents.evaluations, config, detector_sha256(model)) if contents.evaluations else None
     pictures = choose_pictures(Path(contents.gallery)) if contents.gallery else []
     sha256 = None
     if contents.adapter:
@@ -124,6 +138,11 @@ def choose_pictures(gallery: Path, failures: int = 3, successes: int = 2) -> lis
             raise ValueError(f"{gallery} has no {SAMPLES}/{SAMPLES}.json: run `anople evaluate --gallery` again.")
         return []
     entries = sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda entry: -entry["severity"])
+    for file in (entry["file"] for entry in entries):
+        if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\\" in file:
+            raise ValueError(
+                f"{path} names {file!r}, which is no picture beside it: run `anople evaluate --gallery` again."
+            )
     wrong = [entry for entry in entries if entry["kind"] in ("miss", "false alarm")]
     right = [entry for entry in entries if entry["kind"] == "found"]
     return [*_of_many_products(wrong, failures), *_of_many_products(right, successes)]
@@ -151,7 +170,10 @@ def _write_eval_results(folder: Path, results: Results, benchmark: tuple[str, st
     value = results.mean["image_auroc"][0]
     if value is None:
         raise ValueError(f"The evaluation has no image AUROC to report to {dataset_id}: leave --benchmark out.")
-    notes = f"image AUROC, mean over products, {results.own['shots']} shots, seed {results.own['seed']}"
+    known = {"shots": results.own["shots"], "seed": results.own["seed"]}
+    notes = ", ".join(
+        ["image AUROC, mean over products", *(f"{name} {value}" for name, value in known.items() if value is not None)]
+    )
     entry = EvalResultEntry(dataset_id=dataset_id, task_id=task_id, value=round(value, 4), notes=notes)
     path = folder / ".eval_results" / "anople.yaml"
     path.parent.mkdir(exist_ok=True)
@@ -167,4 +189,4 @@ def _size_in_words(folder: Path) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-__all__ = ["OWN_FILES", "Contents", "choose_pictures", "write_folder"]
+__all__ = ["OWN_FILES", "Contents", "choose_pictures", "is_own", "write_folder"]

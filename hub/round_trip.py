@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from modeling_anople.command_line import start_logging
 from modeling_anople.loading import load_detector
 from modeling_anople.sources_anople import list_photographs
 
@@ -60,7 +61,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare and print; exit with 1 if an answer differs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     parser = argparse.ArgumentParser(prog="python -m hub.round_trip", description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", help="Folder of a fitted detector.")
     parser.add_argument("photographs", nargs="+", help="Photographs, or folders of them; the first 8 are judged.")

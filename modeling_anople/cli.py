@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Literal
 
 from .cli_demo import demo
 from .cli_products import add_normals, enroll, forget, products
-from .command_line import make_parser, parse
+from .command_line import make_parser, parse, start_logging
 
 
 USAGE = """anople COMMAND ...
@@ -209,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         known = not arguments or arguments[0] in ("-h", "--help")
         sys.stderr.write(USAGE + "\n" if known else f"anople: no command {arguments[0]!r}.\n{USAGE}\n")
         return 0 if known and arguments else 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    start_logging()
     try:
         return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:

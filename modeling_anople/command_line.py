@@ -1,6 +1,17 @@
-"""What the commands share: their options come from dataclasses."""
+"""What the programs share: their options come from dataclasses, and they log alike."""
 
 import argparse
+import logging
+
+
+QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
+
+
+def start_logging() -> None:
+    """Log a program's own lines to stderr, and of HTTP clients warnings alone."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
@@ -19,4 +30,4 @@ def parse(parser, arguments: list[str]):
     return places, options
 
 
-__all__ = ["make_parser", "parse"]
+__all__ = ["make_parser", "parse", "start_logging"]

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .data import read_dataset
+from .fingerprint import detector_sha256
 from .fusion_anople import resize_maps
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 from .modeling_anople import AnoPLeModel
@@ -57,7 +58,7 @@ class EvaluationReport:
         classes: per class the metrics, `None` where undefined, the rates at the line and the counts.
         mean: over classes with equal weight.
         rows: one entry per photograph.
-        protocol: class identity, part, shots, seed, evaluation size.
+        protocol: class identity, part, shots, seed, evaluation size, name of the CLIP and hash of the detector's state.
     """
 
     classes: dict[str, dict[str, Any]]
@@ -161,6 +162,8 @@ def evaluate(
         "shots": fit.get("shots"),
         "seed": fit.get("seed"),
         "evaluation_size": evaluation_size,
+        "clip": (model.config.clip_source or {}).get("name"),
+        "detector_sha256": detector_sha256(model),
     }
     return EvaluationReport(entries, report_rows, protocol)
 

@@ -1,10 +1,12 @@
 """Load a detector by the name of a folder or of a repository on the Hub; every refusal says what to do."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -19,6 +21,8 @@ from .configuration_anople import AnoPLeConfig
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 
+
+logger = logging.getLogger(__name__)
 
 REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
 NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
@@ -94,7 +98,8 @@ def fetch_detector(name: str, revision: str | None = None) -> Path:
     """
     Download a repository into the cache, or find it there, and compare every file with the Hub's hash.
 
-    Over plain HTTP the client of the Hub checks the size of what it downloads but not its hash.
+    Over plain HTTP the client of the Hub checks the size of what it downloads but not its hash. Where the Hub cannot be
+    reached, what the cache holds is used as it is, with a warning.
 
     Raises:
         ValueError: if it cannot be had, and if a file is not what the Hub holds.
@@ -131,7 +136,15 @@ def explain(error: Exception, revision: str | None = None) -> str:
 
 def _compare_hashes(name: str, folder: Path) -> None:
     cache = folder.parents[2]  # cache / models--user--name / snapshots / commit
-    checked = HfApi().verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
+    try:
+        checked = HfApi().verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
+    except (httpx2.TransportError, HfHubHTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        logger.warning(
+            "%s is used from the cache, not compared with the Hub, which cannot be reached (%s).", name, error
+        )
+        return
     for wrong in checked.mismatches:
         raise ValueError(
             f"{folder / wrong['path']} is damaged: its {wrong['algorithm']} is {wrong['actual']}, but {name} has "

@@ -9,6 +9,7 @@ class Faults:
 
     Args:
         cut_uploads, cut_commits, cut_downloads: how many of the next requests lose their connection half way.
+        refuse_listings: how many of the next requests for the list of a repository's files are answered by 403.
         corrupt: end of the address of files that are sent with their last byte changed.
         hold_uploads: take half of an upload and then wait until the client is gone.
     """
@@ -18,7 +19,7 @@ class Faults:
 
     def reset(self) -> None:
         """Let everything go well again."""
-        self.cut_uploads = self.cut_commits = self.cut_downloads = 0
+        self.cut_uploads = self.cut_commits = self.cut_downloads = self.refuse_listings = 0
         self.corrupt: str | None = None
         self.hold_uploads = False
         self.reached = threading.Event()
@@ -42,6 +43,10 @@ class Faults:
             if method == "POST" and "/commit/" in path and self.cut_commits:
                 self.cut_commits -= 1
                 return await self._hang_up(send)
+            if method == "GET" and self.refuse_listings and "/tree/" in path:
+                self.refuse_listings -= 1
+                await send({"type": "http.response.start", "status": 403, "headers": []})
+                return await send({"type": "http.response.body", "body": b""})
             if method == "GET" and self.cut_downloads and path.endswith(".safetensors"):
                 self.cut_downloads -= 1
                 return await application(scope, receive, self._cut(send))

@@ -133,6 +133,8 @@ def test_the_files_have_the_promised_keys(tmp_path, detector, data):
         "shots",
         "seed",
         "evaluation_size",
+        "clip",
+        "detector_sha256",
         "errors",
     }
     expected = IMAGE_METRICS | PIXEL_METRICS | COUNTS | {"false_alarm_rate", "detection_rate"}

@@ -1,10 +1,13 @@
 """Detectors by name: folders, Hub ids and revisions, and refusals of one line that say what to do."""
 
+import json
+
 import pytest
 
 from modeling_anople.cli import main
 from modeling_anople.loading import load_detector, split_revision
 
+from .fitting import start
 from .hub_client import anople
 
 
@@ -67,3 +70,19 @@ def test_evaluate_takes_an_id_too(client, published):
     assert code == 0, errors
     code, here, _ = client.call(anople, "evaluate", published.detector, data, *options)
     assert there == here and "| mean " in there
+
+
+def test_without_a_network_the_cache_is_used_and_that_is_said(client, published, tmp_path):
+    from .test_push import push_well
+
+    push_well(client, published.detector, "me/cached")
+    code, there, errors = client.call(anople, "predict", "me/cached", published.photographs[0], "--class", "bolt")
+    assert code == 0, errors
+    environment = {**client.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
+    arguments = ["-m", "modeling_anople.cli", "predict", "me/cached", published.photographs[0], "--class", "bolt"]
+    process = start(arguments, tmp_path, **environment)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert "me/cached is used from the cache, not compared with the Hub" in output
+    [line] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert line["score"] == pytest.approx(json.loads(there)["score"], abs=1e-6)

@@ -134,3 +134,9 @@ def test_a_cut_download_goes_on_where_it_was(client, faults, tmp_path):
     faults.cut_downloads = 1
     assert client.call(download, "me/cut", tmp_path)["w.safetensors"] == content
     assert sum(method == "GET" and path.endswith("w.safetensors") for method, path in faults.seen) == 2
+
+
+def test_nothing_of_the_users_own_is_used(hub, tmp_path):
+    variables = hub.environment(tmp_path, "token-of-me")
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH"):
+        assert variables[name].startswith(str(tmp_path)), name

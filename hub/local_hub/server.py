@@ -41,6 +41,13 @@ class LocalHub:
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """Return the variables that point a fresh Python process to this Hub, with a cache of its own in `home`."""
         variables = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        places = {
+            "HF_HUB_CACHE": "hub",
+            "HF_XET_CACHE": "xet",
+            "HF_MODULES_CACHE": "modules",
+            "HF_TOKEN_PATH": "token",
+        }
+        variables |= {name: str(home / place) for name, place in places.items()}  # a user may have set them
         variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token or ""}
         return {**variables, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
