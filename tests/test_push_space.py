@@ -19,19 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_space_is_all_there_and_starts_from_what_was_sent(client, hub, published, tmp_path):
     code, _, errors = client.call(push, published.detector, "me/judged")
     assert code == 0, errors
-    code, _, errors = client.call(push_space, "me/demo", "--model", "me/judged", "--private")
+    code, _, errors = client.call(push_space, "me/shown", "--model", "me/judged", "--private")
     assert code == 0, errors
-    files = client.call(files_of, "me/demo", repo_type="space")
+    files = client.call(files_of, "me/shown", repo_type="space")
     assert {"README.md", "requirements.txt", "LICENSE", "demo/app.py", "demo/checkpoint.txt"} <= files.keys()
     assert {f"modeling_anople/{path.name}" for path in (ROOT / "modeling_anople").glob("*.py")} <= files.keys()
     assert "modeling_anople/mini_clip/model.safetensors" in files
     assert not any(path.startswith(("hub/", "tests/")) or path.endswith((".pyc", ".pyi")) for path in files)
-    assert client.call(api, "space_info", "me/demo").private
-    titles = [entry.title for entry in client.call(api, "list_repo_commits", "me/demo", repo_type="space")]
+    assert client.call(api, "space_info", "me/shown").private
+    titles = [entry.title for entry in client.call(api, "list_repo_commits", "me/shown", repo_type="space")]
     assert titles == ["Upload AnoPLe demo", "initial commit"]
 
     space = tmp_path / "space"
-    for name, content in client.call(download_space, "me/demo", tmp_path / "cache").items():
+    for name, content in client.call(download_space, "me/shown", tmp_path / "cache").items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(content)
     environment = {**hub.environment(tmp_path / "home", "token-of-me"), "PYTHONPATH": ""}
@@ -88,9 +88,9 @@ def test_what_cannot_be_is_refused(client, published):
 
 
 def test_a_dry_run_shows_what_would_be_sent(tmp_path):
-    assert main(["me/demo", "--dry_run", str(tmp_path / "space")]) == 0
+    assert main(["me/shown", "--dry_run", str(tmp_path / "space")]) == 0
     assert (tmp_path / "space/demo/app.py").read_bytes() == (ROOT / "demo/app.py").read_bytes()
-    assert main(["me/demo", "--dry_run", str(tmp_path / "space")]) == 2
+    assert main(["me/shown", "--dry_run", str(tmp_path / "space")]) == 2
 
 
 def test_the_header_is_a_valid_one():
