@@ -33,9 +33,9 @@ endif
 	|| { test $$? -eq 2 && echo "Nothing to measure; heat maps of all photographs go to $(OUT)/heat_maps." \
 	&& $(BIN)/anople predict $(OUT)/detector "$(DATA)" --output $(OUT)/heat_maps; }
 
-# one thread: the tests' models are so small that a second one only gets in the way
+# a process for each core, of one thread: the tests' models are so small that a second one only gets in the way
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 quality: $(VENV)/ready
 	$(BIN)/ruff check .
