@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .calibration_anople import ClassLine
 from .folder_anople import FolderMixin
-from .normals_anople import Normals, known_digests, open_normals, refuse_twins
+from .normals_anople import Normals, known_digests, open_normals, refuse, refuse_twins
 from .processing_anople import AnoPLeProcessor
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
 from .prompting_anople import class_prompt_ids
 
 
+LARGEST_ROUNDING = 1e-5  # of the distance of a photograph to itself in the memory; in half precision eps / 16
 CLASS_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
 CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "calibration", "history")
 
@@ -103,6 +104,7 @@ class EnrolmentMixin(FolderMixin):
         processor = self.processor_beside(processor)
         normals = open_normals(images, processor)
         refuse_twins(normals, known_digests(self.config.history, class_name))
+        self._refuse_copies(normals, class_name, batch_size)
         with self._whole_or_not_at_all():
             self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
             self.log_history("add_normals", class_name, files=normals.files, digests=normals.digests, date=date)
@@ -161,6 +163,25 @@ class EnrolmentMixin(FolderMixin):
             "known_photographs": len(self.memory.counts[names.index(class_name)]) if class_name in names else 0,
         }
         self.config.history = [*self.config.history, entry]
+
+    def _refuse_copies(self, normals: Normals, class_name: str, batch_size: int) -> None:
+        """
+        Refuse photographs that lie on remembered ones at every place, where not all of these have a digest in the log.
+
+        That is so in detectors of versions that logged none, and after [`remember`].
+        """
+        class_id = self._class_id(class_name)
+        counts = self.memory.counts[class_id]
+        if len(known_digests(self.config.history, class_name)) >= len(counts):
+            return
+        farthest = []
+        for part in normals.pixel_values.to(self.device, self.dtype).split(batch_size):
+            taps = {layer: tap.float() for layer, tap in self.memory_taps(part, self.encode_views(part)).items()}
+            ids = torch.full((len(part),), class_id, device=self.device)
+            farthest += self.memory(taps, ids).amax(1).tolist()
+        rounding = max(LARGEST_ROUNDING, torch.finfo(self.dtype).eps / 16)
+        named = zip(normals.files, farthest, strict=True)
+        refuse([file or f"photograph {n}" for n, (file, far) in enumerate(named, start=1) if far <= rounding])
 
     def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
         """Remember photographs and set the line of their product."""

@@ -42,7 +42,7 @@ def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
             continue
         pixels.append(processor(photograph)["pixel_values"])
         files.append(source_path(image))
-        digests.append(_digest(photograph))
+        digests.append(digest_of(photograph))
     if failures:
         more = f" and {len(failures) - NAMED_FAILURES} more" if len(failures) > NAMED_FAILURES else ""
         raise ImageError(
@@ -63,6 +63,11 @@ def refuse_twins(normals: Normals, known: list[str]) -> None:
         if digest in seen:
             twins.append(file or f"photograph {number}")
         seen.add(digest)
+    refuse(twins)
+
+
+def refuse(twins: list[str]) -> None:
+    """Refuse photographs, by these names; none is well."""
     if twins:
         raise ValueError(
             f"These photographs are given twice, or known already: {', '.join(twins)}. Leave them out; a twin says nothing "
@@ -79,8 +84,9 @@ def known_digests(history: list[dict], class_name: str) -> list[str]:
     return known
 
 
-def _digest(photograph: Image.Image) -> str:
+def digest_of(photograph: Image.Image) -> str:
+    """Digest the pixels of a photograph that [`load_photograph`] opened."""
     return hashlib.sha256(repr(photograph.size).encode() + photograph.tobytes()).hexdigest()[:16]
 
 
-__all__ = ["Normals", "known_digests", "open_normals", "refuse_twins"]
+__all__ = ["Normals", "digest_of", "known_digests", "open_normals", "refuse", "refuse_twins"]

@@ -25,7 +25,9 @@ from .fewshot import StepSampler, collate_views
 from .losses_anople import LossTerm, loss_weights
 from .modeling_anople import AnoPLeModel
 from .monitoring import DecoderHealth, check_decoder
+from .normals_anople import digest_of
 from .options import TrainingConfig, model_options, parse_options
+from .photographs_anople import load_photograph
 from .processing_anople import AnoPLeProcessor
 from .shots import Shots, choose_shots, make_samples, make_watched
 
@@ -218,15 +220,17 @@ def finish(
     model.eval()
     model.store_class_embeddings()
     device = model.device
-    pixels = []
+    pixels, digests = [], []
     for class_id in range(len(shots.files)):
-        photographs = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
+        images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
+        photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
+        digests.append([digest_of(photograph) for photograph in photographs])
         pixels.append(processor(photographs)["pixel_values"].to(device))
         model.remember(pixels[class_id], class_id)
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
         model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
-    for name, files in shots.files.items():
-        model.log_history("fit", name, files=files)
+    for class_id, (name, files) in enumerate(shots.files.items()):
+        model.log_history("fit", name, files=files, digests=digests[class_id])
     if watched is None:
         return None
     health = check_decoder(model, {name: values.to(device) for name, values in watched.items()})

@@ -272,3 +272,15 @@ def test_a_detector_in_half_precision_takes_products_too(make_detector, photogra
     assert model.config.calibration["gasket"]["image_line"] > 0
     results = model.as_pipeline()(normals_of(photograph, 2), class_name="gasket")
     assert all(result["label"] in ("normal", "anomalous") for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_photographs_that_only_the_memory_knows_are_refused_too(make_detector, photograph, dtype):
+    model, processor = make_detector()  # its photographs are remembered without digests, as older versions did
+    model, images = model.to(dtype), normals_of(photograph, 1, 5)
+    before = state_of(model)
+    with pytest.raises(ValueError, match="known already: photograph 2, photograph 3. Leave them out"):
+        model.add_normals("nut", [images[3], *images[:2]], processor=processor)
+    assert_unchanged(model, before)
+    model.add_normals("nut", images[3:], processor=processor)
+    assert model.memory.counts[1] == [PATCHES] * 5

@@ -142,6 +142,20 @@ def test_a_detector_names_folders_without_the_way_to_them(fit, products, small_c
         assert not [place for place in (products, small_clip_folder, detector) if str(place.parent) in text], path
 
 
+def test_the_photographs_of_the_fit_are_no_new_ones(fit, products):
+    model = AnoPLeModel.from_pretrained(fit("--shots", "2"))
+    entries = [entry for entry in model.config.history if entry["class_name"] == "nut"]
+    assert [len(entry["digests"]) for entry in entries] == [2]
+    used = [products / path for path in model.config.fit["files"]["nut"]]
+    new = sorted({*(products / "nut/train/good").iterdir()} - {*used})
+    line = model.config.calibration["nut"]["image_line"]
+    with pytest.raises(ValueError, match=f"known already: {used[0]}, {used[1]}. Leave them out"):
+        model.add_normals("nut", [new[0], *used])
+    assert model.config.calibration["nut"]["image_line"] == line and len(model.memory.counts[1]) == 2
+    model.add_normals("nut", new)
+    assert len(model.memory.counts[1]) == 5
+
+
 def test_a_finished_detector_is_not_overwritten_unasked(fit):
     detector = fit()
     before = (detector / "model.safetensors").read_bytes()
