@@ -12,7 +12,7 @@ from transformers import CLIPModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
-from .backbone_anople import HUB_ARGUMENTS, clip_source
+from .backbone_anople import HUB_ARGUMENTS, load_clip_part
 from .configuration_anople import AnoPLeConfig
 
 
@@ -27,7 +27,7 @@ class AdaptersMixin:
         Write prompts, prefix, decoder, memory, class embeddings and lines, but not the CLIP.
 
         Args:
-            folder: where to; gets `adapter.safetensors`, `config.json` and the code. Save the processor there too.
+            folder: where to; gets `adapter.safetensors`, `config.json`, the code, and the processor where it is at hand.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,7 @@ class AdaptersMixin:
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
         save_torch_state_dict(own, folder, filename_pattern=_PATTERN, max_shard_size="1000GB")
         config.save_pretrained(folder)
+        self.save_processor(folder)
 
     @classmethod
     def load_adapter(cls, folder: str | Path, clip: str | CLIPModel | None = None, **hub: Any):
@@ -79,6 +80,7 @@ class AdaptersMixin:
         lost = [name for name in missing if not name.startswith("clip.")]
         if lost or unexpected:
             raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
+        model.name_or_path, model.hub_arguments = str(folder), hub
         return align_weights(model).eval()
 
     @classmethod
@@ -98,7 +100,9 @@ class AdaptersMixin:
                     f"AnoPLeModel.load_adapter({str(pretrained_model_name_or_path)!r})."
                 )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.hub_arguments = hub
+        align_weights(model)
         return loaded
 
 
@@ -116,7 +120,7 @@ def _load_base(config: AnoPLeConfig, expected: str, folder: str | Path, clip: st
             )
         clip, revision = source["name"], source.get("revision")
     access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only", "force_download") if name in hub}
-    return CLIPModel.from_pretrained(clip_source(clip), revision=revision or "main", dtype=config.dtype, **access)
+    return load_clip_part(CLIPModel, clip, revision=revision, dtype=config.dtype, use_safetensors=True, **access)
 
 
 def _base_name(config: AnoPLeConfig) -> str:

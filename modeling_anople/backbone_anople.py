@@ -63,7 +63,8 @@ def describe_source(name: Any, clip: Any, revision: str | None = None) -> dict[s
     if not place:
         return {"kind": "model", "name": None, "revision": None}
     if name_of(place) == place and not Path(place).exists():
-        return {"kind": "hub", "name": place, "revision": getattr(revision, "resolved", revision)}
+        commit = getattr(revision, "resolved", revision) or getattr(clip.config, "_commit_hash", None)
+        return {"kind": "hub", "name": place, "revision": commit}
     return {"kind": "folder", "name": name_of(place), "revision": None}
 
 
@@ -89,7 +90,8 @@ def load_clip(name: str | Path, tokenizer: Any = None, **hub) -> tuple[CLIPModel
     """
     load_clip_config(name, **hub)  # first, so that nothing large is fetched in vain
     tokenizer = load_clip_tokenizer(name, **hub) if tokenizer is None else tokenizer
-    clip, found = load_clip_part(CLIPModel, name, dtype=torch.float32, output_loading_info=True, **hub)
+    options = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never pickle
+    clip, found = load_clip_part(CLIPModel, name, **options, **hub)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights of a CLIPModel, {missing[0]} among them, which would be random: give a "

@@ -10,7 +10,7 @@ from .command_line import make_parser, parse
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
-LAST_FILES = ("model.safetensors", "config.json")
+LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
 
 
 @dataclass
@@ -53,7 +53,7 @@ def _learn(command: str, arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     from tqdm.auto import tqdm
 
-    from .loading import load_detector
+    from .loading import load_config, load_detector
     from .sources_anople import list_photographs
 
     target = _target(places.checkpoint, options.output)
@@ -66,7 +66,7 @@ def _learn(command: str, arguments: list[str]) -> int:
         max_false_alarm_rate=options.max_false_alarm_rate,
         batch_size=options.batch_size,
     )
-    _save(model, processor, target)
+    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
     known = len(model.memory.counts[model.config.class_names.index(places.name)])
     sys.stdout.write(
         f"{places.name}: {known} good photographs, line at raw score {line.image_line:.4f} "
@@ -79,12 +79,12 @@ def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    from .loading import load_detector
+    from .loading import load_config, load_detector
 
     target = _target(places.checkpoint, options.output)
     model, processor = load_detector(places.checkpoint)
     model.forget(places.name, processor=processor)
-    _save(model, processor, target)
+    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
     sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
     return 0
 
@@ -119,11 +119,15 @@ def _target(checkpoint: str, output: str | None) -> Path:
     return target
 
 
-def _save(model, processor, target: Path) -> None:
-    """Write beside the old files and put each in its place whole, so that a program killed here damages none."""
+def _save(model, processor, target: Path, *, adapter: bool) -> None:
+    """
+    Write beside the old files, an adapter as an adapter, and put each file in its place whole.
+
+    A program killed while it writes damages nothing; only the moves, which take a moment, are not one step.
+    """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as place:
-        model.save_pretrained(place)
+        (model.save_adapter if adapter else model.save_pretrained)(place)
         processor.save_pretrained(place)
         for path in sorted(Path(place).iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
             os.replace(path, target / path.name)

@@ -56,7 +56,8 @@ class EnrolmentMixin(FolderMixin):
             The line that was set.
 
         Raises:
-            ValueError: for a name that is taken, no photograph, one given twice, or a processor that cannot be found.
+            ValueError: for a name that is taken, no photograph, one given twice, a processor that cannot be found, or
+                other products of which no photograph is known yet.
             ImageError: naming the photographs that cannot be read; nothing was changed.
         """
         config = self.config
@@ -65,6 +66,11 @@ class EnrolmentMixin(FolderMixin):
         if class_name in config.class_names:
             raise ValueError(
                 f"The class {class_name!r} exists: give it more photographs with add_normals, or forget it first."
+            )
+        if empty := [name for name, counts in zip(config.class_names, self.memory.counts, strict=True) if not counts]:
+            raise ValueError(
+                f"The detector knows no photographs of {empty}, which could not be judged beside a product that it "
+                "remembers: give them some with add_normals first."
             )
         processor = self.processor_beside(processor)
         if processor.tokenizer is None:

@@ -1,6 +1,10 @@
 """What lies in a detector's folder beside its weights: the processor, and the code of the pipeline."""
 
+import contextlib
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from .pipeline_anople import AnomalyDetectionPipeline
 from .processing_anople import AnoPLeProcessor
@@ -10,6 +14,7 @@ class FolderMixin:
     """Methods of [`AnoPLeModel`] that keep model and processor together; the import takes the pipeline along."""
 
     _own_processor: AnoPLeProcessor | None = None
+    hub_arguments: Mapping[str, Any] = MappingProxyType({})  # those that the model was loaded with; never saved
 
     def as_pipeline(self, processor: AnoPLeProcessor | None = None, **options) -> AnomalyDetectionPipeline:
         """Make the pipeline of a model that is loaded already, where it is; `options` are those of the pipeline."""
@@ -18,10 +23,18 @@ class FolderMixin:
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save as every transformers model; the processor too, where products were enrolled or forgotten with it."""
+        """Save as every transformers model; and the processor too, where it is at hand (see [`save_processor`])."""
         super().save_pretrained(save_directory, **kwargs)
-        if self._own_processor is not None:
-            self._own_processor.save_pretrained(save_directory)
+        self.save_processor(save_directory)
+
+    def save_processor(self, folder: str | os.PathLike) -> None:
+        """Save the processor that was used with the model, or lies where it came from; nothing is fetched for it."""
+        processor = self._own_processor
+        if processor is None and self.name_or_path:
+            with contextlib.suppress(ValueError):  # there is none
+                processor = self._load_processor(local_files_only=True)
+        if processor is not None:
+            processor.save_pretrained(folder)
 
     def processor_beside(self, processor: AnoPLeProcessor | None = None) -> AnoPLeProcessor:
         """
@@ -38,10 +51,13 @@ class FolderMixin:
         self._own_processor = processor or self._own_processor or self._load_processor()
         return self._own_processor
 
-    def _load_processor(self) -> AnoPLeProcessor:
-        place = self.name_or_path
+    def _load_processor(self, **options) -> AnoPLeProcessor:
+        place, access = self.name_or_path, {**self.hub_arguments, **options}
+        access["revision"] = getattr(self.config, "_commit_hash", None) or access.get("revision")
         try:
-            processor = AnoPLeProcessor.from_pretrained(place)
+            processor = AnoPLeProcessor.from_pretrained(
+                place, **{name: value for name, value in access.items() if value is not None}
+            )
         except Exception as error:  # whatever is missing or damaged there
             raise ValueError(
                 f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "

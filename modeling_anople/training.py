@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
+from .command_line import start_logging
 from .fewshot import StepSampler, collate_views
 from .losses_anople import LossTerm, loss_weights
 from .modeling_anople import AnoPLeModel
@@ -241,7 +242,7 @@ def finish(
 
 def main(arguments: list[str] | None = None) -> Path:
     """Parse the command line, seed every generator and fit."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     config, options = parse_options("anople fit", TrainingConfig, model_options(), arguments)
     set_seed(config.seed)
     return train(config, options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_anople import AnoPLeModel
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
 
 from .detectors import normals_of, write_detector
@@ -108,6 +108,33 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
     assert error.startswith(f"anople {arguments[0]}: ")
     assert re.search(message, error)
     assert contents(checkpoint) == before and not (tmp_path / "new/config.json").exists()
+
+
+def test_an_adapter_stays_an_adapter(capsys, checkpoint, small_clip_folder, pictures, photograph, tmp_path):
+    """Its processor lies beside it and is found there without being named."""
+    adapter, image = tmp_path / "adapter", photograph(3)
+    full = AnoPLeModel.from_pretrained(checkpoint)
+    full.enroll("washer", pictures[:2])
+    full.save_adapter(adapter)
+    model = AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder))
+    model.enroll("gasket", pictures[2:])
+    model.save_adapter(adapter)
+    assert not (adapter / "model.safetensors").exists()
+    again = AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder))
+    assert again.config.class_names == ["bolt", "nut", "washer", "gasket"]
+    answers = [each.as_pipeline()(image, class_name="gasket")["score"] for each in (model, again)]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+
+
+def test_commands_keep_an_adapter_of_the_embedded_clip_an_adapter(capsys, photograph, pictures, tmp_path):
+    processor, folder = AnoPLeProcessor.from_clip("mini", ["bolt"]), tmp_path / "adapter"
+    model = AnoPLeModel.from_clip("mini", ["bolt"])
+    model.add_normals("bolt", normals_of(photograph, 0), processor=processor)
+    model.save_adapter(folder)
+    run(capsys, "enroll", folder, "gasket", *pictures[:2])
+    assert (folder / "adapter.safetensors").exists() and not (folder / "model.safetensors").exists()
+    assert "gasket" in run(capsys, "products", folder)
+    assert AnoPLeModel.load_adapter(folder).memory.sizes == [588, 392]
 
 
 def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictures, monkeypatch):

@@ -284,3 +284,12 @@ def test_photographs_that_only_the_memory_knows_are_refused_too(make_detector, p
     assert_unchanged(model, before)
     model.add_normals("nut", images[3:], processor=processor)
     assert model.memory.counts[1] == [PATCHES] * 5
+
+
+def test_products_without_photographs_come_first(make_model, make_processor, photograph):
+    """They would be judged without a memory beside products that have one."""
+    model, processor = make_model(), make_processor()
+    model.add_normals("bolt", normals_of(photograph, 0), processor=processor)
+    with pytest.raises(ValueError, match=r"no photographs of \['nut'\].* add_normals"):
+        model.enroll("gasket", normals_of(photograph, 2), processor=processor)
+    assert model.config.class_names == ["bolt", "nut"]

@@ -225,17 +225,23 @@ def cut(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (keep_half, r"lacks \d+ weights of a CLIPModel, text_model\..* give a checkpoint with both towers"),
         (cut, r"cannot be loaded as a CLIP \(.*\): give a folder with config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"cannot be loaded as a CLIP .*model\.safetensors"),
+        (pickled, r"cannot be loaded as a CLIP .*model\.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), r"is no CLIPModel \(it has no config\.json\)"),
         (lambda folder: BertConfig().save_pretrained(folder), r"is no CLIPModel \(its model_type is 'bert'\)"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no vocabulary for its tokenizer"),
     ],
-    ids=["one tower", "cut", "no weights", "no config", "another model", "no tokenizer"],
+    ids=["one tower", "cut", "no weights", "weights in a pickle", "no config", "another model", "no tokenizer"],
 )
 def test_folders_that_are_no_whole_clip_are_refused(folder, damage, message):
     damage(folder)

@@ -99,7 +99,9 @@ def test_addresses_that_grant_access_are_not_shown(hub, published, tmp_path):
     assert "grant=" not in output and "HTTP Request" not in output
 
 
-@pytest.mark.parametrize("program", ["anople", "push", "push_space", "round_trip", "convert_open_clip", "pretrain_mini_clip"])
+@pytest.mark.parametrize(
+    "program", ["anople", "push", "push_space", "round_trip", "convert_open_clip", "pretrain_mini_clip"]
+)
 def test_every_program_starts_its_log_in_one_place(program):
     path = REPOSITORY / ("modeling_anople/cli.py" if program == "anople" else f"hub/{program}.py")
     source = path.read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from modeling_anople import AnoPLeModel
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
 
@@ -157,6 +157,17 @@ def test_a_saved_folder_names_its_own_code(fitted, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).calibration == model.config.calibration
     saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
     assert saved["auto_map"]["AutoProcessor"] == "processing_anople.AnoPLeProcessor"
+
+
+def test_a_detector_takes_its_processor_along(fitted, tmp_path):
+    model, processor, photographs = fitted
+    model.save_pretrained(tmp_path / "first")
+    assert not (tmp_path / "first/processor_config.json").exists()  # it was never seen with one
+    processor.save_pretrained(tmp_path / "first")
+    AnoPLeModel.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    read = AutoProcessor.from_pretrained(tmp_path / "second")
+    assert type(read) is AnoPLeProcessor and read.class_names == ["bolt", "nut"]
+    assert torch.equal(read(photographs)["pixel_values"], processor(photographs)["pixel_values"])
 
 
 def test_a_checkpoint_cut_short_is_refused(make_model, tmp_path):
