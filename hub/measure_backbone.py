@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from modeling_anople.data import read_dataset
 from modeling_anople.fewshot import square_image
 from modeling_anople.fusion_anople import smooth_maps
-from modeling_anople.memory_anople import nearest_cosine
+from modeling_anople.memory_anople import nearest_distance
 from modeling_anople.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.processing_anople import load_mask, load_photograph
 
@@ -83,8 +83,8 @@ def bank_scores(features: Sequence[Tensor], banks: Sequence[Tensor]) -> Tensor:
     distances = []
     for layer, bank in zip(features, banks, strict=True):
         known = F.normalize(bank, dim=-1)
-        nearest = nearest_cosine(F.normalize(layer, dim=-1).flatten(0, 1), known, QUERIES)
-        distances.append((1 - nearest.unflatten(0, layer.shape[:2])) / 2)
+        nearest = nearest_distance(F.normalize(layer, dim=-1).flatten(0, 1), known, QUERIES)
+        distances.append(nearest.unflatten(0, layer.shape[:2]))
     return torch.stack(distances).mean(0).clamp(0, 1)
 
 

@@ -144,15 +144,20 @@ class NormalMemory(nn.Module):
         rows = max(1, self.chunk_size // max(bank.shape[1] for bank in banks))
         total = 0.0
         for layer in range(len(self.layers)):
-            nearest = [nearest_cosine(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
-            total = total + torch.stack(nearest).amax(0)
-        distance = (1 - total / len(self.layers)) / 2
-        return distance.clamp(0, 1).unflatten(0, features.shape[1:3])
+            found = [nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
+            total = total + torch.stack(found).amin(0)
+        return (total / len(self.layers)).clamp(0, 1).unflatten(0, features.shape[1:3])
 
 
-def nearest_cosine(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
-    """Return the largest cosine (queries,) of unit vectors (queries, width) with a bank (vectors, width), `rows` at once."""
-    return torch.cat([(part @ bank.T).amax(1) for part in queries.split(rows)])
+def nearest_distance(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
+    """
+    Return the distance (queries,) of unit vectors (queries, width) to the nearest of a bank (vectors, width), `rows` at once.
+
+    It is (1 - cosine) / 2, taken as |query - nearest|^2 / 4, which is the same for unit vectors: 1 - cosine would leave
+    little but rounding where they are almost equal.
+    """
+    nearest = torch.cat([(part @ bank.T).argmax(1) for part in queries.split(rows)])
+    return (queries - bank[nearest]).square().sum(1) / 4
 
 
-__all__ = ["NormalMemory", "nearest_cosine"]
+__all__ = ["NormalMemory", "nearest_distance"]

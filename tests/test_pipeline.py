@@ -326,8 +326,8 @@ def test_a_fresh_process_without_the_package_needs_the_folder_alone(folder, file
     results = list(detect(files, class_name="nut", batch_size=2))
     answers = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
     here = [result["score"] for result in results]
-    # the last bit of a cosine near 1, which differs between processes, moves the distance and so the score a little
-    assert answers["scores"] == pytest.approx(here, abs=5e-4) and answers["again"] == pytest.approx(here, abs=5e-4)
+    # the last bits of a matrix product depend on where its operands lie in memory, which differs between processes
+    assert answers["scores"] == pytest.approx(here, abs=1e-5) and answers["again"] == pytest.approx(here, abs=1e-5)
     assert [tuple(shape) for shape in answers["shapes"]] == [result["anomaly_map"].shape for result in results]
     assert answers["paths"] == [result["path"] for result in results]
     assert answers["products"] == ["bolt", "nut", "gasket"]
