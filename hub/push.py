@@ -23,10 +23,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.command_line import start_logging
+from modeling_anople.command_line import run_program
 from modeling_anople.loading import explain, load_detector
 
 from .cost import measure_cost
@@ -234,19 +233,20 @@ def compare_hashes(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; errors that a person can mend are one line."""
-    start_logging()
-    parser = HfArgumentParser(PushOptions, prog="python -m hub.push", allow_abbrev=False)
-    parser.add_argument("checkpoint", help="Folder or Hub id of a detector.")
-    parser.add_argument("repo_id", help="user/name of the repository; made if it does not exist.")
-    try:
-        options, places = parser.parse_args_into_dataclasses(args=arguments)
-        address = push(places.checkpoint, places.repo_id, options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"hub.push: {error}\n")
-        return 2
-    logger.info("%s: %s", "Written, not sent" if options.dry_run else "Pushed", address)
-    return 0
+    """Run the program."""
+    return run_program(
+        "hub.push",
+        PushOptions,
+        lambda places, options: tell(push(places.checkpoint, places.repo_id, options), options.dry_run),
+        arguments,
+        checkpoint="Folder or Hub id of a detector.",
+        repo_id="user/name of the repository; made if it does not exist.",
+    )
+
+
+def tell(address: str, dry_run: str | None) -> None:
+    """Say where what was pushed lies."""
+    logger.info("%s: %s", "Written, not sent" if dry_run else "Pushed", address)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the demo is imported here: it is copied.
 """
 
 import fnmatch
-import logging
 import shutil
 import sys
 import tempfile
@@ -14,16 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
-from transformers import HfArgumentParser
 
 import modeling_anople
-from modeling_anople.command_line import start_logging
+from modeling_anople.command_line import run_program
 from modeling_anople.loading import load_config
 
-from .push import check_repo_id, compare_hashes, explained_failures
+from .push import check_repo_id, compare_hashes, explained_failures, tell
 
-
-logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(modeling_anople.__file__).parent
@@ -119,18 +115,14 @@ def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; errors that a person can mend are one line."""
-    start_logging()
-    parser = HfArgumentParser(PushSpaceOptions, prog="python -m hub.push_space", allow_abbrev=False)
-    parser.add_argument("repo_id", help="user/name of the Space; made if it does not exist.")
-    try:
-        options, places = parser.parse_args_into_dataclasses(args=arguments)
-        address = push_space(places.repo_id, options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"hub.push_space: {error}\n")
-        return 2
-    logger.info("%s: %s", "Written, not sent" if options.dry_run else "Pushed", address)
-    return 0
+    """Run the program."""
+    return run_program(
+        "hub.push_space",
+        PushSpaceOptions,
+        lambda places, options: tell(push_space(places.repo_id, options), options.dry_run),
+        arguments,
+        repo_id="user/name of the Space; made if it does not exist.",
+    )
 
 
 if __name__ == "__main__":

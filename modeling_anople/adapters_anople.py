@@ -111,16 +111,16 @@ _PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
 
 def _load_base(config: AnoPLeConfig, expected: str, folder: str | Path, clip: str | None, hub: dict) -> CLIPModel:
     """Load the CLIP in the adapter's precision, by the name given or else by the one that the adapter keeps."""
-    source, revision = config.clip_source or {}, None
+    source, own = config.clip_source or {}, {}
     if clip is None:
         if source.get("kind") not in ("embedded", "hub"):
             raise ValueError(
                 f"The adapter {folder} was made on {_base_name(config)}, which cannot be found again by name: give its "
                 f"folder as clip=... (weights of SHA-256 {expected})."
             )
-        clip, revision = source["name"], source.get("revision")
+        clip, own = source["name"], {name: source[name] for name in ("revision", "subfolder") if source.get(name)}
     access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only", "force_download") if name in hub}
-    return load_clip_part(CLIPModel, clip, revision=revision, dtype=config.dtype, use_safetensors=True, **access)
+    return load_clip_part(CLIPModel, clip, dtype=config.dtype, use_safetensors=True, **own, **access)
 
 
 def _base_name(config: AnoPLeConfig) -> str:

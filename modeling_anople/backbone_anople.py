@@ -44,7 +44,9 @@ def pin_revision(source: str, hub: dict[str, Any]) -> dict[str, Any]:
     return {**hub, "revision": revision} if revision is not None else hub
 
 
-def describe_source(name: Any, clip: Any, revision: str | None = None) -> dict[str, str | None]:
+def describe_source(
+    name: Any, clip: Any, revision: str | None = None, subfolder: str | None = None
+) -> dict[str, str | None]:
     """
     Say where a loaded CLIP came from, without the way to a local folder.
 
@@ -52,10 +54,11 @@ def describe_source(name: Any, clip: Any, revision: str | None = None) -> dict[s
         name: what the user called it, or the `CLIPModel` itself.
         clip: the loaded `CLIPModel`.
         revision: what [`pin_revision`] found.
+        subfolder: of a Hub id.
 
     Returns:
         `kind` (`embedded`, `hub`, `folder`, or `model` for one that was never read from anywhere), `name`, and for a
-        Hub id the commit as `revision`, where it is known.
+        Hub id the commit as `revision`, where it is known, and `subfolder`, where there is one.
     """
     place = str(name if isinstance(name, (str, Path)) else clip.name_or_path)
     if place in (MINI_CLIP, str(Path(__file__).parent / "mini_clip")):
@@ -64,7 +67,7 @@ def describe_source(name: Any, clip: Any, revision: str | None = None) -> dict[s
         return {"kind": "model", "name": None, "revision": None}
     if name_of(place) == place and not Path(place).exists():
         commit = getattr(revision, "resolved", revision) or getattr(clip.config, "_commit_hash", None)
-        return {"kind": "hub", "name": place, "revision": commit}
+        return {"kind": "hub", "name": place, "revision": commit} | ({"subfolder": subfolder} if subfolder else {})
     return {"kind": "folder", "name": name_of(place), "revision": None}
 
 

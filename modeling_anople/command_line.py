@@ -2,6 +2,9 @@
 
 import argparse
 import logging
+import sys
+from collections.abc import Callable
+from typing import Any
 
 
 QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
@@ -24,10 +27,39 @@ def make_parser(command: str, options: type, **places: str) -> argparse.Argument
     return parser
 
 
-def parse(parser, arguments: list[str]):
+def parse(parser, arguments: list[str] | None):
     """Split a command line into its positional arguments and its options."""
     options, places = parser.parse_args_into_dataclasses(args=arguments)
     return places, options
 
 
-__all__ = ["make_parser", "parse", "start_logging"]
+def run_program(
+    name: str,
+    options: type,
+    act: Callable[[argparse.Namespace, Any], None],
+    arguments: list[str] | None,
+    **places: str,
+) -> int:
+    """
+    Run a program of its own, `python -m NAME`; errors that a person can mend are one line.
+
+    Args:
+        options: dataclass of its options.
+        act: does the work, from positional arguments and options.
+        places: name and help of each positional argument.
+
+    Returns:
+        The exit code.
+    """
+    start_logging()
+    parser = make_parser("", options, **places)
+    parser.prog = f"python -m {name}"
+    try:
+        act(*parse(parser, arguments))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    return 0
+
+
+__all__ = ["make_parser", "parse", "run_program", "start_logging"]

@@ -137,7 +137,7 @@ class AnoPLeConfig(PreTrainedConfig):
             folders without the way to them, because a detector may be published.
         clip_source (`dict`, *optional*):
             Where the backbone came from: `kind` (`embedded`, `hub`, `folder` or `model`), `name`, and for a Hub id the
-            commit hash as `revision`. Kept by the model.
+            commit hash as `revision` and a `subfolder`. Kept by the model.
         adapter_clip_sha256 (`str`, *optional*):
             Only in an adapter: the hash of the CLIP weights that it was saved without. Kept by `save_adapter`.
         history (`list[dict]`, *optional*):

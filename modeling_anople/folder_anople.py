@@ -3,11 +3,16 @@
 import contextlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from .pipeline_anople import AnomalyDetectionPipeline
 from .processing_anople import AnoPLeProcessor
+
+
+BOTH = ("token", "max_shard_size")  # those of `push_to_hub` that saving takes too
+PUSH_ARGUMENTS = (*BOTH, "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
 class FolderMixin:
@@ -22,10 +27,24 @@ class FolderMixin:
             self, processor=self.processor_beside(processor), device=self.device, **options
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save as every transformers model; and the processor too, where it is at hand (see [`save_processor`])."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
+    ) -> None:
+        """
+        Save as every transformers model; and the processor too, where it is at hand (see [`save_processor`]).
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether to push the detector, with its processor, when all is saved.
+            repo_id: where to; by default the name of the folder.
+            kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
+        """
+        pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
+        saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        super().save_pretrained(save_directory, **saving)
         self.save_processor(save_directory)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
 
     def save_processor(self, folder: str | os.PathLike) -> None:
         """Save the processor that was used with the model, or lies where it came from; nothing is fetched for it."""

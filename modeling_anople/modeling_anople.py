@@ -112,7 +112,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         if not isinstance(clip, CLIPModel):
             hub = pin_revision(clip_source(clip), hub)
             clip, tokenizer = load_clip(clip, tokenizer, **hub)
-        kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"))
+        kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"), hub.get("subfolder"))
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:

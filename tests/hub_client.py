@@ -119,6 +119,13 @@ def push_plainly(folder: str, repository: str, **keywords: Any) -> None:
     AnoPLeProcessor.from_pretrained(folder).push_to_hub(repository, **keywords)
 
 
+def save_and_push(folder: str, target: str, repository: str, **keywords: Any) -> None:
+    """Save a detector and push it in one call."""
+    from modeling_anople import AnoPLeModel
+
+    AnoPLeModel.from_pretrained(folder).save_pretrained(target, push_to_hub=True, repo_id=repository, **keywords)
+
+
 def push_clip(folder: str, repository: str, *, change: float = 0.0) -> str:
     """Push a CLIP with tokenizer and image processor, its weights changed a little; return the commit."""
     import torch

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -170,6 +171,20 @@ def test_a_folder_that_looks_like_an_id_is_still_a_folder(tmp_path, monkeypatch)
     (tmp_path / "user/mvtec").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert name_of("user/mvtec") == "mvtec"
+
+
+def test_an_adapter_finds_a_clip_in_a_subfolder(small_clip_folder, tmp_path):
+    repository, commit = tmp_path / "models--org--clips", "c" * 40
+    shutil.copytree(small_clip_folder, repository / "snapshots" / commit / "small")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit, encoding="utf-8")
+    access = {"cache_dir": str(tmp_path), "local_files_only": True}
+    model = AnoPLeModel.from_clip("org/clips", ["bolt"], subfolder="small", **access)
+    assert model.config.clip_source == {"kind": "hub", "name": "org/clips", "revision": commit, "subfolder": "small"}
+    model.save_adapter(tmp_path / "adapter")
+    loaded = AnoPLeModel.load_adapter(tmp_path / "adapter", **access)
+    weights = model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_an_adapter_on_the_hub_finds_its_clip_at_its_commit(client, small_clip_folder, published, tmp_path):

@@ -12,7 +12,7 @@ from hub.round_trip import main
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .fitting import REPOSITORY, start
-from .hub_client import anople, answers_of, api, download, files_of, push, push_plainly
+from .hub_client import anople, answers_of, api, download, files_of, push, push_plainly, save_and_push
 from .published import LOCAL, fitted_anew
 
 
@@ -174,6 +174,14 @@ def test_plain_push_to_hub_works_too(client, published, tmp_path):
     assert {"config.json", "model.safetensors", "processor_config.json", "modeling_anople.py"} <= content.keys()
     answers = client.call(answers_of, "me/plain", published.photographs)
     assert answers == answers_here(published.detector, published.photographs)
+
+
+def test_saving_with_push_to_hub_pushes_the_processor_too(client, published, tmp_path):
+    client.call(save_and_push, str(published.detector), str(tmp_path / "saved"), "me/saved", private=True)
+    content = client.call(download, "me/saved", tmp_path)
+    saved = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= saved <= content.keys()
+    assert client.call(api, "model_info", "me/saved").private
 
 
 def test_there_and_back_in_fresh_processes(published, capsys, caplog):
