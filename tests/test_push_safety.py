@@ -105,4 +105,4 @@ def test_addresses_that_grant_access_are_not_shown(hub, published, tmp_path):
 def test_every_program_starts_its_log_in_one_place(program):
     path = REPOSITORY / ("modeling_anople/cli.py" if program == "anople" else f"hub/{program}.py")
     source = path.read_text(encoding="utf-8")
-    assert "start_logging()" in source and "basicConfig" not in source
+    assert ("start_logging()" in source or "run_program(" in source) and "basicConfig" not in source
