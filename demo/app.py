@@ -91,7 +91,7 @@ def _inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dr
         with gr.Column(scale=3, min_width=300):
             verdict = gr.HTML(words.WELCOME, elem_id="verdict")
             pictures = gr.ImageSlider(
-                label="Photograph | heat map", elem_id="pictures", type="pil", interactive=False, max_height=460
+                label="Photograph | heat map", elem_id="pictures", type="filepath", interactive=False, max_height=460
             )
             gr.HTML(words.legend_html())
             with gr.Accordion("Numbers", open=False):

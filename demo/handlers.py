@@ -41,7 +41,12 @@ def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, 
     with refusals():
         finding = inspect_photograph(session, photograph, product)
     session.findings = [finding]
-    return finding.numbers, verdict_html(finding), (finding.photograph, finding.heat_map)
+    return _answer(session, finding)
+
+
+def _answer(session: Session, finding: Finding) -> tuple[dict[str, Any], str, tuple]:
+    pictures = session.shown.write(photograph=finding.photograph, heat_map=finding.heat_map)
+    return finding.numbers, verdict_html(finding), pictures
 
 
 def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
@@ -97,7 +102,7 @@ def show_row(session: Session, event: gr.SelectData) -> tuple:
         finding = session.findings[number - 1]
         if finding.error:
             raise ValueError(finding.error)
-    return finding.numbers, verdict_html(finding), (finding.photograph, finding.heat_map)
+    return _answer(session, finding)
 
 
 def _choices(session: Session, chosen: str | None = None) -> tuple:

@@ -12,6 +12,7 @@ from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.loading import load_detector
 
 from .examples import draw_normals
+from .showing import Shown
 
 
 STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
@@ -34,6 +35,7 @@ class Session:
         self.findings: list[Any] = []
         self.examples: list[Path] = []  # photographs to try, the same for all
         self.stop = threading.Event()
+        self._shown: Shown | None = None
         self._owned = False
         self._folder: tempfile.TemporaryDirectory | None = None
 
@@ -54,6 +56,13 @@ class Session:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="anople-session-")
         return Path(self._folder.name)
+
+    @property
+    def shown(self) -> Shown:
+        """The pictures on this person's page, as files in this session's folder."""
+        if self._shown is None:
+            self._shown = Shown(self.folder / "shown")
+        return self._shown
 
     def own(self) -> tuple[AnoPLeModel, AnoPLeProcessor]:
         """Return a detector that may be changed: from the first call on, nobody else sees this one."""

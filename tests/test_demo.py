@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from demo.app import chosen_checkpoint
-from demo.handlers import inspect_many, stop
+from demo.handlers import inspect, inspect_many, stop
 from demo.inspecting import FIND_IT, inspect_photograph, inspect_photographs
 from demo.judging import draw_judgement, judge
 from demo.keeping import pack, unpack
 from demo.reading import MAX_PHOTOGRAPHS, read_photograph
 from demo.reporting import COLUMNS, table_row, write_report
 from demo.session import start_session
+from demo.showing import KEPT
 from demo.teaching import add_fine, checked_name, teach
 from demo.words import message_html, verdict_html
 from modeling_anople import cli, cli_demo
@@ -186,6 +187,16 @@ def test_stopping_keeps_what_was_judged(session, files):
     assert len(list(inspect_many(files, "bolt", session, progress=lambda *_, **__: None))) == 5
     with pytest.raises(Exception, match=f"500 photographs are too many at once: give at most {MAX_PHOTOGRAPHS}"):
         next(inspect_many(files[:1] * 500, "bolt", session))
+
+
+def test_pictures_are_files_of_the_session_and_do_not_gather(session, files):
+    answers = [inspect(path, "bolt", session)[2] for path in files * 3]
+    photograph, heat_map = (Path(path) for path in answers[-1])
+    assert session.folder in photograph.parents and photograph.name == "photograph.webp"
+    with Image.open(photograph) as one, Image.open(heat_map) as other, Image.open(files[0]) as sent:
+        assert one.size == other.size == sent.size
+    assert len({path for answer in answers for path in answer}) == 24
+    assert len(list((session.folder / "shown").glob("*/*"))) == 2 * KEPT
 
 
 def test_judging_counts_the_normals_over_the_line(session):

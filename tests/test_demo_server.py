@@ -109,6 +109,19 @@ def test_eight_clients_at_once_get_the_answers_they_would_get_alone(address, sta
         list(pool.map(ask, range(8)))
 
 
+def test_a_picture_that_somebody_may_be_reading_is_not_written_again(address, pictures):
+    def ask() -> list[Path]:
+        client = Client(address, verbose=False, analytics_enabled=False, download_files=False)
+        shown = client.predict(handle_file(pictures[0]), "nut", api_name="/inspect")[2]
+        return [Path(picture["path"]) for picture in shown]
+
+    first = ask()
+    for path in first:
+        path.write_bytes(path.read_bytes() + b"mark")
+    assert ask() == first and len(set(first)) == 2
+    assert all(path.read_bytes().endswith(b"mark") for path in first)
+
+
 def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, pictures, tmp_path):
     client = new_client(address)
     (tmp_path / "text.png").write_text("no picture")
