@@ -91,7 +91,7 @@ def test_predict_prints_a_json_line_for_each_photograph(capsys, checkpoint, pict
     assert [line["score"] for line in lines] == pytest.approx([each.score for each in expected], abs=1e-6)
     assert [line["label"] for line in lines] == [each.label for each in expected]
     for line in lines:
-        assert line.keys() == {"path", "class", "score", "label", "seconds"}
+        assert line.keys() == {"path", "class", "score", "label", "raw_score", "p_value", "seconds"}
         assert line["class"] == "nut" and 0 <= line["score"] <= 1 and line["seconds"] >= 0
 
 
