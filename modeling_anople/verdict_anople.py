@@ -1,17 +1,23 @@
-"""From raw scores to a verdict: plain functions of arrays and lines, outside the model, so that an exported one has them too."""
+"""
+From raw scores to a verdict: plain functions of arrays and lines, outside the model, so that an exported one has them too.
+
+Arrays need numpy alone; a tensor brings its own methods.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 SMALLEST_SCORE = 1e-9
 
 
-def to_scale(values: Tensor | np.ndarray, line: Any, spread: Any) -> Tensor | np.ndarray:
+def to_scale(values: "Tensor | np.ndarray", line: Any, spread: Any) -> "Tensor | np.ndarray":
     """
     Bring raw values to the scale on which 0.5 is the line: sigmoid((log value - log line) / spread).
 
@@ -22,9 +28,10 @@ def to_scale(values: Tensor | np.ndarray, line: Any, spread: Any) -> Tensor | np
     Returns:
         float32 of the same kind and shape, within 0 and 1. Order is kept; the line itself is 0.5.
     """
-    if isinstance(values, Tensor):
-        line, spread = (torch.as_tensor(each, dtype=torch.float32, device=values.device) for each in (line, spread))
-        return torch.sigmoid((values.float().clamp(min=SMALLEST_SCORE).log() - line.log()) / spread)
+    if not isinstance(values, np.ndarray):
+        values = values.float()
+        line, spread = (each if hasattr(each, "device") else values.new_tensor(each) for each in (line, spread))
+        return ((values.clamp(min=SMALLEST_SCORE).log() - line.log()) / spread).sigmoid()
     line, spread = (np.asarray(each, dtype=np.float32) for each in (line, spread))
     steps = (np.log(np.maximum(np.asarray(values, np.float32), np.float32(SMALLEST_SCORE))) - np.log(line)) / spread
     return 1 / (1 + np.exp(-np.clip(steps, -80, 80)))

@@ -1,6 +1,8 @@
 """From raw scores to verdicts, outside the model: the same on arrays, on tensors and in the results."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_anople import AnoPLeConfig
+from modeling_anople import AnoPLeConfig, verdict_anople
 from modeling_anople.lines_anople import ClassLine, fit_line
 from modeling_anople.verdict_anople import judge, label_of, p_value, to_scale
 
@@ -109,6 +111,20 @@ def test_the_threshold_is_changed_without_reloading(make_model, make_processor, 
             name: before[name] for name in ("score", "raw_score", "p_value")
         }
         assert (after["anomaly_map"] == before["anomaly_map"]).all()
+
+
+def test_arrays_are_judged_without_torch():
+    """As beside an exported model: the file alone, in a process that has no torch."""
+    program = (
+        "import sys, runpy; sys.modules['torch'] = None; import numpy as np\n"
+        "judge = runpy.run_path(sys.argv[1])['judge']\n"
+        "line = {'image_line': 0.2, 'image_spread': 0.3, 'map_line': 0.2, 'map_spread': 0.3, 'photographs': 2, "
+        "'image_scores': [0.1, 0.15]}\n"
+        "[result] = judge(np.float32([0.3]), np.full((1, 2, 2), 0.2, np.float32), [line])\n"
+        "assert result['label'] == 'anomalous' and abs(result['p_value'] - 1 / 3) < 1e-9\n"
+        "assert (result['anomaly_map'] == 0.5).all()"
+    )
+    subprocess.run([sys.executable, "-c", program, verdict_anople.__file__], check=True, timeout=60)
 
 
 @torch.no_grad()
