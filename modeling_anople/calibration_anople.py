@@ -10,7 +10,7 @@ from torch import Tensor
 from .configuration_anople import AnoPLeConfig
 from .lines_anople import ClassLine, fit_line
 from .outputs_anople import AnoPLeOutput
-from .verdict_anople import p_value, to_scale
+from .verdict_anople import to_scale
 
 
 POOLED = "*"
@@ -94,9 +94,13 @@ class ScoreCalibration:
 
     def p_values(self, scores: Tensor, class_ids: Tensor | None) -> Tensor:
         """Give each image score (batch,) its [`p_value`] among the normals of its class; NaN where there is none."""
-        lines = self._lines(class_ids) * (len(scores) if class_ids is None else 1)
-        values = [p_value(score, line) for score, line in zip(scores.tolist(), lines, strict=True)]
-        return torch.tensor([math.nan if value is None else value for value in values], device=scores.device)
+        lines = self._lines(class_ids)
+        known = [line["image_scores"] if line.get("photographs") else None for line in lines]
+        longest = max(len(normals or []) for normals in known)
+        rows = [[*(normals or []), *[-math.inf] * (longest - len(normals or []))] for normals in known]
+        totals = [math.nan if normals is None else len(normals) + 1.0 for normals in known]
+        above = (scores.new_tensor(rows, dtype=torch.float32) >= scores.float()[:, None]).sum(1)
+        return (1 + above) / scores.new_tensor(totals, dtype=torch.float32)
 
     def _scale(self, values: Tensor, class_ids: Tensor | None, part: str) -> Tensor:
         lines = self._lines(class_ids)
