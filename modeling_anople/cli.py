@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .cli_demo import demo
-from .cli_products import add_normals, enroll, forget, products
+from .cli_products import add_normals, calibrate, enroll, forget, products
 from .command_line import make_parser, parse, start_logging
 
 
@@ -26,6 +26,9 @@ USAGE = """anople COMMAND ...
                     add a product from good photographs, without training
   add_normals CHECKPOINT NAME IMAGES...
                     show a product more good photographs
+  calibrate CHECKPOINT NAME [IMAGES...]
+                    set a product's line anew, by more good photographs or for
+                    another rate of false alarms; nothing else changes
   forget CHECKPOINT NAME
                     remove a product
   draw FOLDER       draw a small set of product photographs to try things on
@@ -63,6 +66,7 @@ class PredictOptions:
         default=None, metadata={"help": "The product; without it, predicted.", "aliases": ["--class"]}
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
+    csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
     revision: str | None = field(
@@ -139,6 +143,7 @@ def predict(arguments: list[str]) -> int:
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .loading import load_detector
+    from .predict_rows import table_writer, to_row
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
@@ -151,17 +156,15 @@ def predict(arguments: list[str]) -> int:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
     predictions = judge(model, processor, paths, class_names=options.class_name, batch_size=options.batch_size)
-    with _open_results(folder) as results:
+    with _open_results(folder) as results, table_writer(options.csv) as write_row:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
-            line = {"path": str(path), "class": prediction.class_name, "score": prediction.score}
-            line |= {"label": prediction.label, "seconds": prediction.seconds and round(prediction.seconds, 4)}
-            if prediction.error:
-                failed += 1
-                line["error"] = prediction.error
-            elif folder:
+            line = to_row(path, prediction)
+            failed += prediction.error is not None
+            if folder and not prediction.error:
                 picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
                 line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
                 with_legend(picture).save(line["overlay"])
+            write_row(line)
             text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
             sys.stdout.write(text)
             if results:
@@ -195,6 +198,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "products": products,
     "enroll": enroll,
     "add_normals": add_normals,
+    "calibrate": calibrate,
     "forget": forget,
     "draw": draw,
     "demo": demo,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calibration_anople import ClassLine
 from .folder_anople import FolderMixin
+from .lines_anople import ClassLine
 from .normals_anople import Normals, known_digests, open_normals, refuse, refuse_twins
 from .processing_anople import AnoPLeProcessor
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
@@ -117,6 +117,47 @@ class EnrolmentMixin(FolderMixin):
         return ClassLine(**self.config.calibration[class_name])
 
     @torch.no_grad()
+    def refine_line(
+        self,
+        class_name: str,
+        images: Any = None,
+        *,
+        processor: AnoPLeProcessor | None = None,
+        max_false_alarm_rate: float | None = None,
+        batch_size: int = 8,
+        date: str | None = None,
+    ) -> ClassLine:
+        """
+        Set a product's line anew, with more good photographs that are not remembered, or for another rate of false alarms.
+
+        The memory stays as it is, and so do all raw scores (see [`calibrate_held_out`]). Arguments and errors are those of
+        [`add_normals`]; without `images` only the rate changes.
+
+        Raises:
+            ValueError: also for a product without a line, and if neither photographs nor a rate are given.
+        """
+        class_id = self._class_id(class_name)
+        if not self.calibration.knows(class_name):
+            raise ValueError(f"{class_name!r} has no line to refine: give it good photographs with add_normals first.")
+        if images is None and max_false_alarm_rate is None:
+            raise ValueError("Nothing would change: give good photographs, max_false_alarm_rate=..., or both.")
+        normals = None
+        if images is not None:
+            normals = open_normals(images, self.processor_beside(processor))
+            refuse_twins(normals, known_digests(self.config.history, class_name))
+            self._refuse_copies(normals, class_name, batch_size)
+        with self._whole_or_not_at_all():
+            line = self.calibrate_held_out(
+                None if normals is None else normals.pixel_values.to(self.device, self.dtype),
+                class_id,
+                max_false_alarm_rate=self._rate(class_name, max_false_alarm_rate),
+                batch_size=batch_size,
+            )
+            files, digests = (normals.files, normals.digests) if normals else ([], [])
+            self.log_history("calibrate", class_name, files=files, digests=digests, date=date)
+        return line
+
+    @torch.no_grad()
     def forget(self, class_name: str, *, processor: AnoPLeProcessor | None = None, date: str | None = None) -> None:
         """
         Remove a product: its memory, text embedding, prototype and line. The log keeps that it was there.
@@ -178,7 +219,7 @@ class EnrolmentMixin(FolderMixin):
         """
         class_id = self._class_id(class_name)
         counts = self.memory.counts[class_id]
-        if len(known_digests(self.config.history, class_name)) >= len(counts):
+        if len(known_digests(self.config.history, class_name, held_out=False)) >= len(counts):
             return
         farthest = []
         for part in normals.pixel_values.to(self.device, self.dtype).split(batch_size):
@@ -191,14 +232,19 @@ class EnrolmentMixin(FolderMixin):
 
     def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
         """Remember photographs and set the line of their product."""
-        if rate is None:
-            lines = self.config.calibration
-            known = lines.get(class_name) or next(iter(lines.values()), {})
-            rate = known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
+        rate = self._rate(class_name, rate)
         class_id = self._class_id(class_name)
         pixels = normals.pixel_values.to(self.device, self.dtype)
         self.remember(pixels, class_id, batch_size=batch_size)
         self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
+
+    def _rate(self, class_name: str, rate: float | None) -> float:
+        """Return the rate asked for, or that of a product's line, or that of the others."""
+        if rate is not None:
+            return rate
+        lines = self.config.calibration
+        known = lines.get(class_name) or next(iter(lines.values()), {})
+        return known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
 
     def _append_class(self, class_name: str, ids: Tensor) -> None:
         """Make room for a product; the rows of the others are copied as they are."""

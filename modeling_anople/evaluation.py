@@ -38,6 +38,7 @@ class ImageRow:
     anomalous: bool
     score: float | None
     raw_score: float | None
+    p_value: float | None
     label: str | None
     judged_as: str | None
     seconds: float | None
@@ -194,6 +195,7 @@ def _image_row(row: dict, prediction: Prediction) -> ImageRow:
         anomalous=bool(row["label"]),
         score=prediction.score,
         raw_score=prediction.raw_score,
+        p_value=prediction.p_value,
         label=prediction.label,
         judged_as=prediction.class_name,
         seconds=prediction.seconds,

@@ -230,13 +230,14 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         if not self.training:
             taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
             self.score(output, taps, exclude)
+            self.calibration.apply(output)
             if class_ids is not given:
                 output.known_products = self.recognise(output.memory_maps, pooled, class_ids)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
     def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
         """
-        Fuse text, decoder and memory into raw and calibrated scores and maps, in place (paper.md 1.9).
+        Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
 
         Args:
             taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
@@ -249,9 +250,6 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
         output.anomaly_maps = fuse_maps(output.decoder_maps, output.memory_maps, scales, config)
         output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
-        if self.calibration.covers(ids):
-            output.calibrated_scores = self.calibration.images(output.image_scores, ids)
-            output.calibrated_maps = self.calibration.maps(output.anomaly_maps, ids)
 
     def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""

@@ -75,11 +75,15 @@ def refuse(twins: list[str]) -> None:
         )
 
 
-def known_digests(history: list[dict], class_name: str) -> list[str]:
-    """Read from a detector's log the digests of the photographs that a product has been given since it is there."""
+def known_digests(history: list[dict], class_name: str, *, held_out: bool = True) -> list[str]:
+    """
+    Read from a detector's log the digests of the photographs that a product has been given since it is there.
+
+    Those that only set its line count unless `held_out` is off.
+    """
     known: list[str] = []
     for entry in history:
-        if entry["class_name"] == class_name:
+        if entry["class_name"] == class_name and (held_out or entry["action"] != "calibrate"):
             known = [] if entry["action"] == "forget" else known + entry["digests"]
     return known
 

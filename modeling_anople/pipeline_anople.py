@@ -15,7 +15,7 @@ from .reading_anople import Batch, read_batches
 from .sources_anople import is_one_photograph, photographs_of
 
 
-UNREAD = {"score": None, "label": None, "raw_score": None, "anomaly_map": None, "class_name": None}
+UNREAD = dict.fromkeys(("score", "label", "raw_score", "p_value", "anomaly_map", "class_name"))
 
 
 class AnomalyDetectionPipeline(Pipeline):
@@ -93,8 +93,9 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Returns:
             For one photograph a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts
-            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `anomaly_map` (float32, of the
-            photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
+            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `p_value` (share of good
+            photographs that score at least this, by rank among the product's normals; or `None`), `anomaly_map` (float32,
+            of the photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
 
         Raises:
             ValueError: for options that cannot be, an unknown class, or a source without photographs.

@@ -28,6 +28,7 @@ class Prediction:
         size: (height, width) of the photograph.
         score: calibrated, 0.5 is the line of its class; the raw score where the class has no line.
         label: "normal", "anomalous" or "unknown product", `None` where the class has no line.
+        p_value: of the whole detector's score, by rank among the class' normals; `None` where there are none.
         raw_score, raw_map: of the part asked for, for metrics; the map is (side, side), `None` for the text part.
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
         class_name: the class it was judged as; `None` when pooled, or of an unknown product.
@@ -38,6 +39,7 @@ class Prediction:
     size: tuple[int, int] | None = None
     score: float | None = None
     label: str | None = None
+    p_value: float | None = None
     raw_score: float | None = None
     raw_map: np.ndarray | None = None
     anomaly_map: np.ndarray | None = None
@@ -91,7 +93,7 @@ def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: P
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
     judged = [prediction for prediction in predictions if prediction.error is None]
     for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
-        prediction.score, prediction.label = result["score"], result["label"]
+        prediction.score, prediction.label, prediction.p_value = result["score"], result["label"], result["p_value"]
         prediction.raw_score = float(scores[number])
         prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
         prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]

@@ -1,5 +1,6 @@
 """AnoPLeProcessor: photographs of any kind, class names and masks -> tensors, and answers -> the photographs' own size."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .photographs_anople import ImageError, load_mask, load_photograph
+from .verdict_anople import label_of
 
 
 UNKNOWN_PRODUCT = "unknown product"
@@ -139,9 +141,10 @@ class AnoPLeProcessor(ProcessorMixin):
 
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
-            `anomaly_map` (float32 array, 0.5 is the line), `class_name`. Without calibration `score` is the raw score,
-            the map is raw and `label` is `None`. Where the class was predicted and the photograph shows none of the
-            products, `label` is "unknown product" and `class_name` is `None`; score and map are as the nearest one.
+            `p_value` (see [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line),
+            `class_name`. Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
+            class was predicted and the photograph shows none of the products, `label` is "unknown product" and
+            `class_name` is `None`; score, p-value and map are as the nearest one.
         """
         calibrated = outputs.calibrated_scores is not None
         scores = outputs.calibrated_scores if calibrated else outputs.image_scores
@@ -149,12 +152,13 @@ class AnoPLeProcessor(ProcessorMixin):
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"{len(scores)} results were given {len(target_sizes)} target_sizes: give one for each.")
         known, results = getattr(outputs, "known_products", None), []
+        p_values = _finite(getattr(outputs, "p_values", None), len(scores))
         for number, score in enumerate(scores.tolist()):
             anomaly_map = maps[number : number + 1, None]
             if target_sizes is not None:
                 size = tuple(int(side) for side in target_sizes[number])
                 anomaly_map = F.interpolate(anomaly_map, size=size, mode="bilinear", align_corners=False)
-            label = ("anomalous" if score > threshold else "normal") if calibrated else None
+            label = label_of(score, threshold) if calibrated else None
             unknown = known is not None and not bool(known[number])
             nameless = unknown or outputs.class_ids is None or not self.class_names
             results.append(
@@ -162,11 +166,19 @@ class AnoPLeProcessor(ProcessorMixin):
                     "score": score,
                     "label": UNKNOWN_PRODUCT if unknown else label,
                     "raw_score": outputs.image_scores[number].item(),
+                    "p_value": p_values[number],
                     "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
                     "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
                 }
             )
         return results
+
+
+def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
+    """List numbers without the noise of half and single precision, `None` for NaN and for no tensor at all."""
+    if values is None:
+        return [None] * count
+    return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
 __all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "load_mask", "load_photograph"]

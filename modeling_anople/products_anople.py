@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ClassLine, fit_line, fit_product_lines
 from .identity_anople import strangeness
+from .lines_anople import ClassLine, fit_line, fit_product_lines
 
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ class ProductsMixin:
         """
         Set one product's line from the photographs that were remembered, in the order in which they were.
 
-        Each photograph is scored against the memory of the others. A lone photograph can only be compared with its own
-        slightly moved and relit copies; such copies of every photograph also widen the sample.
+        Each photograph is scored against the memory of the others; [`fit_line`] sets the line from one score each. A lone
+        photograph can only be compared with its own slightly moved and relit copies.
 
         Args:
             pixel_values: (photographs, 3, side, side), exactly those given to [`remember`].
@@ -106,7 +106,8 @@ class ProductsMixin:
         The new ones are scored against the memory of all others. Of the earlier ones only the scores are left. They stay
         in the sample as they were measured, against a smaller memory; in a larger one distances only shrink, so the line
         comes out rather too high than too low. It is exact again after [`calibrate`] with all photographs. What was
-        measured on a lone first photograph, against itself, is dropped.
+        measured on a lone first photograph, against itself, is dropped, and so are scores of earlier versions, which
+        counted copies as photographs.
 
         Args:
             pixel_values: (photographs, 3, side, side), the last ones given to [`remember`].
@@ -117,27 +118,82 @@ class ProductsMixin:
         first = len(self.memory.counts[class_id]) - len(pixel_values)
         return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=first)
 
+    @torch.no_grad()
+    def calibrate_held_out(
+        self,
+        pixel_values: Tensor | None,
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        batch_size: int = 8,
+    ) -> ClassLine:
+        """
+        Set one product's line anew with good photographs that are not remembered; the memory stays as it is.
+
+        They are scored as any photograph will be. Where they alone support the rate, the line rests on them alone (see
+        [`fit_line`]); otherwise they join the scores that are known. Without any photograph the line is only set for
+        another rate.
+
+        Args:
+            pixel_values: (photographs, 3, side, side), or `None`.
+            class_id: the product, which has a line.
+            max_false_alarm_rate: share of good photographs that may lie above the line.
+            batch_size: photographs encoded at once.
+        """
+        self.eval()
+        name = self.config.class_names[class_id]
+        line = ClassLine(**self.config.calibration[name])
+        if not line.photographs:
+            line.image_scores, line.map_maxima = [], []
+        images, maxima = [], []
+        for part in () if pixel_values is None else pixel_values.split(batch_size):
+            ids = torch.full((len(part),), class_id, device=part.device)
+            output = self(part, class_ids=ids, exclude=(class_id, slice(0, 0)))
+            images += output.image_scores.tolist()
+            maxima += output.anomaly_maps.flatten(1).amax(1).tolist()
+        return self._store_line(
+            fit_line(
+                line.image_scores + images,
+                line.map_maxima + maxima,
+                max_false_alarm_rate=max_false_alarm_rate,
+                memory_scale=line.memory_scale,
+                image_copies=line.image_copies,
+                map_copies=line.map_copies,
+                held_out=line.held_out + len(images),
+            ),
+            class_id,
+            line.strangeness,
+        )
+
     def _set_line(self, pixel_values: Tensor, class_id: int, rate: float, *, first: int) -> ClassLine:
         """Score the photographs from number `first` on, join earlier scores and fit the line."""
         name = self.config.class_names[class_id]
-        earlier = ClassLine(**self.config.calibration[name]) if first > 1 and self.calibration.knows(name) else None
+        earlier = ClassLine(**self.config.calibration[name]) if first and self.calibration.knows(name) else None
         judged = self._judge_normals(pixel_values, class_id, first)
         scale = max(float(output.memory_maps.max()) for output in judged)
-        if earlier:
+        if earlier and first > 1:
             scale = max(scale, earlier.memory_scale)
         if self.config.fusion_scale == "normal":
             self.calibration.set(name, ClassLine.unset(memory_scale=scale))
             judged = self._judge_normals(pixel_values, class_id, first)
-        images = torch.cat([output.image_scores for output in judged]).tolist()
-        maxima = torch.cat([output.anomaly_maps.flatten(1).amax(1) for output in judged]).tolist()
+        images = [output.image_scores.tolist() for output in judged]
+        maxima = [output.anomaly_maps.flatten(1).amax(1).tolist() for output in judged]
         strange = self._strangeness_of_normals(judged, class_id)
-        if earlier:
-            images, maxima = earlier.image_scores + images, earlier.map_maxima + maxima
+        if earlier and first > 1:
             strange = [old + new for old, new in zip(earlier.strangeness or [[], []], strange, strict=True)]
-        line = fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale)
+        measured, kept = _scores_of(images, maxima, alone=len(self.memory.counts[class_id]) == 1), 0
+        if earlier and earlier.photographs:
+            kept = earlier.held_out
+            measured["image_scores"] = _joined(earlier.image_scores, measured["image_scores"], kept)
+            measured["map_maxima"] = _joined(earlier.map_maxima, measured["map_maxima"], kept)
+        line = fit_line(**measured, max_false_alarm_rate=rate, memory_scale=scale, held_out=kept)
+        return self._store_line(line, class_id, strange)
+
+    def _store_line(self, line: ClassLine, class_id: int, strange: list[list[float]]) -> ClassLine:
+        """Add the lines of unknown products to a class' line, and keep it."""
         line.strangeness = [sorted(values) for values in strange]
         line.product_lines = fit_product_lines(strange, rate=self.config.unknown_product_rate)
-        self.calibration.set(name, line)
+        self.calibration.set(self.config.class_names[class_id], line)
         return line
 
     def _judge_normals(self, pixel_values: Tensor, class_id: int, first: int) -> list:
@@ -160,6 +216,19 @@ class ProductsMixin:
             own = 0 if known == 1 else output.image_embeds[0].float() / known
             rows.append(strangeness(output.memory_maps, output.image_embeds, (prototype - own)[None]))
         return torch.cat(rows).T.tolist()
+
+
+def _scores_of(images: list[list[float]], maxima: list[list[float]], *, alone: bool) -> dict[str, list[float]]:
+    """Tell independent scores, the first of each photograph, from those of a lone photograph's copies."""
+    if alone:
+        return {"image_scores": [], "map_maxima": [], "image_copies": images[0], "map_copies": maxima[0]}
+    return {"image_scores": [each[0] for each in images], "map_maxima": [each[0] for each in maxima]}
+
+
+def _joined(earlier: list[float], new: list[float], held_out: int) -> list[float]:
+    """Put scores of remembered photographs between earlier ones and those of photographs held out."""
+    place = len(earlier) - held_out
+    return earlier[:place] + new + earlier[place:]
 
 
 def disturbed_copies(photograph: Tensor) -> Tensor:

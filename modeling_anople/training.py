@@ -31,6 +31,7 @@ from .options import TrainingConfig, model_options, parse_options
 from .photographs_anople import load_photograph
 from .processing_anople import AnoPLeProcessor
 from .shots import Shots, choose_shots, make_samples, make_watched
+from .support_anople import describe_support
 
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,8 @@ def finish(
         pixels.append(processor(photographs)["pixel_values"].to(device))
         model.remember(pixels[class_id], class_id)
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
-        model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+        line = model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+        logger.info("%s: %s", model.config.class_names[class_id], describe_support(dataclasses.asdict(line)))
     for class_id, (name, files) in enumerate(shots.files.items()):
         model.log_history("fit", name, files=files, digests=digests[class_id])
     if watched is None:

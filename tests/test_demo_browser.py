@@ -156,7 +156,7 @@ def test_teach_take_home_and_bring_back(chrome, address, examples, downloads):
 def test_judge_and_this_was_fine(chrome, address, tmp_path):
     page = Page(chrome, address, dark=True, **DESK)
     page.open_tab("Judge")
-    page.wait_for("0 of 20 measurements of 4 good photographs")
+    page.wait_for("0 of 4 measurements of 4 good photographs")
     number = page.find("threshold").find_element("css selector", "input[type=number]")
     page.driver.execute_script(
         "arguments[0].value = 0.05; for (const kind of ['input', 'change', 'blur', 'pointerup'])"
