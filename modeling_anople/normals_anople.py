@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .ignoring_anople import load_ignore_mask
 from .photographs_anople import ImageError, load_photograph, source_path
 from .processing_anople import AnoPLeProcessor
-from .sources_anople import photographs_of
+from .sources_anople import photographs_of, with_masks
+from .tiling_anople import Tiling
+from .views_anople import Views
 
 
 NAMED_FAILURES = 5
@@ -26,30 +29,47 @@ class Normals:
         files: their names.
         digests: of their contents.
         sizes: (height, width) of each.
+        views: their tiles and masks, where there are any; `pixel_values` is then not used.
     """
 
     pixel_values: Tensor
     files: list[str | None]
     digests: list[str]
     sizes: list[tuple[int, int]]
+    views: list[Views] | None = None
+
+    def ready(self, device: torch.device, dtype: torch.dtype) -> Tensor | list[Views]:
+        """Return what [`remember`] and [`calibrate`] take."""
+        return self.pixel_values.to(device, dtype) if self.views is None else self.views
 
 
-def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
+def open_normals(
+    images: Any, processor: AnoPLeProcessor, *, tiling: Tiling = None, ignore_mask: Any = None
+) -> Normals:
     """
     Open good photographs, all or none.
+
+    Args:
+        images: a list, folder, dataset or generator of whatever [`load_photograph`] opens.
+        processor: the detector's.
+        tiling: how they are cut.
+        ignore_mask: what does not count, one mask for all, or a list with one (or `None`) for each.
 
     Raises:
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the line too low).
         ImageError: naming those that cannot be read.
     """
     pixels, files, digests, sizes, failures = [], [], [], [], []
-    for image in photographs_of(images):
+    views, plain = [], tiling is None and ignore_mask is None
+    for image, mask in with_masks(photographs_of(images), ignore_mask):
         try:
             photograph = load_photograph(image, white_value=processor.white_value)
+            mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
         except ImageError as error:
             failures.append(str(error))
             continue
-        pixels.append(processor(photograph)["pixel_values"])
+        pixels.append(processor(photograph)["pixel_values"] if plain else torch.zeros(0))
+        views += [] if plain else [Views.of(photograph, processor, tiling, mask)]
         files.append(source_path(image))
         digests.append(digest_of(photograph))
         sizes.append(photograph.size[::-1])
@@ -61,7 +81,7 @@ def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
         )
     if not pixels:
         raise ValueError("No good photographs were given: at least one is needed.")
-    normals = Normals(torch.cat(pixels), files, digests, sizes)
+    normals = Normals(torch.cat(pixels), files, digests, sizes, None if plain else views)
     refuse_twins(normals, [])
     return normals
 

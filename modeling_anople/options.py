@@ -83,6 +83,7 @@ KEPT_FIELDS = {
     "memory_sizes",
     "memory_photographs",
     "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "clip_source",

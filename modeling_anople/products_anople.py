@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from .calibration_anople import ClassLine, fit_line, fit_product_lines
 from .identity_anople import strangeness
+from .outputs_anople import AnoPLeOutput
+from .views_anople import Views, judge_views, remember_views
 
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ class ProductsMixin:
     @torch.no_grad()
     def remember(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Sequence[Views],
         class_id: int,
         *,
         batch_size: int = 8,
@@ -34,7 +36,8 @@ class ProductsMixin:
         Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
 
         Args:
-            pixel_values: (photographs, 3, side, side), global views of normal photographs.
+            pixel_values: (photographs, 3, side, side), global views of normal photographs; or their [`Views`], with
+                tiles and with masks of what is ignored.
             class_id: the product.
             batch_size: photographs encoded at once.
             sizes: (height, width) of each photograph, so that explanations can say where on it a patch lies.
@@ -45,6 +48,9 @@ class ProductsMixin:
         self.eval()
         if len(pixel_values) == 0:
             raise ValueError(f"Class id {class_id} was given no good photographs: at least one is needed.")
+        if not isinstance(pixel_values, Tensor):
+            self._announce_memory(class_id, sum(len(views.boxes) for views in pixel_values))
+            return remember_views(self, pixel_values, class_id)
         self._announce_memory(class_id, len(pixel_values))
         known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
@@ -84,7 +90,11 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line from the photographs that were remembered, in the order in which they were.
@@ -111,7 +121,11 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate_further(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line anew after more photographs were remembered, the earlier ones no longer being at hand.
@@ -130,7 +144,9 @@ class ProductsMixin:
         first = len(self.memory.counts[class_id]) - len(pixel_values)
         return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=first)
 
-    def _set_line(self, pixel_values: Tensor, class_id: int, rate: float, *, first: int) -> ClassLine:
+    def _set_line(
+        self, pixel_values: Tensor | Sequence[Views], class_id: int, rate: float, *, first: int
+    ) -> ClassLine:
         """Score the photographs from number `first` on, join earlier scores and fit the line."""
         name = self.config.class_names[class_id]
         earlier = ClassLine(**self.config.calibration[name]) if first > 1 and self.calibration.knows(name) else None
@@ -153,17 +169,29 @@ class ProductsMixin:
         self.calibration.set(name, line)
         return line
 
-    def _judge_normals(self, pixel_values: Tensor, class_id: int, first: int) -> list:
+    def _judge_normals(self, pixel_values: Tensor | Sequence[Views], class_id: int, first: int) -> list:
         """Score each photograph, and disturbed copies of it, against the memory without that photograph."""
         alone = len(self.memory.counts[class_id]) == 1
         judged = []
         for number, photograph in enumerate(pixel_values, start=first):
+            if isinstance(photograph, Views):
+                judged.append(self._judge_views(photograph, class_id, number, alone))
+                continue
             copies = disturbed_copies(photograph)
             batch = copies if alone else torch.cat([photograph[None], copies])
             own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
             judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
         return judged
+
+    def _judge_views(self, views: Views, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
+        """Do so for a photograph in tiles; every tile is disturbed alike."""
+
+        def copies(tile: Tensor) -> Tensor:
+            return disturbed_copies(tile) if alone else torch.cat([tile[None], disturbed_copies(tile)])
+
+        own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
+        return judge_views(self, views, class_id, exclude=own, copies=copies)
 
     def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
         """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""

@@ -17,6 +17,7 @@ KEPT = {
     "memory_sizes",
     "memory_photographs",
     "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "history",
