@@ -85,6 +85,8 @@ def _open_all(processor: AnoPLeProcessor, several: Sequence[tuple[tuple[Any, str
         if isinstance(opened, Image.Image):
             try:
                 hidden = None if mask is None else load_ignore_mask(mask, opened.size[::-1])
+                if hidden is not None and hidden.all():
+                    raise ImageError("The ignore_mask ignores the whole photograph: mark only what shall not count.")
                 batch.opened.append((opened, hidden, name))
             except ImageError as error:
                 opened = str(error)

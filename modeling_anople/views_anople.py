@@ -54,15 +54,15 @@ class Views:
 
     def overview(self) -> dict[str, Tensor]:
         """Prepare the whole photograph: `pixel_values` (1, 3, side, side), `ignore_masks` (1, side, side)."""
-        mask = np.zeros(self.size, dtype=bool) if self.mask is None else self.mask
-        return dict(self.processor(self.photograph, ignore_masks=mask))
+        return dict(self.processor([self.photograph], ignore_masks=[self.mask]))
 
     def prepare(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Prepare some tiles: `pixel_values` and `ignore_masks`; what is beyond the border is ignored."""
         if self.layout is None:
             return self.overview()
         cut = [self._cut(self.boxes[number]) for number in numbers]
-        return dict(self.processor([tile for tile, _ in cut], ignore_masks=[mask for _, mask in cut]))
+        masks = [mask if mask.any() else None for _, mask in cut]
+        return dict(self.processor([tile for tile, _ in cut], ignore_masks=masks))
 
     def pictures(self) -> Iterator[Image.Image]:
         """Cut the tiles one by one, with what is ignored, or beyond the border, painted over softly."""

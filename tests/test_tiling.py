@@ -14,7 +14,7 @@ from modeling_anople.prediction import full_size_map, predict
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles, tiling_text
 from modeling_anople.views_anople import Views, judge_views
 
-from .detectors import fit, normals_of, write_detector
+from .detectors import fit, write_detector
 
 
 def board(seed: int, *, size: tuple[int, int] = (512, 128), spot: tuple[int, int] | None = None) -> Image.Image:
