@@ -69,6 +69,13 @@ class PredictOptions:
     csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
+    tiling: str = field(
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learnt."}
+    )
+    ignore_mask: str | None = field(
+        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+    )
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
@@ -148,6 +155,7 @@ def predict(arguments: list[str]) -> int:
     from .prediction import predict as judge
     from .processing_anople import load_photograph
     from .sources_anople import list_photographs
+    from .tiling_anople import tiling_text
     from .visualization import overlay, with_legend
 
     paths, failed = list_photographs(places.images), 0
@@ -155,11 +163,22 @@ def predict(arguments: list[str]) -> int:
     if options.threshold is not None:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
-    predictions = judge(model, processor, paths, class_names=options.class_name, batch_size=options.batch_size)
+    predictions = judge(
+        model,
+        processor,
+        paths,
+        class_names=options.class_name,
+        batch_size=options.batch_size,
+        explain=options.explain,
+        tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
+        ignore_mask=options.ignore_mask,
+    )
     with _open_results(folder) as results, table_writer(options.csv) as write_row:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
             line = to_row(path, prediction)
             failed += prediction.error is not None
+            if prediction.explanation:
+                line["explanation"] = prediction.explanation.as_dict()
             if folder and not prediction.error:
                 picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
                 line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script

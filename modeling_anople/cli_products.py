@@ -24,13 +24,25 @@ class ForgetOptions:
 
 
 @dataclass
-class EnrollOptions(ForgetOptions):
-    """Options of `anople enroll` and `anople add_normals`."""
+class AddOptions(ForgetOptions):
+    """Options of `anople add_normals`."""
 
     max_false_alarm_rate: float | None = field(
         default=None, metadata={"help": "Share of good photographs above the line; by default as it was."}
     )
     batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
+    ignore_mask: str | None = field(
+        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+    )
+
+
+@dataclass
+class EnrollOptions(AddOptions):
+    """Options of `anople enroll`."""
+
+    tiling: str = field(
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
+    )
 
 
 @dataclass
@@ -40,24 +52,24 @@ class ProductsOptions:
 
 def enroll(arguments: list[str]) -> int:
     """Add a product from good photographs."""
-    return _learn("enroll", arguments)
+    return _learn("enroll", EnrollOptions, arguments)
 
 
 def add_normals(arguments: list[str]) -> int:
     """Show a product more good photographs."""
-    return _learn("add_normals", arguments)
+    return _learn("add_normals", AddOptions, arguments)
 
 
 def calibrate(arguments: list[str]) -> int:
     """Set a product's line anew."""
-    return _learn("calibrate", arguments)
+    return _learn("calibrate", AddOptions, arguments)
 
 
 METHODS = {"enroll": "enroll", "add_normals": "add_normals", "calibrate": "refine_line"}
 
 
-def _learn(command: str, arguments: list[str]) -> int:
-    parser = make_parser(command, EnrollOptions, checkpoint=CHECKPOINT, name="The product.")
+def _learn(command: str, kind: type, arguments: list[str]) -> int:
+    parser = make_parser(command, kind, checkpoint=CHECKPOINT, name="The product.")
     few = "*" if command == "calibrate" else "+"
     parser.add_argument("images", nargs=few, help="Good photographs, or folders of them.")
     places, options = parse(parser, arguments)
@@ -75,6 +87,8 @@ def _learn(command: str, arguments: list[str]) -> int:
         processor=processor,
         max_false_alarm_rate=options.max_false_alarm_rate,
         batch_size=options.batch_size,
+        ignore_mask=options.ignore_mask,
+        **({"tiling": options.tiling} if command == "enroll" else {}),
     )
     _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
     known = len(model.memory.counts[model.config.class_names.index(places.name)])

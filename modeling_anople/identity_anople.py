@@ -28,7 +28,13 @@ class IdentityMixin:
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 
-    def recognise(self, memory_maps: Tensor | None, image_embeds: Tensor, class_ids: Tensor | None) -> Tensor | None:
+    def recognise(
+        self,
+        memory_maps: Tensor | None,
+        image_embeds: Tensor,
+        class_ids: Tensor | None,
+        ignored: Tensor | None = None,
+    ) -> Tensor | None:
         """
         Say of images whose class was predicted whether they show a known product at all.
 
@@ -44,11 +50,13 @@ class IdentityMixin:
         lines = self.calibration.product_lines(class_ids)
         if lines is None:
             return None
-        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids])
+        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids], ignored)
         return (values <= lines.to(values)).all(1)
 
 
-def strangeness(memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor) -> Tensor:
+def strangeness(
+    memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor, ignored: Tensor | None = None
+) -> Tensor:
     """
     Measure how unlike a product images are as wholes: (batch, 2), at least `SMALLEST_STRANGENESS`.
 
@@ -56,8 +64,10 @@ def strangeness(memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor) -
         memory_maps: (batch, grid, grid) distances to the product's nearest normal patches; their median counts.
         image_embeds: (batch, width) global features of unit length.
         prototypes: (batch, width) or (1, width) mean global feature of the product's normals; (1 - cosine) / 2 counts.
+        ignored: (batch, grid, grid) patches that do not count.
     """
-    medians = memory_maps.float().flatten(1).median(1).values
+    distances = memory_maps.float() if ignored is None else memory_maps.float().masked_fill(ignored, torch.nan)
+    medians = distances.flatten(1).nanmedian(1).values
     cosines = F.cosine_similarity(image_embeds.float(), prototypes.float(), dim=-1)
     return torch.stack([medians, (1 - cosines) / 2], dim=1).clamp(min=SMALLEST_STRANGENESS)
 

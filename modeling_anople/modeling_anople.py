@@ -18,6 +18,7 @@ from .decoding_anople import AnomalyDecoder
 from .enrolment_anople import EnrolmentMixin
 from .fusion_anople import fuse_images, fuse_maps
 from .identity_anople import IdentityMixin
+from .ignoring_anople import hide, ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
@@ -185,6 +186,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         mask_labels: Tensor | None = None,
         noise_seeds: Tensor | None = None,
         exclude: tuple[int, slice] | None = None,
+        ignore_masks: Tensor | None = None,
         **kwargs,
     ) -> AnoPLeOutput:
         """
@@ -198,6 +200,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
             exclude: a class id and the vectors of its memory to leave out (leave-one-out); `class_ids` are then known.
+            ignore_masks: (batch, side, side) from the processor; patches that are mostly marked are 0 in all maps.
 
         Returns:
             [`AnoPLeOutput`].
@@ -229,26 +232,35 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             output.loss = total_loss(output.loss_terms, loss_weights(self.config))
         if not self.training:
             taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
-            self.score(output, taps, exclude)
+            ignored = None if ignore_masks is None else ignored_patches(ignore_masks, self.config.grid_size)
+            self.score(output, taps, exclude, ignored)
             self.calibration.apply(output)
             if class_ids is not given:
-                output.known_products = self.recognise(output.memory_maps, pooled, class_ids)
+                output.known_products = self.recognise(output.memory_maps, pooled, class_ids, ignored)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
-    def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
+    def score(
+        self,
+        output: AnoPLeOutput,
+        taps: dict[int, Tensor] | None,
+        exclude: tuple[int, slice] | None,
+        ignored: Tensor | None = None,
+    ) -> None:
         """
         Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
 
         Args:
             taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
             exclude: as in [`forward`].
+            ignored: (batch, grid, grid) patches that do not count.
         """
         config, ids = self.config, output.class_ids
         if taps is not None:
             distances = self.memory(taps, ids, exclude)
-            output.memory_maps = distances.unflatten(1, (config.grid_size, config.grid_size))
+            output.memory_maps = hide(distances.unflatten(1, (config.grid_size, config.grid_size)), ignored)
+        output.decoder_maps = hide(output.decoder_maps, ignored)
         scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
-        output.anomaly_maps = fuse_maps(output.decoder_maps, output.memory_maps, scales, config)
+        output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
         output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
 
     def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:

@@ -86,6 +86,8 @@ KEPT_FIELDS = {
     "class_names",
     "memory_sizes",
     "memory_photographs",
+    "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "clip_source",

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .explanation_anople import Explanation, explain_outputs, explain_views
 from .fusion_anople import resize_maps, smooth_maps
+from .ignoring_anople import clear_ignored
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
 from .processing_anople import AnoPLeProcessor
 from .reading_anople import Batch, read_batches
+from .tiling_anople import Tiling
+from .views_anople import SAME, judge_views, lay_out, needs_views
 
 
 Part = Literal["fused", "memory", "decoder", "text"]
@@ -33,6 +37,8 @@ class Prediction:
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
         class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
+        explanation: what stands behind the answer, where that was asked for.
+        ignored: bool (height, width) of the photograph, the places that did not count; maps are 0 there.
     """
 
     error: str | None = None
@@ -45,6 +51,8 @@ class Prediction:
     anomaly_map: np.ndarray | None = None
     class_name: str | None = None
     seconds: float | None = None
+    explanation: Explanation | None = None
+    ignored: np.ndarray | None = None
 
 
 def predict(
@@ -55,6 +63,9 @@ def predict(
     class_names: str | Iterable[str] | None = None,
     batch_size: int = 8,
     part: Part = "fused",
+    explain: bool = False,
+    tiling: Tiling = SAME,
+    ignore_mask: Any = None,
 ) -> Iterator[Prediction]:
     """
     Judge photographs one after the other, `batch_size` at a time.
@@ -64,6 +75,9 @@ def predict(
         class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
         batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
+        explain: whether to say what stands behind each answer.
+        tiling: "auto", (rows, columns) or `None`; by default as each product was learnt. A line holds for that alone.
+        ignore_mask: places that do not count, one mask for all photographs, or a list with one (or `None`) for each.
 
     Yields:
         One [`Prediction`] for each source, in order; an unreadable one has `error` set.
@@ -74,8 +88,13 @@ def predict(
     """
     model.eval()
     start = time.perf_counter()
-    for batch in read_batches(processor, sources, class_names=class_names, batch_size=batch_size):
-        predictions = _judge(model, processor, batch, part)
+    by_views = needs_views(model.config, tiling, ignore_mask)
+    reading = {"class_names": class_names, "batch_size": batch_size, "by_views": by_views, "ignore_mask": ignore_mask}
+    for batch in read_batches(processor, sources, **reading):
+        if by_views:
+            predictions = _judge_opened(model, processor, batch, part, explain, tiling)
+        else:
+            predictions = _judge(model, processor, batch, part, explain)
         share = (time.perf_counter() - start) / max(1, len(batch.readable_sizes))
         for prediction in predictions:
             prediction.seconds = None if prediction.error else share
@@ -83,13 +102,17 @@ def predict(
         start = time.perf_counter()
 
 
-def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part) -> list[Prediction]:
+def _judge(
+    model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part, explain: bool
+) -> list[Prediction]:
     predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
     if batch.inputs is None:
         return predictions
     with torch.inference_mode():
         outputs = model(**batch.inputs.to(model.device, model.dtype))
         scores, maps = part_scores(model, outputs, part)
+        pixels, sizes = batch.inputs["pixel_values"].to(model.device, model.dtype), batch.readable_sizes
+        explanations = explain_outputs(model, processor, pixels, outputs, sizes) if explain else []
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
     judged = [prediction for prediction in predictions if prediction.error is None]
     for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
@@ -98,6 +121,33 @@ def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: P
         prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
         prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
         prediction.class_name = result["class_name"]
+        prediction.explanation = explanations[number] if explain else None
+    return predictions
+
+
+def _judge_opened(
+    model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part, explain: bool, tiling: Tiling
+) -> list[Prediction]:
+    """Judge photographs by their tiles, one after the other."""
+    predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
+    readable = [prediction for prediction in predictions if prediction.error is None]
+    for prediction, (photograph, mask, name) in zip(readable, batch.opened, strict=True):
+        with torch.inference_mode():
+            class_id = None if name is None else processor.class_id(name)
+            views = lay_out(model, processor, photograph, mask, name, tiling)
+            output = judge_views(model, views, class_id)
+            raw = output
+            if part != "fused":
+                raw = judge_views(model, views, class_id, score=lambda tiles: part_scores(model, tiles, part))
+            prediction.explanation = explain_views(model, processor, views, output) if explain else None
+        result = processor.post_process_anomaly_detection(output, threshold=model.config.threshold)[0]
+        prediction.score, prediction.label, prediction.class_name = (
+            result[key] for key in ("score", "label", "class_name")
+        )
+        prediction.raw_score, prediction.ignored = float(raw.image_scores[0]), mask
+        if raw.anomaly_maps is not None:
+            prediction.raw_map = clear_ignored(raw.anomaly_maps[0].float().cpu().numpy(), mask)
+        prediction.anomaly_map = None if result["label"] is None else clear_ignored(result["anomaly_map"], mask)
     return predictions
 
 
@@ -122,7 +172,8 @@ def part_scores(model: AnoPLeModel, outputs: AnoPLeOutput, part: Part) -> tuple[
 def full_size_map(prediction: Prediction) -> np.ndarray:
     """Bring a prediction's map to the photograph's own size, within 0 and 1; the raw map where there is no line."""
     values = prediction.raw_map if prediction.anomaly_map is None else prediction.anomaly_map
-    return resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+    full = resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+    return clear_ignored(full, prediction.ignored)
 
 
 __all__ = ["Part", "Prediction", "full_size_map", "part_scores", "predict"]

@@ -13,6 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
+from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
 from .photographs_anople import ImageError, load_mask, load_photograph
 from .verdict_anople import label_of
 
@@ -73,7 +74,7 @@ class AnoPLeProcessor(ProcessorMixin):
         """Side of the square that the model sees."""
         return self.image_processor.size["height"]
 
-    def __call__(self, images=None, class_names=None, masks=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, class_names=None, masks=None, ignore_masks=None, **kwargs) -> BatchFeature:
         """
         Prepare photographs for the model.
 
@@ -81,10 +82,12 @@ class AnoPLeProcessor(ProcessorMixin):
             images: one photograph or a list of them, each anything that [`load_photograph`] opens.
             class_names: the product of all of them, or a list with one for each.
             masks: ground truth, one or a list, each anything that opens as an image, or `None` for a good photograph.
+            ignore_masks: what does not count, one for all or a list with one (or `None`) for each, of its photograph's
+                size; what lies there is painted over before anything sees it.
 
         Returns:
             `pixel_values` (batch, 3, side, side), `class_ids` (batch,) with `class_names`, `mask_labels`
-            (batch, side, side) with `masks`.
+            (batch, side, side) with `masks`, `ignore_masks` (batch, side, side) shares with `ignore_masks`.
 
         Raises:
             ImageError: naming the photograph, if one cannot be read or a mask has another size.
@@ -95,7 +98,11 @@ class AnoPLeProcessor(ProcessorMixin):
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         photographs = [load_photograph(image, white_value=self.white_value) for image in images]
         kwargs.pop("return_tensors", None)
+        if ignore_masks is not None:
+            photographs, hidden = self._ignore(photographs, ignore_masks)
         data = dict(self.image_processor(photographs, return_tensors="pt", **kwargs))
+        if ignore_masks is not None:
+            data["ignore_masks"] = hidden
         if class_names is not None:
             names = [class_names] * len(images) if isinstance(class_names, str) else list(class_names)
             if len(names) != len(images):
@@ -120,6 +127,20 @@ class AnoPLeProcessor(ProcessorMixin):
                 f"The class {class_name!r} is not known to this detector, which knows {self.class_names}."
             )
         return self.class_names.index(class_name)
+
+    def _ignore(self, photographs: list, ignore_masks: Any) -> tuple[list, torch.Tensor]:
+        """Paint over what is ignored, and bring the masks to the square that the model sees."""
+        given = ignore_masks if isinstance(ignore_masks, (list, tuple)) else [ignore_masks] * len(photographs)
+        if len(given) != len(photographs):
+            raise ValueError(
+                f"{len(photographs)} images were given with {len(given)} ignore_masks: give one for all, or for each."
+            )
+        filled, hidden = [], []
+        for photograph, source in zip(photographs, given, strict=True):
+            mask = None if source is None else load_ignore_mask(source, photograph.size[::-1])
+            filled.append(photograph if mask is None else fill_ignored(photograph, mask))
+            hidden.append(mask_tensor(mask, self.image_size))
+        return filled, torch.stack(hidden)
 
     def _mask_tensor(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
         if mask is None:

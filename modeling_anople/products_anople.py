@@ -1,6 +1,7 @@
 """What a detector knows of each product without training: its normal patches, its prototype and its line."""
 
 import logging
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch.nn import functional as F
 
 from .identity_anople import strangeness
 from .lines_anople import ClassLine, fit_line, fit_product_lines
+from .outputs_anople import AnoPLeOutput
+from .tiling_anople import patch_boxes
+from .views_anople import Views, judge_views, remember_views
 
 
 logger = logging.getLogger(__name__)
@@ -19,16 +23,25 @@ class ProductsMixin:
     """Methods of [`AnoPLeModel`] that fill the memory and set the lines."""
 
     @torch.no_grad()
-    def remember(self, pixel_values: Tensor, class_id: int, *, batch_size: int = 8) -> None:
+    def remember(
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        batch_size: int = 8,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """
         Add good photographs of one product to its memory and its prototype.
 
         Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
 
         Args:
-            pixel_values: (photographs, 3, side, side), global views of normal photographs.
+            pixel_values: (photographs, 3, side, side), global views of normal photographs; or their [`Views`], with
+                tiles and with masks of what is ignored.
             class_id: the product.
             batch_size: photographs encoded at once.
+            sizes: (height, width) of each photograph, so that explanations can say where on it a patch lies.
 
         Raises:
             ValueError: if there is no photograph.
@@ -36,12 +49,19 @@ class ProductsMixin:
         self.eval()
         if len(pixel_values) == 0:
             raise ValueError(f"Class id {class_id} was given no good photographs: at least one is needed.")
+        if not isinstance(pixel_values, Tensor):
+            self._announce_memory(class_id, sum(len(views.boxes) for views in pixel_values))
+            return remember_views(self, pixel_values, class_id)
         self._announce_memory(class_id, len(pixel_values))
         known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
-        for part in pixel_values.split(batch_size):
+        wholes = None if sizes is None else [(0, 0, width, height) for height, width in sizes]
+        boxes = None if wholes is None else patch_boxes(wholes, self.config.grid_size)
+        for start in range(0, len(pixel_values), batch_size):
+            chosen = slice(start, start + batch_size)
+            part, seen = pixel_values[chosen], None if boxes is None else boxes[chosen]
             features = self.encode_views(part)
-            self.memory.add(self.memory_taps(part, features), class_id)
+            self.memory.add(self.memory_taps(part, features), class_id, seen)
             total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
             if limit and self.memory.sizes[class_id] > 2 * limit:  # however many photographs there are
                 self.memory.reduce(class_id, limit)
@@ -54,6 +74,7 @@ class ProductsMixin:
         """Tell the config what the memory holds, so that it can be loaded."""
         self.config.memory_sizes = self.memory.sizes
         self.config.memory_photographs = [list(counts) for counts in self.memory.counts]
+        self.config.memory_boxes = self.memory.boxed
 
     def _announce_memory(self, class_id: int, photographs: int) -> None:
         """Log how large the memory of a class will be, before it is."""
@@ -71,7 +92,11 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line from the photographs that were remembered, in the order in which they were.
@@ -98,7 +123,11 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate_further(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line anew after more photographs were remembered, the earlier ones no longer being at hand.
@@ -121,7 +150,7 @@ class ProductsMixin:
     @torch.no_grad()
     def calibrate_held_out(
         self,
-        pixel_values: Tensor | None,
+        pixel_values: Tensor | Sequence[Views] | None,
         class_id: int,
         *,
         max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
@@ -135,7 +164,7 @@ class ProductsMixin:
         another rate.
 
         Args:
-            pixel_values: (photographs, 3, side, side), or `None`.
+            pixel_values: (photographs, 3, side, side), or their [`Views`], or `None`.
             class_id: the product, which has a line.
             max_false_alarm_rate: share of good photographs that may lie above the line.
             batch_size: photographs encoded at once.
@@ -146,9 +175,7 @@ class ProductsMixin:
         if not line.photographs:
             line.image_scores, line.map_maxima = [], []
         images, maxima = [], []
-        for part in () if pixel_values is None else pixel_values.split(batch_size):
-            ids = torch.full((len(part),), class_id, device=part.device)
-            output = self(part, class_ids=ids, exclude=(class_id, slice(0, 0)))
+        for output in self._judge_held_out(() if pixel_values is None else pixel_values, class_id, batch_size):
             images += output.image_scores.tolist()
             maxima += output.anomaly_maps.flatten(1).amax(1).tolist()
         return self._store_line(
@@ -165,7 +192,19 @@ class ProductsMixin:
             line.strangeness,
         )
 
-    def _set_line(self, pixel_values: Tensor, class_id: int, rate: float, *, first: int) -> ClassLine:
+    def _judge_held_out(
+        self, pixel_values: Tensor | Sequence[Views], class_id: int, batch_size: int
+    ) -> Iterator[AnoPLeOutput]:
+        if not isinstance(pixel_values, Tensor):
+            yield from (judge_views(self, views, class_id, exclude=slice(0, 0)) for views in pixel_values)
+            return
+        for part in pixel_values.split(batch_size):
+            ids = torch.full((len(part),), class_id, device=part.device)
+            yield self(part, class_ids=ids, exclude=(class_id, slice(0, 0)))
+
+    def _set_line(
+        self, pixel_values: Tensor | Sequence[Views], class_id: int, rate: float, *, first: int
+    ) -> ClassLine:
         """Score the photographs from number `first` on, join earlier scores and fit the line."""
         name = self.config.class_names[class_id]
         earlier = ClassLine(**self.config.calibration[name]) if first and self.calibration.knows(name) else None
@@ -196,17 +235,29 @@ class ProductsMixin:
         self.calibration.set(self.config.class_names[class_id], line)
         return line
 
-    def _judge_normals(self, pixel_values: Tensor, class_id: int, first: int) -> list:
+    def _judge_normals(self, pixel_values: Tensor | Sequence[Views], class_id: int, first: int) -> list:
         """Score each photograph, and disturbed copies of it, against the memory without that photograph."""
         alone = len(self.memory.counts[class_id]) == 1
         judged = []
         for number, photograph in enumerate(pixel_values, start=first):
+            if isinstance(photograph, Views):
+                judged.append(self._judge_views(photograph, class_id, number, alone))
+                continue
             copies = disturbed_copies(photograph)
             batch = copies if alone else torch.cat([photograph[None], copies])
             own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
             judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
         return judged
+
+    def _judge_views(self, views: Views, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
+        """Do so for a photograph in tiles; every tile is disturbed alike."""
+
+        def copies(tile: Tensor) -> Tensor:
+            return disturbed_copies(tile) if alone else torch.cat([tile[None], disturbed_copies(tile)])
+
+        own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
+        return judge_views(self, views, class_id, exclude=own, copies=copies)
 
     def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
         """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""

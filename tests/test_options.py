@@ -16,6 +16,8 @@ KEPT = {
     "class_names",
     "memory_sizes",
     "memory_photographs",
+    "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "history",
