@@ -78,7 +78,7 @@ def test_blended_maps_lie_where_the_tiles_do():
 
 def test_tiling_finds_a_small_defect_on_a_long_board_and_plain_resizing_does_not(detector):
     model, processor = detector
-    settings = {"processor": processor, "max_false_alarm_rate": 0.2}
+    settings = {"processor": processor}
     model.enroll("board", [board(n) for n in range(3)], tiling=(2, 6), **settings)
     model.enroll("strip", [board(n) for n in range(3)], **settings)
     assert model.config.product_tilings == {"board": "2,6"}
