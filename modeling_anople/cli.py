@@ -28,6 +28,8 @@ USAGE = """anople COMMAND ...
                     show a product more good photographs
   forget CHECKPOINT NAME
                     remove a product
+  export CHECKPOINT FOLDER
+                    write an ONNX graph, which predict takes as well
   draw FOLDER       draw a small set of product photographs to try things on
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
@@ -176,6 +178,13 @@ def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
     return (folder / "results.jsonl").open("w", encoding="utf-8")
 
 
+def export(arguments: list[str]) -> int:
+    """Write a detector as an ONNX graph."""
+    from .exporting import export as write
+
+    return write(arguments)
+
+
 def draw(arguments: list[str]) -> int:
     """Draw a small data set of products with good and defective photographs."""
     parser = make_parser("draw", DrawOptions, folder="Where to; must be empty or new.")
@@ -196,6 +205,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "enroll": enroll,
     "add_normals": add_normals,
     "forget": forget,
+    "export": export,
     "draw": draw,
     "demo": demo,
 }
@@ -215,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2
     except ModuleNotFoundError as error:
-        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo"}.get(arguments[0], "all")
+        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 

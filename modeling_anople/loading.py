@@ -24,13 +24,15 @@ from .processing_anople import AnoPLeProcessor
 
 logger = logging.getLogger(__name__)
 
+GRAPH = "model.onnx"  # only in an exported detector
+
 REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
 NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
 
 
 def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     """
-    Load model and processor, of a full detector or of an adapter.
+    Load model and processor, of a full detector, of an adapter, or of what `anople export` wrote.
 
     Args:
         checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
@@ -73,6 +75,10 @@ def _read_config(folder: Path) -> AnoPLeConfig:
 
 
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    if (folder / GRAPH).is_file():
+        from .exported import ExportedDetector
+
+        return ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
     return load(folder), AnoPLeProcessor.from_pretrained(folder)

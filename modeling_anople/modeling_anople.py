@@ -155,6 +155,10 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
     @capture_outputs(tie_last_hidden_states=False)
     def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
+        return self.walk_views(pixel_values, view_ids)
+
+    def walk_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+        """Do as [`encode_views`], which also hands out hidden states and attentions where they are asked for."""
         config = self.config
         _, vision_prompts = self.prompts()
         if view_ids is None:
@@ -208,9 +212,8 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         given, class_ids = class_ids, self.identify(pooled, embeddings, class_ids, known=exclude is not None)
         text = self._texts_of(embeddings, class_ids, len(pooled))
         decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
-        text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         output = AnoPLeOutput(
-            text_scores=text_logits.softmax(1)[:, 1],
+            text_scores=self.score_texts(pooled, text),
             decoder_maps=decoded.logits.float().softmax(1)[:, 1],
             class_ids=class_ids,
             image_embeds=pooled,
@@ -252,6 +255,11 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         if self.calibration.covers(ids):
             output.calibrated_scores = self.calibration.images(output.image_scores, ids)
             output.calibrated_maps = self.calibration.maps(output.anomaly_maps, ids)
+
+    def score_texts(self, pooled: Tensor, text: Tensor) -> Tensor:
+        """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""
+        logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
+        return logits.softmax(1)[:, 1]
 
     def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
