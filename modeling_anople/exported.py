@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
-from .exporting import GRAPH, LINES, OUTPUTS, PRODUCTS
 from .identity_anople import IdentityMixin
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
+
+
+GRAPH, PRODUCTS, LINES = "model.onnx", "products.safetensors", "lines.json"
+OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_scores", "image_embeds")
 
 
 class ExportedDetector(IdentityMixin):
@@ -131,4 +134,4 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
-__all__ = ["ExportedDetector"]
+__all__ = ["GRAPH", "LINES", "OUTPUTS", "PRODUCTS", "ExportedDetector"]

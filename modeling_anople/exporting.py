@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .command_line import make_parser, parse
+from .exported import GRAPH, LINES, OUTPUTS, PRODUCTS
 from .fusion_anople import fuse_images, fuse_maps
-from .loading import GRAPH, load_detector
+from .loading import load_detector
 from .memory_anople import nearest_distance
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
@@ -30,8 +31,6 @@ from .processing_anople import AnoPLeProcessor
 
 logger = logging.getLogger(__name__)
 
-PRODUCTS, LINES = "products.safetensors", "lines.json"
-OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_scores", "image_embeds")
 LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; a protobuf file ends at 2 GB
 OPSET = 20
 ABOUT = (
@@ -174,4 +173,4 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
-__all__ = ["GRAPH", "LINES", "OUTPUTS", "PRODUCTS", "DetectorGraph", "export", "export_detector", "write_graph"]
+__all__ = ["DetectorGraph", "export", "export_detector", "write_graph"]

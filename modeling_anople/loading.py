@@ -18,13 +18,12 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .configuration_anople import AnoPLeConfig
+from .exported import GRAPH, ExportedDetector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 
 
 logger = logging.getLogger(__name__)
-
-GRAPH = "model.onnx"  # only in an exported detector
 
 REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
 NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
@@ -76,8 +75,6 @@ def _read_config(folder: Path) -> AnoPLeConfig:
 
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     if (folder / GRAPH).is_file():
-        from .exported import ExportedDetector
-
         return ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
