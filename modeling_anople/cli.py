@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from .cli_demo import demo
 from .cli_products import add_normals, enroll, forget, products
@@ -34,27 +33,6 @@ USAGE = """anople COMMAND ...
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
 `anople COMMAND --help` lists the options of a command."""
-
-
-@dataclass
-class EvaluateOptions:
-    """Options of `anople evaluate`."""
-
-    json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
-    csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
-    gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
-    classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
-    score: Literal["fused", "memory", "decoder", "text"] = field(
-        default="fused", metadata={"help": "Measure the whole, or one part alone."}
-    )
-    class_identity: Literal["given", "predicted", "pooled"] | None = field(
-        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
-    )
-    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
-    )
 
 
 @dataclass
@@ -95,40 +73,10 @@ def fit(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a detector, print the table and write what was asked for."""
-    parser = make_parser(
-        "evaluate",
-        EvaluateOptions,
-        checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
-        data="Test photographs.",
-    )
-    places, options = parse(parser, arguments)
-    from .evaluation import evaluate as measure
-    from .evaluation import test_rows
-    from .gallery import make_gallery
-    from .loading import load_detector
+    """Measure a detector on a test set."""
+    from .evaluation import main as measure
 
-    model, processor = load_detector(places.checkpoint, options.revision)
-    if options.class_identity:
-        model.config.class_identity = options.class_identity
-    rows = test_rows(places.data, processor.class_names, options.classes)
-    report = measure(
-        model,
-        processor,
-        rows,
-        part=options.score,
-        evaluation_size=options.evaluation_size,
-        batch_size=options.batch_size,
-    )
-    sys.stdout.write(report.to_markdown() + "\n")
-    if options.json:
-        report.write_json(Path(options.json))
-    if options.csv:
-        report.write_csv(Path(options.csv))
-    if options.gallery:
-        index = make_gallery(model, processor, rows, report, Path(options.gallery))
-        sys.stdout.write(f"Gallery: {index}\n")
-    return 0
+    return measure(arguments)
 
 
 def predict(arguments: list[str]) -> int:

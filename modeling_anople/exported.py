@@ -57,20 +57,26 @@ class ExportedDetector(IdentityMixin):
             [(tensors[f"bank_{number}"], counts) for number, counts in enumerate(self.config.memory_photographs)]
         )
         self.class_embeddings, self.class_prototypes = tensors["class_embeddings"], tensors["class_prototypes"]
-        options = onnxruntime.SessionOptions()
+        self.path, options = folder / GRAPH, onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                str(folder / GRAPH), options, providers=onnxruntime.get_available_providers()
+                str(self.path), options, providers=onnxruntime.get_available_providers()
             )
         except Exception as error:  # ONNX Runtime has many of its own
-            raise ValueError(f"{folder / GRAPH} cannot be run ({error}): make it again with anople export.") from error
+            raise ValueError(f"{self.path} cannot be run ({error}): make it again with anople export.") from error
         self.inputs = {entry.name for entry in self.session.get_inputs()}
 
     def eval(self) -> "ExportedDetector":
         """Return itself: it never trains."""
         return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that the answers depend on, but the lines: the products' tensors and the bytes of the graph."""
+        own = {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
+        own |= {"class_embeddings": self.class_embeddings, "class_prototypes": self.class_prototypes}
+        return own | {"graph": torch.frombuffer(bytearray(self.path.read_bytes()), dtype=torch.uint8)}
 
     def __call__(self, pixel_values: Tensor, class_ids: Tensor | None = None) -> AnoPLeOutput:
         """Judge images (batch, 3, side, side), as [`AnoPLeModel.forward`] does."""
