@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class PredictOptions:
         default=None, metadata={"help": "The product; without it, predicted.", "aliases": ["--class"]}
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
+    class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
+    image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
     revision: str | None = field(
@@ -84,11 +87,19 @@ def predict(arguments: list[str]) -> int:
     parser = make_parser(
         "predict", PredictOptions, checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision)."
     )
-    parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
+    parser.add_argument(
+        "images", nargs="+", help="Photographs, folders of them, or shards of a data set (.parquet, .tar)."
+    )
     places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .loading import load_detector
+    from .sources_anople import shards_in
+
+    if all(shards_in(place) for place in places.images):
+        return _predict_shards(places, options)
+    if options.class_column or options.image_column:
+        raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
@@ -116,6 +127,30 @@ def predict(arguments: list[str]) -> int:
             sys.stdout.write(text)
             if results:
                 results.write(text)
+    return 1 if failed else 0
+
+
+def _predict_shards(places: Namespace, options: PredictOptions) -> int:
+    """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
+    from .bulk import list_shards, predict_shards
+    from .loading import load_detector
+
+    if options.output is None:
+        raise ValueError("Shards are answered in files: add --output FOLDER.")
+    shards = list_shards(places.images)
+    model, processor = load_detector(places.checkpoint, options.revision)
+    if options.threshold is not None:
+        model.config.threshold = options.threshold
+    failed = predict_shards(
+        model,
+        processor,
+        shards,
+        Path(options.output),
+        class_name=options.class_name,
+        class_column=options.class_column,
+        image_column=options.image_column,
+        batch_size=options.batch_size,
+    )
     return 1 if failed else 0
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
@@ -30,6 +30,7 @@ from .loading import load_detector
 from .metrics import PixelMetrics, image_metrics
 from .modeling_anople import AnoPLeModel
 from .prediction import Part, Prediction, predict
+from .processes import join_processes
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask
 from .report import EvaluationReport, ImageRow
 
@@ -91,7 +92,7 @@ def evaluate(
     rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
     names = sorted(set(rows["class_name"]))
     report_rows, entries = [], {}
-    state = processes()
+    state = join_processes()
     with tqdm(total=len(rows), desc="evaluate", disable=not (progress and state.is_main_process)) as bar:
         for name in names:  # one class at a time, because pixel metrics hold a histogram
             own = _own_share(np.flatnonzero(np.array(rows["class_name"]) == name), batch_size, state)
@@ -138,11 +139,6 @@ def test_rows(data: str | Path, known: list[str], classes: list[str] | None = No
             "or use `anople predict` to judge photographs without a ground truth."
         )
     return rows
-
-
-def processes() -> PartialState:
-    """Join the processes that `accelerate launch` started; alone without it."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _own_share(numbers: np.ndarray, batch_size: int, state: PartialState) -> list[int]:
@@ -227,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         data="Test photographs.",
     )
     places, options = parse(parser, arguments)
-    state = processes()
+    state = join_processes()
     model, processor = load_detector(places.checkpoint, options.revision)
     if state.device.type != "cpu" and state.num_processes > 1:
         model.to(state.device)
