@@ -36,7 +36,7 @@ class ExportedDetector(IdentityMixin):
         Open the folder that `anople export` wrote.
 
         Args:
-            threads: of ONNX Runtime; by default it decides.
+            threads: of ONNX Runtime; by default as many as torch uses.
 
         Raises:
             ValueError: if a file is missing or damaged.
@@ -58,8 +58,7 @@ class ExportedDetector(IdentityMixin):
         )
         self.class_embeddings, self.class_prototypes = tensors["class_embeddings"], tensors["class_prototypes"]
         self.path, options = folder / GRAPH, onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(
                 str(self.path), options, providers=onnxruntime.get_available_providers()

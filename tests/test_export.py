@@ -107,6 +107,16 @@ def test_predict_takes_a_graph_as_it_takes_a_detector(usual, pictures, tmp_path,
         assert timeless[0] == timeless[1]
 
 
+def test_weights_in_8_bits(usual, pictures, tmp_path):
+    detector, graph = usual
+    folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights="int8")
+    sizes = [(place / "model.onnx").stat().st_size for place in (graph, folder)]
+    assert sizes[1] < 0.95 * sizes[0]  # the CLIP is so small that the graph's own text weighs a lot
+    here, there = (list(predict(*load_detector(str(place)), pictures, class_names="nut")) for place in (graph, folder))
+    away = [abs(one.raw_score - other.raw_score) / one.raw_score for one, other in zip(here, there, strict=True)]
+    assert 0 < max(away) < 0.2 and [one.label for one in here] == [other.label for other in there]
+
+
 def test_a_line_is_moved_without_the_graph(usual, pictures):
     _, graph = usual
     model, processor = load_detector(str(graph))

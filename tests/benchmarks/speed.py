@@ -245,7 +245,7 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
         start = time.perf_counter()
         folder = export_detector(model, processor_of(model.config.class_names), Path(place) / "graph")
         spent = time.perf_counter() - start
-        graph = ExportedDetector(folder, threads=torch.get_num_threads())
+        graph = ExportedDetector(folder)
         yield compare(
             "predict by ONNX Runtime", lambda: graph(pixels, class_ids=class_ids), f"exported in {spent:.0f} s"
         )
