@@ -48,6 +48,9 @@ def row(
 ) -> dict[str, Any]:
     """Sum pairs up."""
     ratios = sorted(first / second for first, second in pairs)
+    if len(pairs) > 1:
+        seconds = statistics.median(second for _, second in pairs)
+        note = f"{seconds:.3f} s for {against}{'; ' if note else ''}{note}"
     return {
         "what": what,
         "against": against,
@@ -143,12 +146,13 @@ def memory_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     model.memory.restore(kept)
 
 
-def fit_step(model: AnoPLeModel, kind: str) -> Callable[[], None]:
-    """Make one step of fitting on a photograph's views, or forward and backward of its bare CLIP on the same."""
-    views = model.config.num_views
-    pixels, masks = torch.randn(views, 3, SIDE, SIDE), torch.zeros(views, SIDE, SIDE)
+def fit_step(model: AnoPLeModel, kind: str, photographs: int = 1) -> Callable[[], None]:
+    """Make one step of fitting on the views of photographs, or forward and backward of its bare CLIP on the same."""
+    views, side, classes = model.config.num_views * photographs, model.config.image_size, len(model.config.class_names)
+    pixels, masks = torch.randn(views, 3, side, side), torch.zeros(views, side, side)
     masks[1, 60:120, 60:120] = 1
-    class_ids, view_ids = torch.zeros(views, dtype=torch.long), torch.arange(views)
+    class_ids = torch.arange(photographs).repeat_interleave(model.config.num_views) % classes
+    view_ids = torch.arange(model.config.num_views).repeat(photographs)
     model.freeze_clip()
 
     def fit() -> None:
@@ -175,6 +179,16 @@ def fit_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     peaks = [float(in_fresh_process("--peak", kind)) for kind in ("fit", "bare")]
     note = f"{peaks[0]:.0f} and {peaks[1]:.0f} MB, weights included"
     yield row("fitting, peak memory", "the same", [tuple(peaks)], 1.3, note)
+
+
+def many_product_rows(repeats: int) -> Iterator[dict]:
+    """A step of fitting with 100 products against 5, four photographs of five views each."""
+    steps = []
+    for products in (100, 5):
+        model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)])
+        steps.append(fit_step(model, "fit", photographs=4))
+    with torch.inference_mode(False), torch.enable_grad():
+        yield row("fitting, a step with 100 products, `mini`", "5 products", timed(*steps, repeats), 1.05)
 
 
 def metric_rows() -> Iterator[dict]:
@@ -323,6 +337,7 @@ def main() -> None:
             memory_rows(model, few),
             form_rows(model, few),
             fit_rows(model, few),
+            many_product_rows(few),
             product_rows(10 * options.repeats),
             start_rows(model, few),
             metric_rows(),
