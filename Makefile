@@ -1,7 +1,7 @@
 # make quickstart   fit, evaluate and show AnoPLe on a few products (DATA=folder for your own photographs)
 # make test         run all tests
 # make quality      check style; make style mends it
-# make benchmark    measure what a prediction costs against bare CLIP
+# make benchmark    measure speed and memory as ratios, into tests/benchmarks/results/speed.md
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,7 +46,7 @@ style: $(VENV)/ready
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/ready
-	$(BIN)/python -m tests.benchmarks.prediction_cost
+	$(BIN)/python -m tests.benchmarks.speed
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

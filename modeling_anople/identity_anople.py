@@ -19,14 +19,17 @@ class IdentityMixin:
         if config.class_identity == "pooled" and not self.training:
             return None
         if class_ids is not None and (config.class_identity == "given" or self.training or known):
-            if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
-                embeddings
-            ):
-                raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
+            self.check_ids(class_ids)
             return class_ids
         prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
+
+    def check_ids(self, class_ids: Tensor) -> None:
+        """Refuse ids of no class."""
+        count = len(self.config.class_names)
+        if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < count:
+            raise ValueError(f"class_ids must lie within 0 and {count - 1}, got {class_ids.tolist()}.")
 
     def recognise(
         self,

@@ -156,6 +156,10 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
     @capture_outputs(tie_last_hidden_states=False)
     def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
+        return self.walk_views(pixel_values, view_ids)
+
+    def walk_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+        """Do as [`encode_views`], which also hands out hidden states and attentions where they are asked for."""
         config = self.config
         _, vision_prompts = self.prompts()
         if view_ids is None:
@@ -207,13 +211,16 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         """
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
-        embeddings = self.embed_classes() if self.training else self.class_embeddings
-        given, class_ids = class_ids, self.identify(pooled, embeddings, class_ids, known=exclude is not None)
-        text = self._texts_of(embeddings, class_ids, len(pooled))
+        given = class_ids
+        if self.training and class_ids is not None:
+            text = self._texts_in_training(class_ids)
+        else:
+            embeddings = self.embed_classes() if self.training else self.class_embeddings
+            class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
+            text = self._texts_of(embeddings, class_ids, len(pooled))
         decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
-        text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         output = AnoPLeOutput(
-            text_scores=text_logits.softmax(1)[:, 1],
+            text_scores=self.score_texts(pooled, text),
             decoder_maps=decoded.logits.float().softmax(1)[:, 1],
             class_ids=class_ids,
             image_embeds=pooled,
@@ -262,6 +269,18 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
         output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
         output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+
+    def score_texts(self, pooled: Tensor, text: Tensor) -> Tensor:
+        """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""
+        logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
+        return logits.softmax(1)[:, 1]
+
+    def _texts_in_training(self, class_ids: Tensor) -> Tensor:
+        """Embed the classes of a batch alone, so that a step costs the same however many there are: (batch, 2, width)."""
+        self.check_ids(class_ids)
+        shown, places = class_ids.unique(return_inverse=True)
+        rows = torch.stack([2 * shown, 2 * shown + 1], dim=1).flatten()
+        return self.embed_classes(self.class_token_ids[rows])[places]
 
     def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""

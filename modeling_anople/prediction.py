@@ -84,11 +84,13 @@ def predict(
 
     Raises:
         ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
-            below 1, or the memory's part of a detector without one.
+            below 1, the memory's part of a detector without one, or what a graph cannot do.
     """
     model.eval()
     start = time.perf_counter()
     by_views = needs_views(model.config, tiling, ignore_mask)
+    if (explain or by_views) and not hasattr(model, "encode_views"):
+        raise ValueError("A graph judges whole photographs: explain, tiling and ignore_mask need the detector itself.")
     reading = {"class_names": class_names, "batch_size": batch_size, "by_views": by_views, "ignore_mask": ignore_mask}
     for batch in read_batches(processor, sources, **reading):
         if by_views:
@@ -141,8 +143,8 @@ def _judge_opened(
                 raw = judge_views(model, views, class_id, score=lambda tiles: part_scores(model, tiles, part))
             prediction.explanation = explain_views(model, processor, views, output) if explain else None
         result = processor.post_process_anomaly_detection(output, threshold=model.config.threshold)[0]
-        prediction.score, prediction.label, prediction.class_name = (
-            result[key] for key in ("score", "label", "class_name")
+        prediction.score, prediction.label, prediction.class_name, prediction.p_value = (
+            result[key] for key in ("score", "label", "class_name", "p_value")
         )
         prediction.raw_score, prediction.ignored = float(raw.image_scores[0]), mask
         if raw.anomaly_maps is not None:

@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 
+SHARDS, ANSWERS = (".parquet", ".tar"), ".results.parquet"
+
+
 def is_one_photograph(inputs: Any) -> bool:
     """Say whether these are one photograph, and not several: a file, bytes, a PIL image or one array."""
     if isinstance(inputs, (np.ndarray, Tensor)):
@@ -96,8 +99,15 @@ def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     return paths
 
 
+def shards_in(place: str | os.PathLike) -> list[Path]:
+    """Name the shards of a data set: the file itself, or those directly in a folder, sorted; answers are none."""
+    place = Path(place)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [path for path in files if path.suffix in SHARDS and not path.name.endswith(ANSWERS) and path.is_file()]
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-__all__ = ["is_one_photograph", "list_photographs", "photographs_of", "with_masks"]
+__all__ = ["is_one_photograph", "list_photographs", "photographs_of", "shards_in", "with_masks"]

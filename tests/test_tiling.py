@@ -18,13 +18,14 @@ from .detectors import fit, write_detector
 
 
 def board(seed: int, *, spot: tuple[int, int] | None = None) -> Image.Image:
-    """A strip of 512 x 128, softly shaded, a little noise, and a spot of 6 pixels where that is asked for."""
+    """A strip of 512 x 128, softly shaded, in light and noise of its own, and a spot of 4 pixels where that is asked for."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:128, 0:512]
     grey = 110 + 30 * np.sin(columns / 20) + 30 * np.cos(rows / 20) + generator.normal(0, 3, rows.shape)
+    grey += 2 * generator.normal()
     picture = np.repeat(np.clip(grey, 0, 255)[..., None], 3, axis=2).astype(np.uint8)
     if spot:
-        picture[spot[1] : spot[1] + 6, spot[0] : spot[0] + 6] = (255, 40, 30)
+        picture[spot[1] : spot[1] + 4, spot[0] : spot[0] + 4] = (255, 40, 30)
     return Image.fromarray(picture)
 
 
