@@ -4,7 +4,6 @@ The demo: inspect photographs, teach products, judge the line.
 `python demo/app.py [CHECKPOINT]`, or `anople demo [CHECKPOINT]`. On a Space it runs as it is.
 """
 
-import importlib.util
 import logging
 import os
 import sys
@@ -28,6 +27,7 @@ from demo.judge_tab import judge_tab
 from demo.reading import MAX_UPLOAD
 from demo.session import Session, start_session
 from demo.teach_tab import teach_tab
+from demo.tools import offers_tools, restrict_tools
 from modeling_anople.command_line import make_parser, parse, start_logging
 
 
@@ -69,10 +69,11 @@ def serve(demo: gr.Blocks, **options) -> str:
         max_file_size=MAX_UPLOAD,
         state_session_capacity=200,
         ssr_mode=False,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
+        mcp_server=offers_tools(),
         app_kwargs={"middleware": [Middleware(Isolation)]},
         **options,
     )
+    restrict_tools(demo)
     return address
 
 
