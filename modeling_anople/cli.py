@@ -65,6 +65,7 @@ class PredictOptions:
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
@@ -150,11 +151,20 @@ def predict(arguments: list[str]) -> int:
     if options.threshold is not None:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
-    predictions = judge(model, processor, paths, class_names=options.class_name, batch_size=options.batch_size)
+    predictions = judge(
+        model,
+        processor,
+        paths,
+        class_names=options.class_name,
+        batch_size=options.batch_size,
+        explain=options.explain,
+    )
     with _open_results(folder) as results:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
             line = {"path": str(path), "class": prediction.class_name, "score": prediction.score}
             line |= {"label": prediction.label, "seconds": prediction.seconds and round(prediction.seconds, 4)}
+            if prediction.explanation:
+                line["explanation"] = prediction.explanation.as_dict()
             if prediction.error:
                 failed += 1
                 line["error"] = prediction.error

@@ -102,6 +102,8 @@ class AnoPLeConfig(PreTrainedConfig):
             Remembered patch vectors per class and layer. Kept by the model; sizes the buffers on loading.
         memory_photographs (`list[list[int]]`, *optional*):
             How many of them are each photograph's, in the order in which photographs were added. Kept by the model.
+        memory_boxes (`list[bool]`, *optional*):
+            Whether it is known, for each class, which part of its photograph a vector saw. Kept by the model.
         memory_limit (`int`, *optional*, defaults to 16384):
             Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
             remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
@@ -179,6 +181,7 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_features: Literal["prompted", "frozen"] = "prompted"
     memory_sizes: list[int] | None = None
     memory_photographs: list[list[int]] | None = None
+    memory_boxes: list[bool] | None = None
     memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
@@ -201,6 +204,7 @@ class AnoPLeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.class_names = list(self.class_names or [])
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
+        self.memory_boxes = list(self.memory_boxes or [False] * len(self.class_names))
         self.history = list(self.history or [])
         self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])

@@ -20,7 +20,7 @@ from .prompting_anople import class_prompt_ids
 
 LARGEST_ROUNDING = 1e-5  # of the distance of a photograph to itself in the memory; in half precision eps / 16
 CLASS_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
-CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "calibration", "history")
+CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "memory_boxes", "calibration", "history")
 
 
 class EnrolmentMixin(FolderMixin):
@@ -197,7 +197,7 @@ class EnrolmentMixin(FolderMixin):
             rate = known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
         class_id = self._class_id(class_name)
         pixels = normals.pixel_values.to(self.device, self.dtype)
-        self.remember(pixels, class_id, batch_size=batch_size)
+        self.remember(pixels, class_id, batch_size=batch_size, sizes=normals.sizes)
         self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
 
     def _append_class(self, class_name: str, ids: Tensor) -> None:

@@ -15,7 +15,8 @@ class NormalMemory(nn.Module):
 
     Banks are separate buffers, so that a class never touches another's and looking one class up costs the same however
     many there are. `counts` says, for each class, how many vectors are of each photograph, in the order of the bank;
-    it stands in `config.memory_photographs`. A photograph adds `patches` vectors to each layer.
+    it stands in `config.memory_photographs`. A photograph adds `patches` vectors to each layer. `boxes` says which part
+    of its photograph each vector saw; classes of checkpoints that were saved before it was kept have none.
     """
 
     def __init__(self, config: AnoPLeConfig):
@@ -24,30 +25,47 @@ class NormalMemory(nn.Module):
         self.width = config.clip_config.vision_config.hidden_size
         self.chunk_size = config.memory_chunk_size
         self.counts: list[list[int]] = []
-        for counts in config.memory_photographs:
-            self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts)
+        for counts, boxed in zip(config.memory_photographs, config.memory_boxes, strict=True):
+            boxes = torch.zeros(sum(counts), 4, dtype=torch.int32) if boxed else None
+            self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts, boxes)
 
-    def append_class(self, bank: Tensor, counts: Sequence[int] = ()) -> None:
-        """Add a class with its features (layers, vectors, width) and how many of them each photograph has."""
+    def append_class(self, bank: Tensor, counts: Sequence[int] = (), boxes: Tensor | None = None) -> None:
+        """
+        Add a class with its features (layers, vectors, width) and how many of them each photograph has.
+
+        Args:
+            boxes: (vectors, 4) int32, left, top, right and bottom of each in pixels of its photograph; zeros: unknown.
+        """
         self.register_buffer(f"bank_{len(self.counts)}", bank)
+        self.register_buffer(f"boxes_{len(self.counts)}", boxes)
         self.counts.append(list(counts))
+
+    def boxes(self, class_id: int) -> Tensor | None:
+        """Return the boxes (vectors, 4) of one class, `None` where they were never kept."""
+        return getattr(self, f"boxes_{class_id}")
+
+    @property
+    def boxed(self) -> list[bool]:
+        """Whether boxes are kept, for each class."""
+        return [self.boxes(class_id) is not None for class_id in range(len(self.counts))]
 
     def bank(self, class_id: int) -> Tensor:
         """Return the features (layers, vectors, width) of one class."""
         return getattr(self, f"bank_{class_id}")
 
     @property
-    def contents(self) -> list[tuple[Tensor, list[int]]]:
-        """The bank and the counts of each class, to be put back with [`restore`]."""
-        return [(self.bank(class_id), list(counts)) for class_id, counts in enumerate(self.counts)]
+    def contents(self) -> list[tuple[Tensor, list[int], Tensor | None]]:
+        """The bank, the counts and the boxes of each class, to be put back with [`restore`]."""
+        return [(self.bank(number), list(counts), self.boxes(number)) for number, counts in enumerate(self.counts)]
 
-    def restore(self, contents: list[tuple[Tensor, list[int]]]) -> None:
+    def restore(self, contents: list[tuple[Tensor, list[int], Tensor | None]]) -> None:
         """Hold these classes and no other; banks are taken as they are."""
         for class_id in range(len(self.counts)):
             delattr(self, f"bank_{class_id}")
+            delattr(self, f"boxes_{class_id}")
         self.counts = []
-        for bank, counts in contents:
-            self.append_class(bank, counts)
+        for entry in contents:
+            self.append_class(*entry)
 
     @property
     def sizes(self) -> list[int]:
@@ -66,10 +84,20 @@ class NormalMemory(nn.Module):
         return slice(start, start + counts[photograph])
 
     @torch.no_grad()
-    def add(self, taps: dict[int, Tensor], class_id: int) -> None:
-        """Append the patch features of normal photographs, {layer: (photographs, patches, width)}, to one class."""
+    def add(self, taps: dict[int, Tensor], class_id: int, boxes: Tensor | None = None) -> None:
+        """
+        Append the patch features of normal photographs, {layer: (photographs, patches, width)}, to one class.
+
+        Args:
+            boxes: (photographs, patches, 4) what each patch saw, in pixels of its photograph; by default unknown.
+        """
         known, features = self.bank(class_id), self._stack(taps)  # (layers, photographs, patches, width)
         setattr(self, f"bank_{class_id}", torch.cat([known, features.flatten(1, 2).to(known)], dim=1))
+        if boxes is not None or self.boxes(class_id) is not None:
+            kept = torch.zeros(known.shape[1], 4) if self.boxes(class_id) is None else self.boxes(class_id)
+            new = torch.zeros(*features.shape[1:3], 4) if boxes is None else boxes
+            joined = torch.cat([part.reshape(-1, 4).to(known.device, torch.int32) for part in (kept, new)])
+            setattr(self, f"boxes_{class_id}", joined)
         self.counts[class_id] += [features.shape[2]] * features.shape[1]
 
     @torch.no_grad()
@@ -84,6 +112,8 @@ class NormalMemory(nn.Module):
         kept = k_center(bank.transpose(0, 1).flatten(1).float(), limit)
         owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[kept.cpu()]
         setattr(self, f"bank_{class_id}", bank[:, kept].clone())
+        if self.boxes(class_id) is not None:
+            setattr(self, f"boxes_{class_id}", self.boxes(class_id)[kept].clone())
         self.counts[class_id] = owners.bincount(minlength=len(counts)).tolist()
 
     @torch.no_grad()
@@ -91,6 +121,8 @@ class NormalMemory(nn.Module):
         """Forget all features of one class."""
         known = self.bank(class_id)
         setattr(self, f"bank_{class_id}", known[:, :0].clone())
+        if self.boxes(class_id) is not None:
+            setattr(self, f"boxes_{class_id}", self.boxes(class_id)[:0].clone())
         self.counts[class_id] = []
 
     def forward(
@@ -119,6 +151,40 @@ class NormalMemory(nn.Module):
             rows = (class_ids == class_id).nonzero()[:, 0]
             distances[rows] = self._distance(features[:, rows], self._parts(class_id, exclude))
         return distances
+
+    @torch.no_grad()
+    def nearest(self, taps: dict[int, Tensor], class_id: int | None) -> tuple[int, int]:
+        """
+        Find the remembered patch that is nearest to one patch over all layers together.
+
+        Args:
+            taps: layer -> (width,) of the patch.
+            class_id: whose memory is searched; `None` searches all.
+
+        Returns:
+            The class id and the number of the vector in its bank.
+        """
+        query = self._stack(taps).float()[:, None]  # (layers, 1, width)
+        found = []
+        for number in range(len(self.counts)) if class_id is None else [class_id]:
+            if self.sizes[number]:
+                gaps = [
+                    (bank.float() - one).square().sum(1) for bank, one in zip(self.bank(number), query, strict=True)
+                ]
+                total = torch.stack(gaps).sum(0)
+                found.append((float(total.min()), number, int(total.argmin())))
+        return min(found)[1:]
+
+    def photograph_of(self, class_id: int, vector: int) -> int:
+        """Say of which photograph of a class, counted from 0, a vector of its bank is."""
+        counts = torch.tensor(self.counts[class_id])
+        return int((counts.cumsum(0) > vector).int().argmax())
+
+    def box_of(self, class_id: int, vector: int) -> tuple[int, int, int, int] | None:
+        """Say what a vector saw: left, top, right, bottom in pixels of its photograph; `None` where it is not known."""
+        boxes = self.boxes(class_id)
+        box = None if boxes is None else tuple(boxes[vector].tolist())
+        return box if box and box[2] > box[0] else None
 
     def _stack(self, taps: dict[int, Tensor]) -> Tensor:
         """Bring taps to unit length as (layers, batch, patches, width)."""

@@ -18,11 +18,20 @@ NAMED_FAILURES = 5
 
 @dataclass
 class Normals:
-    """Good photographs, ready: pixels (photographs, 3, side, side), their files' names and their contents' digests."""
+    """
+    Good photographs, ready.
+
+    Args:
+        pixel_values: (photographs, 3, side, side).
+        files: their names.
+        digests: of their contents.
+        sizes: (height, width) of each.
+    """
 
     pixel_values: Tensor
     files: list[str | None]
     digests: list[str]
+    sizes: list[tuple[int, int]]
 
 
 def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
@@ -33,7 +42,7 @@ def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the line too low).
         ImageError: naming those that cannot be read.
     """
-    pixels, files, digests, failures = [], [], [], []
+    pixels, files, digests, sizes, failures = [], [], [], [], []
     for image in photographs_of(images):
         try:
             photograph = load_photograph(image, white_value=processor.white_value)
@@ -43,6 +52,7 @@ def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
         pixels.append(processor(photograph)["pixel_values"])
         files.append(source_path(image))
         digests.append(digest_of(photograph))
+        sizes.append(photograph.size[::-1])
     if failures:
         more = f" and {len(failures) - NAMED_FAILURES} more" if len(failures) > NAMED_FAILURES else ""
         raise ImageError(
@@ -51,7 +61,7 @@ def open_normals(images: Any, processor: AnoPLeProcessor) -> Normals:
         )
     if not pixels:
         raise ValueError("No good photographs were given: at least one is needed.")
-    normals = Normals(torch.cat(pixels), files, digests)
+    normals = Normals(torch.cat(pixels), files, digests, sizes)
     refuse_twins(normals, [])
     return normals
 

@@ -82,6 +82,7 @@ KEPT_FIELDS = {
     "class_names",
     "memory_sizes",
     "memory_photographs",
+    "memory_boxes",
     "calibration",
     "fit",
     "clip_source",

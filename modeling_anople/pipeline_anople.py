@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
+from .explanation_anople import explain_outputs
 from .photographs_anople import ImageError, source_path
 from .reading_anople import Batch, read_batches
 from .sources_anople import is_one_photograph, photographs_of
@@ -36,6 +37,7 @@ class AnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1): photographs judged at once.
         on_error (`"return"` or `"raise"`, defaults to `"return"`): what a photograph that cannot be read does.
         image_column (`str`): of a `datasets.Dataset` with several columns of images.
+        explain (`bool`, defaults to `False`): whether each result has an `explanation`, see [`Explanation`].
     """
 
     _load_processor = True
@@ -62,6 +64,7 @@ class AnomalyDetectionPipeline(Pipeline):
         threshold: float | None = None,
         on_error: Literal["return", "raise"] | None = None,
         image_column: str | None = None,
+        explain: bool | None = None,
     ) -> tuple[dict, dict, dict]:
         if class_name is not None and class_names is not None:
             raise ValueError("Give class_name for all photographs, or class_names with one for each; not both.")
@@ -71,7 +74,7 @@ class AnomalyDetectionPipeline(Pipeline):
             raise ValueError(f"on_error must be 'return' or 'raise', got {on_error!r}.")
         names = class_name if class_names is None else class_names
         reading = {"class_names": names, "image_column": image_column}
-        answering = {"threshold": threshold}
+        answering = {"threshold": threshold, "explain": explain}
         given = [
             {name: value for name, value in part.items() if value is not None}
             for part in (reading, {"on_error": on_error}, answering)
@@ -134,7 +137,7 @@ class AnomalyDetectionPipeline(Pipeline):
         return self.model(**input_tensors.inputs.to(self.model.device, self.model.dtype))
 
     def postprocess(
-        self, model_outputs: tuple[Batch, ModelOutput | None], threshold: float | None = None
+        self, model_outputs: tuple[Batch, ModelOutput | None], threshold: float | None = None, explain: bool = False
     ) -> list[dict[str, Any]]:
         """Turn an answer into one dict for each photograph of its batch."""
         batch, outputs = model_outputs
@@ -144,10 +147,20 @@ class AnomalyDetectionPipeline(Pipeline):
             results = self.processor.post_process_anomaly_detection(
                 outputs, target_sizes=batch.readable_sizes, threshold=line
             )
+            if explain:
+                self._explain(batch, outputs, results, line)
+        unread = {**UNREAD, "explanation": None} if explain else UNREAD
         return [
-            {**(result or UNREAD), "path": source_path(source), "error": error}
+            {**(result or unread), "path": source_path(source), "error": error}
             for source, error, result in zip(batch.sources, batch.errors, batch.spread(results), strict=True)
         ]
+
+    def _explain(self, batch: Batch, outputs: ModelOutput, results: list[dict[str, Any]], line: float) -> None:
+        pixels = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        with self.device_placement(), torch.inference_mode():
+            found = explain_outputs(self.model, self.processor, pixels, outputs, batch.readable_sizes, line)
+        for result, explanation in zip(results, found, strict=True):
+            result["explanation"] = explanation
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Write the detector's folder: weights, config, processor and code."""

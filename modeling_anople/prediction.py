@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .explanation_anople import Explanation, explain_outputs
 from .fusion_anople import resize_maps, smooth_maps
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
 from .processing_anople import AnoPLeProcessor
@@ -32,6 +33,7 @@ class Prediction:
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
         class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
+        explanation: what stands behind the answer, where that was asked for.
     """
 
     error: str | None = None
@@ -43,6 +45,7 @@ class Prediction:
     anomaly_map: np.ndarray | None = None
     class_name: str | None = None
     seconds: float | None = None
+    explanation: Explanation | None = None
 
 
 def predict(
@@ -53,6 +56,7 @@ def predict(
     class_names: str | Iterable[str] | None = None,
     batch_size: int = 8,
     part: Part = "fused",
+    explain: bool = False,
 ) -> Iterator[Prediction]:
     """
     Judge photographs one after the other, `batch_size` at a time.
@@ -62,6 +66,7 @@ def predict(
         class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
         batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
+        explain: whether to say what stands behind each answer.
 
     Yields:
         One [`Prediction`] for each source, in order; an unreadable one has `error` set.
@@ -73,7 +78,7 @@ def predict(
     model.eval()
     start = time.perf_counter()
     for batch in read_batches(processor, sources, class_names=class_names, batch_size=batch_size):
-        predictions = _judge(model, processor, batch, part)
+        predictions = _judge(model, processor, batch, part, explain)
         share = (time.perf_counter() - start) / max(1, len(batch.readable_sizes))
         for prediction in predictions:
             prediction.seconds = None if prediction.error else share
@@ -81,13 +86,17 @@ def predict(
         start = time.perf_counter()
 
 
-def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part) -> list[Prediction]:
+def _judge(
+    model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part, explain: bool
+) -> list[Prediction]:
     predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
     if batch.inputs is None:
         return predictions
     with torch.inference_mode():
         outputs = model(**batch.inputs.to(model.device, model.dtype))
         scores, maps = part_scores(model, outputs, part)
+        pixels, sizes = batch.inputs["pixel_values"].to(model.device, model.dtype), batch.readable_sizes
+        explanations = explain_outputs(model, processor, pixels, outputs, sizes) if explain else []
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
     judged = [prediction for prediction in predictions if prediction.error is None]
     for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
@@ -96,6 +105,7 @@ def _judge(model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: P
         prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
         prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
         prediction.class_name = result["class_name"]
+        prediction.explanation = explanations[number] if explain else None
     return predictions
 
 

@@ -1,6 +1,7 @@
 """What a detector knows of each product without training: its normal patches, its prototype and its line."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ class ProductsMixin:
     """Methods of [`AnoPLeModel`] that fill the memory and set the lines."""
 
     @torch.no_grad()
-    def remember(self, pixel_values: Tensor, class_id: int, *, batch_size: int = 8) -> None:
+    def remember(
+        self,
+        pixel_values: Tensor,
+        class_id: int,
+        *,
+        batch_size: int = 8,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """
         Add good photographs of one product to its memory and its prototype.
 
@@ -29,6 +37,7 @@ class ProductsMixin:
             pixel_values: (photographs, 3, side, side), global views of normal photographs.
             class_id: the product.
             batch_size: photographs encoded at once.
+            sizes: (height, width) of each photograph, so that explanations can say where on it a patch lies.
 
         Raises:
             ValueError: if there is no photograph.
@@ -39,9 +48,12 @@ class ProductsMixin:
         self._announce_memory(class_id, len(pixel_values))
         known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
-        for part in pixel_values.split(batch_size):
+        boxes = None if sizes is None else patch_boxes(sizes, self.config.grid_size)
+        for start in range(0, len(pixel_values), batch_size):
+            chosen = slice(start, start + batch_size)
+            part, seen = pixel_values[chosen], None if boxes is None else boxes[chosen]
             features = self.encode_views(part)
-            self.memory.add(self.memory_taps(part, features), class_id)
+            self.memory.add(self.memory_taps(part, features), class_id, seen)
             total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
             if limit and self.memory.sizes[class_id] > 2 * limit:  # however many photographs there are
                 self.memory.reduce(class_id, limit)
@@ -54,6 +66,7 @@ class ProductsMixin:
         """Tell the config what the memory holds, so that it can be loaded."""
         self.config.memory_sizes = self.memory.sizes
         self.config.memory_photographs = [list(counts) for counts in self.memory.counts]
+        self.config.memory_boxes = self.memory.boxed
 
     def _announce_memory(self, class_id: int, photographs: int) -> None:
         """Log how large the memory of a class will be, before it is."""
@@ -162,6 +175,19 @@ class ProductsMixin:
         return torch.cat(rows).T.tolist()
 
 
+def patch_boxes(sizes: Sequence[tuple[int, int]], grid: int) -> Tensor:
+    """
+    Say which pixels of photographs of these sizes (height, width) each of `grid` x `grid` patches sees.
+
+    Returns:
+        (photographs, patches, 4) left, top, right, bottom, in reading order; int32, rounded outwards.
+    """
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    places = torch.stack([columns, rows, columns + 1, rows + 1], dim=-1).flatten(0, 1)  # (patches, 4)
+    scaled = places * torch.tensor([[width, height] * 2 for height, width in sizes])[:, None]
+    return torch.cat([scaled[..., :2] // grid, -(-scaled[..., 2:] // grid)], dim=-1).int()
+
+
 def disturbed_copies(photograph: Tensor) -> Tensor:
     """
     Move and relight a photograph (3, side, side) a little, as the next one of the same part might be.
@@ -183,4 +209,4 @@ def disturbed_copies(photograph: Tensor) -> Tensor:
     return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False) * gains
 
 
-__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies"]
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies", "patch_boxes"]

@@ -25,6 +25,10 @@ def check_relations(config: Any) -> None:
         len(config.memory_sizes) == len(config.class_names),
         f"memory_sizes has {len(config.memory_sizes)} numbers for {len(config.class_names)} classes: give one for each.",
     )
+    _require(
+        len(config.memory_boxes) == len(config.class_names),
+        f"memory_boxes has {len(config.memory_boxes)} entries for {len(config.class_names)} classes: give one for each.",
+    )
     counted = [sum(counts) for counts in config.memory_photographs]
     _require(
         counted == config.memory_sizes,

@@ -252,7 +252,7 @@ def finish(
         photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
         digests.append([digest_of(photograph) for photograph in photographs])
         pixels.append(processor(photographs)["pixel_values"].to(device))
-        model.remember(pixels[class_id], class_id)
+        model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
         model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
     for class_id, (name, files) in enumerate(shots.files.items()):

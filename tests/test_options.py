@@ -16,6 +16,7 @@ KEPT = {
     "class_names",
     "memory_sizes",
     "memory_photographs",
+    "memory_boxes",
     "calibration",
     "fit",
     "history",

@@ -1,0 +1,188 @@
+"""Why a photograph got its score: where it is oddest, which normal patch comes nearest, and which line decided."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .identity_anople import strangeness
+from .photographs_anople import load_photograph
+from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor
+
+
+Box = tuple[int, int, int, int]
+PRODUCT_LINES = ("patches", "whole")  # the two numbers of `strangeness`
+
+
+@dataclass
+class Explanation:
+    """
+    What stands behind one answer; it changes none.
+
+    Args:
+        class_name: the product whose line and memory were used; `None` where classes are pooled.
+        box: left, top, right, bottom of the worst region, in pixels of the photograph.
+        score: that of the photograph, calibrated; the raw one where there is no line.
+        line: the score above which a photograph is anomalous; `None` where the class has no line.
+        past: score minus line; negative for a normal photograph.
+        decided_by: `class_name`, and as `line` what decided: "image" (the line of the class), "pooled" (that of all
+            classes together), "product patches" or "product whole" (the photograph shows no known product: its patches,
+            or it as a whole, are too far from the nearest one), or `None`.
+        nearest_photograph: name of the good photograph with the nearest patch, as the detector's log has it.
+        nearest_index: its place among the product's good photographs, from 0; `None` without a memory.
+        nearest_box: the nearest patch in that photograph's pixels; `None` where it was not kept.
+        nearest_class: the product that photograph is of.
+        nearest_distance: how far the patch of the worst region is from it, within 0 and 1.
+    """
+
+    class_name: str | None
+    box: Box
+    score: float
+    line: float | None
+    past: float | None
+    decided_by: dict[str, str | None]
+    nearest_photograph: str | None = None
+    nearest_index: int | None = None
+    nearest_box: Box | None = None
+    nearest_class: str | None = None
+    nearest_distance: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values that JSON can hold."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def explain(model: Any, processor: AnoPLeProcessor, image: Any, class_name: str | None = None) -> Explanation:
+    """
+    Judge one photograph and say what stands behind the answer.
+
+    Args:
+        model: a detector.
+        processor: its processor.
+        image: anything that [`load_photograph`] opens.
+        class_name: the product; without it, predicted.
+
+    Raises:
+        ImageError: if the photograph cannot be read.
+        ValueError: for an unknown class.
+    """
+    model.eval()
+    photograph = load_photograph(image, white_value=processor.white_value)
+    inputs = processor(photograph, class_names=class_name).to(model.device, model.dtype)
+    return explain_outputs(model, processor, inputs["pixel_values"], model(**inputs), [photograph.size[::-1]])[0]
+
+
+@torch.no_grad()
+def explain_outputs(
+    model: Any,
+    processor: AnoPLeProcessor,
+    pixel_values: Tensor,
+    outputs: Any,
+    sizes: list[tuple[int, int]],
+    threshold: float | None = None,
+) -> list[Explanation]:
+    """
+    Say what stands behind answers that a model has given.
+
+    Args:
+        pixel_values: (batch, 3, side, side) that were judged.
+        outputs: the [`AnoPLeOutput`] of them.
+        sizes: (height, width) of each photograph.
+        threshold: as it was given to `post_process_anomaly_detection`; by default that of the config.
+    """
+    threshold = model.config.threshold if threshold is None else threshold
+    results = processor.post_process_anomaly_detection(outputs, threshold=threshold)
+    explanations = []
+    for number, (result, (height, width)) in enumerate(zip(results, sizes, strict=True)):
+        class_id = None if outputs.class_ids is None else int(outputs.class_ids[number])
+        line = None if result["label"] is None else threshold
+        region = worst_region(result["anomaly_map"], 0.5 if line is None else line)
+        explanation = Explanation(
+            class_name=None if class_id is None else model.config.class_names[class_id],
+            box=box_of(region, (height, width)),
+            score=result["score"],
+            line=line,
+            past=None if line is None else result["score"] - line,
+            decided_by=_decision(model, outputs, number, result["label"]),
+        )
+        if not model.memory.is_empty:
+            _name_nearest(explanation, model, pixel_values[number : number + 1], class_id, region)
+        explanations.append(explanation)
+    return explanations
+
+
+def worst_region(anomaly_map: np.ndarray, line: float) -> np.ndarray:
+    """
+    Mark the region around the highest place of a map (height, width): what hangs together with it above the line.
+
+    Where nothing is above the line, what hangs together above half of the highest value.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(anomaly_map)).float()
+    peak = values.max()
+    allowed = values > (line if peak > line else peak / 2)
+    region = torch.zeros_like(allowed)
+    region.view(-1)[int(values.argmax())] = True
+    size = 1
+    while True:  # it grows by one place in all directions, as far as it may
+        region = (F.max_pool2d(region[None].float(), 3, stride=1, padding=1)[0] > 0) & allowed | region
+        if int(region.sum()) == size:
+            return region.numpy()
+        size = int(region.sum())
+
+
+def box_of(region: np.ndarray, size: tuple[int, int]) -> Box:
+    """Bound a marked region of a map in the pixels of its photograph, of this (height, width); rounded outwards."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    down, across = size[0] / region.shape[0], size[1] / region.shape[1]
+    left, top = int(columns[0] * across), int(rows[0] * down)
+    right, bottom = int(np.ceil((columns[-1] + 1) * across)), int(np.ceil((rows[-1] + 1) * down))
+    return left, top, min(right, size[1]), min(bottom, size[0])
+
+
+def _decision(model: Any, outputs: Any, number: int, label: str | None) -> dict[str, str | None]:
+    """Say which line of which class decided."""
+    if outputs.class_ids is None:
+        return {"class_name": None, "line": None if label is None else "pooled"}
+    class_ids = outputs.class_ids[number : number + 1]
+    name = model.config.class_names[int(class_ids)]
+    if label != UNKNOWN_PRODUCT:
+        return {"class_name": name, "line": None if label is None else "image"}
+    rows = slice(number, number + 1)
+    values = strangeness(outputs.memory_maps[rows], outputs.image_embeds[rows], model.class_prototypes[class_ids])
+    lines = model.calibration.product_lines(class_ids).to(values)
+    return {"class_name": name, "line": f"product {PRODUCT_LINES[int((values / lines)[0].argmax())]}"}
+
+
+def _name_nearest(
+    explanation: Explanation, model: Any, view: Tensor, class_id: int | None, region: np.ndarray
+) -> None:
+    """Find the patch of the region that is farthest from all normal ones, and the normal one it is nearest to."""
+    taps = model.memory_taps(view, model.encode_views(view))
+    ids = None if class_id is None else torch.tensor([class_id], device=view.device)
+    distances = model.memory(taps, ids)[0].float().cpu()  # (patches,)
+    inside = F.adaptive_max_pool2d(torch.from_numpy(region)[None].float(), model.config.grid_size)[0].flatten() > 0
+    patch = int(distances.masked_fill(~inside, -1).argmax())
+    found, vector = model.memory.nearest({layer: tap[0, patch] for layer, tap in taps.items()}, class_id)
+    index = model.memory.photograph_of(found, vector)
+    explanation.nearest_class = model.config.class_names[found]
+    explanation.nearest_index = index
+    explanation.nearest_box = model.memory.box_of(found, vector)
+    explanation.nearest_distance = float(distances[patch])
+    explanation.nearest_photograph = photograph_name(model, explanation.nearest_class, index)
+
+
+def photograph_name(model: Any, class_name: str, index: int) -> str | None:
+    """Look up in the detector's log the name of a product's good photograph; `None` where the log lacks some."""
+    files: list[str | None] = []
+    for entry in model.config.history:
+        if entry["class_name"] == class_name:
+            files = [] if entry["action"] == "forget" else files + entry["files"]
+    known = len(model.memory.counts[model.config.class_names.index(class_name)])
+    return files[index] if len(files) == known else None
+
+
+__all__ = ["Explanation", "box_of", "explain", "explain_outputs", "photograph_name", "worst_region"]
