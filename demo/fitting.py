@@ -81,6 +81,30 @@ def fit_prompts(session: Session, steps: int) -> Iterator[Fit]:
     yield progress
 
 
+def draw_losses(fit: Fit) -> str:
+    """Draw the losses over the steps, as SVG in the page's own ink."""
+    left, top, width, height = 46, 12, 540, 110
+    losses = fit.losses
+    low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
+    spread = (high - low) or 1.0
+    points = [
+        f"{left + width * number / fit.steps:.1f},{top + height * (high - loss) / spread:.1f}"
+        for number, loss in enumerate(losses, start=1)
+    ]
+    label = f"Loss of {len(losses)} of {fit.steps} steps" + (f", now {losses[-1]:.2f}" if losses else "")
+    ends = (
+        f'<text x="{left - 6}" y="{top + 9}" text-anchor="end">{high:.2f}</text>'
+        f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{low:.2f}</text>'
+    )
+    return f"""<svg class="losses" viewBox="0 0 600 150" role="img" aria-label="{label}">
+<line x1="{left}" x2="{left}" y1="{top}" y2="{top + height}"/>
+<line x1="{left}" x2="{left + width}" y1="{top + height}" y2="{top + height}"/>
+<polyline points="{" ".join(points)}"/>{ends if losses else ""}
+<text x="{left}" y="{top + height + 18}">loss</text>
+<text x="{left + width}" y="{top + height + 18}" text-anchor="end">step {fit.steps}</text>
+</svg>"""
+
+
 def session_shots(session: Session) -> Shots:
     """
     Gather the good photographs of all products.

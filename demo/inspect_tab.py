@@ -7,7 +7,7 @@ from .examples import Examples
 from .fields import HIDDEN, MODEL, photograph_field, photographs_field, product_field
 from .inspecting import FIND_IT
 from .reading import MAX_PHOTOGRAPHS
-from .reporting import COLUMNS
+from .reporting import PAGE_COLUMNS
 from .session import Session
 
 
@@ -37,21 +37,27 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
                 label="Photograph | heat map", elem_id="pictures", type="filepath", interactive=False, max_height=460
             )
             gr.HTML(words.legend_html())
+            why = gr.HTML(elem_id="why")
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")
+                explained = gr.JSON(label="Explanation")
     answers, asked = [numbers, verdict, pictures], [photograph, product, session]
-    inspect.click(handlers.inspect, asked, answers, api_name="inspect", **MODEL)
+    explaining = {"fn": handlers.explain, "inputs": session, "outputs": [explained, why], **MODEL}
+    clicked = inspect.click(handlers.inspect, asked, answers, api_name="inspect", **MODEL)
+    clicked.success(**explaining, api_name="explain")
     chosen = shown.select(handlers.choose_example, session, [photograph, shown], **HIDDEN)
-    chosen.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
+    judged = chosen.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
+    judged.success(**explaining, **HIDDEN)
     with gr.Accordion("Many photographs", open=False, elem_id="many"):
         files = photographs_field(f"Up to {MAX_PHOTOGRAPHS} photographs", "files", 160)
+        folder = gr.UploadButton("Add a folder of stills", file_count="directory", size="sm", elem_id="folder")
         with gr.Row():
             run = gr.Button("Inspect all", variant="primary", elem_id="inspect-all")
             stop = gr.Button("Stop", variant="stop", elem_id="stop")
         told = gr.HTML(elem_id="many-message")
         table = gr.Dataframe(
-            headers=list(COLUMNS),
-            datatype=["number", "str", "str", "number", "number", "str", "number", "str"],
+            headers=list(PAGE_COLUMNS),
+            datatype=["number", "html", "str", "str", "number", "number", "str", "number", "str"],
             interactive=False,
             label="Results: click a head to sort, a row to see it above",
             elem_id="results",
@@ -61,5 +67,6 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
         handlers.inspect_many, [files, product, session], [table, report, told], api_name="inspect_many", **MODEL
     )
     stop.click(handlers.stop, session, told, queue=False, **HIDDEN)
-    table.select(handlers.show_row, session, answers, **HIDDEN)
+    folder.upload(handlers.take_folder, [folder, files], files, **HIDDEN)
+    table.select(handlers.show_row, session, answers, **HIDDEN).success(**explaining, **HIDDEN)
     return product

@@ -35,18 +35,20 @@ class Session:
         self.threshold = model.config.threshold
         self.last: str | None = None  # the photograph that was judged last, and as which product
         self.last_product: str | None = None
+        self.last_asked: str | None = None  # `None` where the detector was to find out
         self.findings: list[Any] = []
         self.examples: list[Path] = []  # photographs to try, the same for all
         self.normals: dict[str, list[Kept]] = {}  # of each product the last photographs it was taught from
         self.stop, self.stop_fit = threading.Event(), threading.Event()
         self._shown: Shown | None = None
-        self._owned = False
+        self._owned, self._first = False, None
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
         """Gradio copies the first value of its state for each browser: a new session on the shared detector."""
         session = Session(self.model, self.processor)
         session.examples, session.normals = self.examples, self.normals
+        session._first = self  # whose folder holds the photographs of its products
         return session
 
     @property
@@ -94,7 +96,7 @@ class Session:
         """Take another detector, which is this person's alone."""
         self.model, self.processor, self._owned = model, processor, True
         self.threshold = model.config.threshold
-        self.last, self.last_product, self.findings, self.normals = None, None, [], {}
+        self.last, self.last_product, self.last_asked, self.findings, self.normals = None, None, None, [], {}
         shutil.rmtree(self.folder / "normals", ignore_errors=True)
 
 
