@@ -7,11 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from .inspecting import FIND_IT, Finding, inspect_photograph, inspect_photographs
+from .explaining import explain_last, why_html
+from .fitting import draw_losses, fit_prompts
+from .inspecting import FIND_IT, Finding, inspect_photograph, inspect_photographs, remember_last
 from .judging import draw_judgement, judge
 from .keeping import pack, unpack
-from .reading import MAX_PHOTOGRAPHS, check_count
-from .reporting import table_row, write_report
+from .reading import MAX_PHOTOGRAPHS, check_count, photographs_among
+from .reporting import page_row, write_report
 from .session import Session
 from .teaching import add_fine, teach
 from .words import message_html, products_html, verdict_html
@@ -49,6 +51,28 @@ def _answer(session: Session, finding: Finding) -> tuple[dict[str, Any], str, tu
     return finding.numbers, verdict_html(finding), pictures
 
 
+def explain(session: Session) -> tuple[dict[str, Any], str]:
+    """
+    Explain the answer that was given last in this session.
+
+    Returns:
+        The words, the worst region, the score and the line it was held against, and the nearest good photograph; the same
+        as HTML with both places as pictures.
+    """
+    with refusals():
+        why = explain_last(session)
+    return why.numbers, why_html(why)
+
+
+def take_folder(folder: list[str], files: list[str] | None) -> list[str]:
+    """Add the photographs of a folder to those that are already listed; its other files stay out."""
+    with refusals():
+        found = photographs_among(folder or [])
+        if not found:
+            raise ValueError("There is no photograph in this folder.")
+        return check_count([*(files or []), *found], MAX_PHOTOGRAPHS)
+
+
 def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
     """Take the example that was clicked, by its number; it may be clicked again."""
     return str(session.examples[int(event.index)]), gr.update(selected_index=None)
@@ -71,7 +95,7 @@ def inspect_many(files: list[str], product: str, session: Session, progress: Any
         findings, rows = [], []
         for finding in inspect_photographs(session, files, product):
             findings.append(finding)
-            rows.append(table_row(len(findings), finding))
+            rows.append(page_row(len(findings), finding))
             progress((len(findings), len(files)), desc=f"{len(findings)} of {len(files)}", unit="photographs")
             yield rows, None, message_html(f"{len(findings)} of {len(files)} photographs are judged.", "busy")
             if session.stop.is_set():
@@ -102,6 +126,7 @@ def show_row(session: Session, event: gr.SelectData) -> tuple:
         finding = session.findings[number - 1]
         if finding.error:
             raise ValueError(finding.error)
+    remember_last(session, finding)
     return _answer(session, finding)
 
 
@@ -133,6 +158,34 @@ def enroll(name: str, files: list[str], session: Session) -> tuple:
     with refusals():
         words = teach(session, name, files)
     return *_told(session, words), *_choices(session, name.strip())
+
+
+def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
+    """
+    Fit prompts and decoder to all products of this session; stopped, it keeps what was fitted.
+
+    Args:
+        steps: of training.
+
+    Returns:
+        The loss so far as SVG, and a message.
+    """
+    with refusals():
+        for progress in fit_prompts(session, int(steps)):
+            done = len(progress.losses)
+            if progress.words:
+                told = message_html(progress.words)
+            elif done < progress.steps and not session.stop_fit.is_set():
+                told = message_html(f"{done} of {progress.steps} steps are done.", "busy")
+            else:
+                told = message_html("Memory and lines are set anew.", "busy")
+            yield draw_losses(progress), told
+
+
+def stop_fit(session: Session) -> str:
+    """Ask the fitting to end after the step at hand."""
+    session.stop_fit.set()
+    return message_html("Stopping after this step.", "busy")
 
 
 def download(session: Session) -> str:

@@ -37,6 +37,7 @@ class Finding:
         found: whether the product was found by the detector.
         milliseconds: from opening the file to the answer.
         photograph, heat_map: pictures of one size, at most `DISPLAY_SIDE` long.
+        path: of the file, where it was sent to.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Finding:
     milliseconds: float | None = None
     photograph: Image.Image | None = None
     heat_map: Image.Image | None = None
+    path: str | None = None
 
     @property
     def words(self) -> str:
@@ -81,8 +83,16 @@ def inspect_photograph(session: Session, path: str | Path | None, product: str |
     photograph = load_photograph(source, white_value=session.processor.white_value)
     prediction = next(predict(session.model, session.processor, [photograph], class_names=name, batch_size=1))
     milliseconds = 1000 * (time.perf_counter() - start)
-    session.last, session.last_product = str(path), prediction.class_name
-    return _finding(source["path"], photograph, prediction, line=session.threshold, asked=name, spent=milliseconds)
+    finding = _finding(source["path"], photograph, prediction, line=session.threshold, asked=name, spent=milliseconds)
+    finding.path = str(path)
+    remember_last(session, finding)
+    return finding
+
+
+def remember_last(session: Session, finding: Finding) -> None:
+    """Make a photograph the one that is explained and judged next."""
+    session.last, session.last_product = finding.path, finding.product
+    session.last_asked = None if finding.found else finding.product
 
 
 def inspect_photographs(session: Session, paths: list[str], product: str | None = None) -> Iterator[Finding]:

@@ -52,3 +52,10 @@ def check_count(files: list | None, limit: int) -> list:
     if len(files) > limit:
         raise ValueError(f"{len(files)} photographs are too many at once: give at most {limit}.")
     return files
+
+
+def photographs_among(paths: list[str]) -> list[str]:
+    """Pick the files of a folder that are photographs by the ending of their names, in the order of their names."""
+    endings = Image.registered_extensions()
+    picked = [path for path in paths if Path(path).suffix.lower() in endings and not Path(path).name.startswith(".")]
+    return sorted(picked, key=lambda path: Path(path).name)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from modeling_anople.visualization import with_legend
 
+from .explaining import data_address
 from .inspecting import Finding
 
 
 COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
+PAGE_COLUMNS = ("no", "heat map", *COLUMNS[1:])
+THUMBNAIL_SIDE = 72  # pixels
 
 
 def table_row(number: int, finding: Finding) -> list:
@@ -21,6 +24,17 @@ def table_row(number: int, finding: Finding) -> list:
     remark = "product found by the detector" if finding.found and finding.product else ""
     score, spent = round(finding.score, 4), round(finding.milliseconds)
     return [number, finding.name, finding.verdict, score, finding.line, finding.product or "", spent, remark]
+
+
+def page_row(number: int, finding: Finding) -> list:
+    """Turn a finding into a row of `PAGE_COLUMNS`: one of `COLUMNS` with a small heat map in it, as HTML."""
+    picture = ""
+    if finding.heat_map is not None:
+        small = finding.heat_map.copy()
+        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        picture = f'<img src="{data_address(small)}" alt="heat map {number}" class="thumbnail">'
+    number, *others = table_row(number, finding)
+    return [number, picture, *others]
 
 
 def write_report(folder: Path, findings: list[Finding]) -> Path:

@@ -1,17 +1,20 @@
 """What one person's browser holds: a detector of their own, their line, and a folder for their files."""
 
 import copy
+import shutil
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.loading import load_detector
 
 from .examples import draw_normals
+from .normals import Kept, keep_photographs
 from .showing import Shown
 
 
@@ -32,17 +35,20 @@ class Session:
         self.threshold = model.config.threshold
         self.last: str | None = None  # the photograph that was judged last, and as which product
         self.last_product: str | None = None
+        self.last_asked: str | None = None  # `None` where the detector was to find out
         self.findings: list[Any] = []
         self.examples: list[Path] = []  # photographs to try, the same for all
-        self.stop = threading.Event()
+        self.normals: dict[str, list[Kept]] = {}  # of each product the last photographs it was taught from
+        self.stop, self.stop_fit = threading.Event(), threading.Event()
         self._shown: Shown | None = None
-        self._owned = False
+        self._owned, self._first = False, None
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
         """Gradio copies the first value of its state for each browser: a new session on the shared detector."""
         session = Session(self.model, self.processor)
-        session.examples = self.examples
+        session.examples, session.normals = self.examples, self.normals
+        session._first = self  # whose folder holds the photographs of its products
         return session
 
     @property
@@ -64,6 +70,17 @@ class Session:
             self._shown = Shown(self.folder / "shown")
         return self._shown
 
+    def keep(self, product: str, photographs: list[tuple[str, Image.Image]]) -> None:
+        """Keep good photographs, with their names, of which a product was taught; those of other sessions stay theirs."""
+        kept = keep_photographs(self.folder / "normals", photographs)
+        self.normals = {**self.normals, product: [*self.normals.get(product, []), *kept]}
+
+    def normal(self, product: str, index: int) -> Kept | None:
+        """Look up a product's good photograph by its place in the memory; `None` where it was taught elsewhere."""
+        kept = self.normals.get(product, [])
+        place = index - len(self.model.memory.counts[self.products.index(product)]) + len(kept)
+        return kept[place] if 0 <= place < len(kept) else None
+
     def own(self) -> tuple[AnoPLeModel, AnoPLeProcessor]:
         """Return a detector that may be changed: from the first call on, nobody else sees this one."""
         if not self._owned:
@@ -71,11 +88,16 @@ class Session:
             self._owned = True
         return self.model, self.processor
 
+    def adopt(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
+        """Take a detector of the same products, taught from the same photographs."""
+        self.model, self.processor, self._owned = model, processor, True
+
     def replace(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
         """Take another detector, which is this person's alone."""
         self.model, self.processor, self._owned = model, processor, True
         self.threshold = model.config.threshold
-        self.last, self.last_product, self.findings = None, None, []
+        self.last, self.last_product, self.last_asked, self.findings, self.normals = None, None, None, [], {}
+        shutil.rmtree(self.folder / "normals", ignore_errors=True)
 
 
 def copy_products(model: AnoPLeModel, processor: AnoPLeProcessor) -> tuple[AnoPLeModel, AnoPLeProcessor]:
@@ -98,7 +120,11 @@ def start_session(checkpoint: str | None = None) -> Session:
         model, processor = load_detector(checkpoint)
     else:
         model, processor = standard_detector()
-    return Session(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor)
+    session = Session(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor)
+    for name in () if checkpoint else STANDARD_PRODUCTS:
+        drawn = draw_normals(name, STANDARD_SHOTS)
+        session.keep(name, [(f"{name}, drawn {number}", picture) for number, picture in enumerate(drawn, start=1)])
+    return session
 
 
 def standard_detector() -> tuple[AnoPLeModel, AnoPLeProcessor]:

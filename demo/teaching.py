@@ -2,6 +2,8 @@
 
 import re
 
+from modeling_anople import load_photograph
+
 from .inspecting import known_product
 from .reading import check_count, read_photograph
 from .session import Session
@@ -45,6 +47,7 @@ def teach(session: Session, name: str | None, files: list[str] | None) -> str:
     photographs = [read_photograph(path) for path in check_count(files, MAX_SHOTS)]
     model, processor = session.own()
     line = model.enroll(name, photographs, processor=processor)
+    _keep(session, name, photographs)
     count = len(photographs)
     return (
         f"{name} is ready, from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "
@@ -68,4 +71,10 @@ def add_fine(session: Session, product: str | None, path: str | None) -> str:
     photograph = read_photograph(path)
     model, processor = session.own()
     model.add_normals(name, [photograph], processor=processor)
+    _keep(session, name, [photograph])
     return f"Added. {name} now knows {len(model.memory.counts[class_id])} good photographs, and its line is set anew."
+
+
+def _keep(session: Session, name: str, photographs: list[dict]) -> None:
+    white = session.processor.white_value
+    session.keep(name, [(one["path"], load_photograph(one, white_value=white)) for one in photographs])

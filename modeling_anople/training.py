@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -158,28 +159,11 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         accelerator.init_trackers("anople", config={name: str(value) for name, value in settings.items()})
 
     # 5. The loop.
-    wrapped.train()
-    step, weights = first, loss_weights(model.config)
-    alignment_start = model.config.alignment_warmup * config.max_steps
     bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
-    for batch in loader:
-        with accelerator.accumulate(wrapped):
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
-            terms = wrapped(**batch).loss_terms
-            now = weights if step >= alignment_start else {**weights, "alignment": 0.0}
-            loss, means = combine_losses(accelerator, terms, now)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
-        step += 1
+    for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
         bar.update()
         if step % config.log_steps == 0 or step == config.max_steps:
-            log_step(accelerator, output_dir, step, bar, {"loss": loss, **means})
+            log_step(accelerator, output_dir, step, bar, losses)
         if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
             save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
     bar.close()
@@ -196,6 +180,47 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
+
+
+def fit_steps(
+    accelerator: Accelerator,
+    wrapped: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    config: TrainingConfig,
+    *,
+    first: int = 0,
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """
+    Take one optimiser step after another, until the loader ends or the caller looks no further.
+
+    Args:
+        wrapped, optimizer, loader: as `accelerator.prepare` returned them.
+        config: how to train.
+        first: steps that were done before.
+
+    Yields:
+        The number of steps done and, of the last one, the loss and the mean of each of its terms.
+    """
+    model = accelerator.unwrap_model(wrapped)
+    wrapped.train()
+    step, weights = first, loss_weights(model.config)
+    alignment_start = model.config.alignment_warmup * config.max_steps
+    for batch in loader:
+        with accelerator.accumulate(wrapped):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
+            terms = wrapped(**batch).loss_terms
+            now = weights if step >= alignment_start else {**weights, "alignment": 0.0}
+            loss, means = combine_losses(accelerator, terms, now)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            step += 1
+            yield step, {"loss": loss, **means}
 
 
 def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:

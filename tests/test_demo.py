@@ -1,24 +1,27 @@
 """The demo's functions, without a server: what is said, what is refused, and that nobody sees another's products."""
 
 import ast
+import base64
 import csv
 import io
 import json
+import re
 import stat
 import zipfile
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 from demo.app import chosen_checkpoint
-from demo.handlers import inspect, inspect_many, stop
+from demo.handlers import inspect, inspect_many, stop, take_folder
 from demo.inspecting import FIND_IT, inspect_photograph, inspect_photographs
 from demo.judging import draw_judgement, judge
 from demo.keeping import pack, unpack
 from demo.reading import MAX_PHOTOGRAPHS, read_photograph
-from demo.reporting import COLUMNS, table_row, write_report
+from demo.reporting import COLUMNS, PAGE_COLUMNS, page_row, table_row, write_report
 from demo.session import start_session
 from demo.showing import KEPT
 from demo.teaching import add_fine, checked_name, teach
@@ -177,6 +180,24 @@ def test_many_photographs_give_a_table_and_a_zip(session, files, tmp_path):
             assert picture.width > findings[0].photograph.width  # the legend is beside it
     assert [line["photograph"] for line in table] == ["screw 0.png", "'=1+1.png", "screw 1.png"]
     assert float(table[0]["score"]) == pytest.approx(findings[0].score, abs=1e-4)
+
+
+def test_the_table_shows_each_heat_map_small(session, files, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    findings = list(inspect_photographs(session, [files[0], str(tmp_path / "text.png")], "bolt"))
+    first, second = (page_row(number, finding) for number, finding in enumerate(findings, start=1))
+    assert len(first) == len(second) == len(PAGE_COLUMNS) and [first[0], *first[2:]] == table_row(1, findings[0])
+    picture = base64.b64decode(re.search(r'src="data:image/webp;base64,([^"]+)"', first[1])[1])
+    assert Image.open(io.BytesIO(picture)).size == findings[0].photograph.size and second[1] == ""
+
+
+def test_of_a_folder_the_photographs_are_taken(files, tmp_path):
+    others = [str(tmp_path / name) for name in ("Thumbs.db", "notes.txt", ".hidden.png", "a.JPG")]
+    assert take_folder([*others, files[1], files[0]], [files[2]]) == [files[2], others[3], files[0], files[1]]
+    with pytest.raises(gr.Error, match="no photograph in this folder"):
+        take_folder(others[:3], None)
+    with pytest.raises(gr.Error, match="101 photographs are too many"):
+        take_folder(files[:1] * 101, None)
 
 
 def test_stopping_keeps_what_was_judged(session, files):

@@ -84,7 +84,17 @@ def test_the_other_endpoints(address, pictures, tmp_path):
 
 def test_the_api_is_documented(address):
     endpoints = new_client(address).view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {"/inspect", "/enroll", "/inspect_many", "/judge", "/add_normals", "/download", "/load"} == set(endpoints)
+    assert {
+        "/inspect",
+        "/enroll",
+        "/inspect_many",
+        "/judge",
+        "/add_normals",
+        "/download",
+        "/load",
+        "/explain",
+        "/fit",
+    } == set(endpoints)
     assert [one["parameter_name"] for one in endpoints["/inspect"]["parameters"]] == ["photograph", "product"]
 
 

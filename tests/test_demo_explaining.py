@@ -1,0 +1,112 @@
+"""The demo shows why: the worst region beside the nearest good place, and the line in words."""
+
+import pytest
+from PIL import Image
+
+from demo.explaining import PATCH_SIDE, cut_out, explain_last, why_html
+from demo.handlers import show_row
+from demo.inspecting import FIND_IT, inspect_photograph, inspect_photographs
+from demo.keeping import pack, unpack
+from demo.session import start_session
+from demo.teaching import add_fine, teach
+from modeling_anople.explanation_anople import explain
+
+from .demo_app import session_of
+from .detectors import normals_of, write_detector
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, small_clip_folder, photograph):
+    return start_session(str(write_detector(tmp_path_factory.mktemp("why") / "d", small_clip_folder, photograph)))
+
+
+@pytest.fixture
+def session(start):
+    return session_of(start)
+
+
+@pytest.fixture
+def files(tmp_path, photograph) -> list[str]:
+    paths = [tmp_path / f"screw {number}.png" for number in range(4)]
+    for path, picture in zip(paths, normals_of(photograph, 5, 4), strict=True):
+        picture.save(path)
+    return [str(path) for path in paths]
+
+
+def test_the_explanation_is_the_detectors_own_with_the_photograph_it_is_nearest_to(session, files):
+    teach(session, "screw", files[:3])
+    finding = inspect_photograph(session, files[3], "screw")
+    why = explain_last(session)
+    with Image.open(files[3]) as picture:
+        known = explain(session.model, session.processor, picture.convert("RGB"), "screw")
+    assert why.explanation.box == known.box and why.explanation.nearest_index == known.nearest_index
+    assert why.nearest_name == f"screw {known.nearest_index}.png" and why.nearest.size == (PATCH_SIDE, PATCH_SIDE)
+    side = "past" if finding.score > 0.5 else "below"
+    assert f"{finding.score:.2f} is {abs(finding.score - 0.5):.2f} {side} the line of screw, 0.50." in why.words
+    assert why.numbers["words"] == why.words and why_html(why).count("<img") == 2
+
+
+def test_the_line_is_the_one_the_person_chose(session, files):
+    teach(session, "screw", files[:3])
+    session.threshold = 0.01
+    inspect_photograph(session, files[3], "screw")
+    assert "past the line of screw, 0.01" in explain_last(session).words
+
+
+def test_words_stand_alone_where_no_photograph_is_at_hand(session, files):
+    inspect_photograph(session, files[0], "nut")  # taught elsewhere
+    why = explain_last(session)
+    assert why.nearest is None and "nearest to one in good photograph" in why.words
+    assert why_html(why).count("<img") == 1
+
+
+def test_photographs_added_later_are_found_at_their_place(session, files):
+    add_fine(session, "nut", files[0])
+    assert [session.normal("nut", index) is not None for index in range(5)] == [False, False, False, True, False]
+    assert session.normal("nut", 3).name == "screw 0.png"
+    inspect_photograph(session, files[0], "nut")
+    assert explain_last(session).nearest_name == "screw 0.png"
+
+
+def test_one_session_keeps_its_photographs_from_another_and_a_loaded_detector_has_none(session, start, files):
+    teach(session, "screw", files)
+    assert start.normals == session_of(start).normals == {}
+    unpack(session, pack(session))
+    assert session.normals == {} and not (session.folder / "normals").exists()
+    inspect_photograph(session, files[0], "screw")
+    assert explain_last(session).nearest is None
+
+
+def test_a_row_of_the_table_is_explained_as_it_was_judged(session, files):
+    session.findings = list(inspect_photographs(session, files[:2], "nut"))
+    inspect_photograph(session, files[3], FIND_IT)
+
+    class Row:
+        row_value = [1]
+
+    show_row(session, Row())
+    assert session.last == files[0] and session.last_asked == "nut"
+    assert explain_last(session).explanation.class_name == "nut"
+
+
+def test_without_an_answer_there_is_nothing_to_explain(session):
+    with pytest.raises(ValueError, match="no photograph yet"):
+        explain_last(session)
+
+
+def test_a_name_in_the_explanation_is_escaped(session, files, tmp_path):
+    path = tmp_path / "<img src=x onerror=alert(1)>.png"
+    path.write_bytes(open(files[0], "rb").read())
+    teach(session, "screw", [str(path)])
+    inspect_photograph(session, files[1], "screw")
+    page = why_html(explain_last(session))
+    assert "onerror" in page and "<img src=x" not in page
+
+
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (90, 70, 100, 80), (0, 0, 100, 80), (40, 30, 44, 34), None])
+def test_a_cut_out_is_a_square_that_shows_the_box_with_its_outline(box):
+    picture = Image.new("RGB", (50, 40), "red")
+    patch = cut_out(picture, box, (100, 80))
+    assert patch.size == (PATCH_SIDE, PATCH_SIDE)
+    colours = {colour for _, colour in patch.getcolors()}
+    assert ((255, 255, 255) in colours) == (box is not None)
