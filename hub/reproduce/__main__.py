@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from modeling_anople.backbone_anople import load_clip_config
 from modeling_anople.command_line import run_program
 
-from .cells import run_cell
+from .cells import commit, run_cell
 from .options import ReproduceOptions
 from .report import summarise, write
 from .tables import TABLES, Cell, Table, tables_of
@@ -40,6 +40,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     blocks = load_clip_config(options.clip).vision_config.num_hidden_layers
     rows = {name: cells_of(table, options, blocks) for name, table in tables.items()}
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}
+    commit()  # of the code that runs, whatever is committed meanwhile
     with tqdm(total=len(options.seeds) * sum(map(len, rows.values())), desc="cells") as bar:
         for seed in options.seeds:
             for name, cells in rows.items():

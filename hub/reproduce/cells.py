@@ -4,6 +4,7 @@ Run one cell: fit as `anople fit` does, measure as `anople evaluate` does, and k
 A fit is shared by all cells that need the same one. Test photographs are opened only once its weights are on the disk.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -158,8 +159,9 @@ def provenance() -> dict:
     }
 
 
+@functools.cache
 def commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` where tracked files differ; None outside of git."""
+    """Return the commit of the checkout when the program first asked, with `-dirty` where tracked files differ; None outside of git."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(
@@ -169,4 +171,4 @@ def commit() -> str | None:
         return None
 
 
-__all__ = ["cell_file", "cell_settings", "run_cell", "thin_rows"]
+__all__ = ["cell_file", "cell_settings", "commit", "run_cell", "thin_rows"]
