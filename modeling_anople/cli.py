@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .cli_data import data
 from .cli_demo import demo
 from .cli_products import add_normals, enroll, forget, products
 from .command_line import make_parser, parse, start_logging
@@ -29,6 +30,8 @@ USAGE = """anople COMMAND ...
   forget CHECKPOINT NAME
                     remove a product
   draw FOLDER       draw a small set of product photographs to try things on
+  data check NAME ROOT
+                    count a public data set and compare with the official numbers
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
 `anople COMMAND --help` lists the options of a command."""
@@ -197,6 +200,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "add_normals": add_normals,
     "forget": forget,
     "draw": draw,
+    "data": data,
     "demo": demo,
 }
 

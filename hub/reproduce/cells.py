@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.data import list_classes, read_dataset
 from modeling_anople.evaluation import METRICS, evaluate, test_rows
 from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.metrics import mean_metrics
+from modeling_anople.sources import read_source, source_classes
 from modeling_anople.training import main as fit
 
 from .options import ReproduceOptions
@@ -86,14 +86,14 @@ def _known(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
     """For each product: fit the others, enrol it from its shots without a step, measure it alone."""
-    names = options.classes or list_classes(options.data_root)
+    names = options.classes or source_classes(options.data_root)
     if len(names) < 2:
         raise ValueError(f"{options.data_root} has only {names}: to leave one product out takes at least two.")
     classes, files = {}, {}
     for name in names:
         folder = _fit(cell, seed, options, [other for other in names if other != name])
         model, processor = _load(folder, cell, options)
-        train = read_dataset(options.data_root, split="train", classes=[name])
+        train = read_source(options.data_root, split="train", classes=[name])
         images = {row["path"]: row["image"] for row in train if row["label"] == 0}
         files[name] = sample_few_shot(list(images), cell.shots or options.shots, seed=seed, class_name=name)
         model.enroll(name, [images[path] for path in files[name]], processor=processor)
