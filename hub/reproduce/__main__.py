@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from modeling_anople.backbone_anople import load_clip_config
 from modeling_anople.command_line import run_program
 
-from .cells import commit, run_cell
+from .cells import cell_file, commit, run_cell
 from .options import ReproduceOptions
 from .report import summarise, write
 from .tables import TABLES, Cell, Table, tables_of
@@ -45,6 +45,8 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
         for seed in options.seeds:
             for name, cells in rows.items():
                 for cell in cells:
+                    if options.collect and not cell_file(cell, seed, options).exists():
+                        continue
                     tqdm.write(f"{name}: {cell.name}, seed {seed}", file=sys.stderr)
                     records[name].setdefault(cell.name, []).append(run_cell(cell, seed, options))
                     bar.update()

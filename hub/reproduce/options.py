@@ -27,6 +27,9 @@ class ReproduceOptions:
         metadata={"help": "Most good and most defective test photographs per product, evenly spaced; 0: all."},
     )
     cells: int = field(default=0, metadata={"help": "Run only the first so many cells of each table; 0: all."})
+    collect: bool = field(
+        default=False, metadata={"help": "Run nothing; write the tables of the cells that are done."}
+    )
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "Where cells are measured."})
 
     def __post_init__(self):

@@ -29,7 +29,7 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
     some = next((record for found in records.values() for record in found), {})
     first = {seed: record["files"] for found in records.values() for record in found for seed in [record["seed"]]}
     tests = {key: sum(entry[key] for entry in some.get("products", {}).values()) for key in ("normal", "anomalous")}
-    protocol = {**options.settings(), "shots": options.shots, "seeds": options.seeds, "test_photographs": tests}
+    protocol = {**options.settings(), "shots": options.shots, "seeds": sorted(first), "test_photographs": tests}
     kept = {key: some.get(key) for key in ("date", "commit", "versions")}
     return {
         "table": name,
@@ -82,7 +82,7 @@ def to_markdown(summary: dict) -> str:
     lines = [f"# {summary['title']}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in summary["rows"]:
         name = f"**{row['cell']}**" if row["cell"] == summary["reference"] else row["cell"]
-        figures = [_pair(row[metric]) if row["seeds"] else "not run" for metric in COLUMNS]
+        figures = [_pair(row[metric], len(row["seeds"])) if row["seeds"] else "not run" for metric in COLUMNS]
         others = [
             _signed(row["to_reference"]),
             _number(row["paper"]),
@@ -113,8 +113,10 @@ def to_markdown(summary: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pair(value: list[float] | None) -> str:
-    return "n/a" if value is None else f"{value[0]:.1f} ± {value[1]:.1f}"
+def _pair(value: list[float] | None, seeds: int) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value[0]:.1f} ± {value[1]:.1f}" if seeds > 1 else f"{value[0]:.1f}"
 
 
 def _number(value: float | None) -> str:
