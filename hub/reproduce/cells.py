@@ -44,10 +44,13 @@ def cell_settings(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 
 def cell_file(cell: Cell, seed: int, options: ReproduceOptions) -> Path:
-    """Return where a cell is kept; another setting is another file."""
+    """Return where a cell is kept: another setting is another file, and rows of the same settings share one."""
     settings = cell_settings(cell, seed, options)
+    folder = Path(options.output_dir) / "cells"
+    if done := sorted(folder.glob(f"*-{_digest(settings)}.json")):
+        return done[0]
     words = re.sub(r"\W+", "_", cell.name)[:40].strip("_")
-    return Path(options.output_dir) / "cells" / f"{words}-seed{seed}-{_digest(settings)}.json"
+    return folder / f"{words}-seed{seed}-{_digest(settings)}.json"
 
 
 def _digest(settings: dict) -> str:
