@@ -75,6 +75,7 @@ def test_a_record_says_how_it_came_to_be(run, tmp_path):
     assert all(len(files) == 1 and "/train/good/" in files[0] for files in record["files"].values())
     assert record["versions"].keys() >= {"python", "torch", "transformers"} and record["date"].startswith("20")
     assert str(tmp_path) not in json.dumps(record)
+    assert record["command"].startswith("anople fit data --clip small --seed 0 --shots 1 --max_steps 1")
     table = (tmp_path / "out/main.md").read_text(encoding="utf-8")
     ours = 100 * record["mean"]["image_auroc"]
     assert f"| {ours:.1f} |" in table and f"| 94.5 | {ours - 94.5:+.1f} |" in table and "not run" in table

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.backbone_anople import name_of
 from modeling_anople.evaluation import METRICS, evaluate, test_rows
 from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.metrics import mean_metrics
@@ -67,6 +68,7 @@ def run_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
     settings = cell_settings(cell, seed, options)
     record = {
         "cell": cell.name,
+        "command": fit_command(cell, seed, options),
         **settings,
         **figures,
         "seconds": round(time.perf_counter() - start, 1),
@@ -106,16 +108,25 @@ def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 def _fit(cell: Cell, seed: int, options: ReproduceOptions, classes: list[str] | None) -> Path:
     """Fit one detector, unless another cell has done so."""
-    steps = options.max_steps if cell.trained else 0
-    values = {"clip": options.clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
-    values |= {"batch_size": options.batch_size, "monitor_images": 0, "save_steps": max(1, steps)}
-    chosen = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    chosen = fit_words(cell, seed, options, options.clip)
     chosen += ["--classes", *classes] if classes else []
-    chosen += cell.fit
     folder = Path(options.output_dir) / "fits" / _digest({"data": os.path.abspath(options.data_root), "fit": chosen})
-    if not (folder / "model.safetensors").exists():
+    if not (folder / "processor_config.json").exists():  # written last
         fit(["--data_root", options.data_root, "--output_dir", str(folder), *chosen, "--overwrite"])
     return folder
+
+
+def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> list[str]:
+    """Write the options with which `anople fit` makes a cell's detector."""
+    steps = options.max_steps if cell.trained else 0
+    values = {"clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
+    values |= {"batch_size": options.batch_size, "monitor_images": 0, "save_steps": max(1, steps)}
+    return [*(word for name, value in values.items() for word in (f"--{name}", str(value))), *cell.fit]
+
+
+def fit_command(cell: Cell, seed: int, options: ReproduceOptions) -> str:
+    """Write the command of a cell's fit, folders by their names alone; what is left out then is told by its settings."""
+    return f"anople fit {name_of(options.data_root)} {' '.join(fit_words(cell, seed, options, name_of(options.clip)))}"
 
 
 def _load(folder: Path, cell: Cell, options: ReproduceOptions) -> tuple[AnoPLeModel, AnoPLeProcessor]:
