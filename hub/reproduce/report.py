@@ -50,10 +50,9 @@ def _row(cell: Cell, records: Sequence[dict], options: ReproduceOptions) -> dict
         values = [record["mean"][metric] for record in records if record["mean"][metric] is not None]
         row[metric] = [100 * statistics.fmean(values), 100 * statistics.pstdev(values)] if values else None
     row["paper"] = cell.paper.get("mvtec" if options.data_set == "other" else options.data_set)
-    # figures of other products cannot be compared with the paper's; only orders can
-    row["difference"] = (
-        None if options.data_set == "other" or not row["image_auroc"] else _minus(row["image_auroc"][0], row["paper"])
-    )
+    # figures of other products or other shots cannot be compared with the paper's; only orders can
+    comparable = row["image_auroc"] and options.data_set != "other" and (cell.shots or options.shots) == 1
+    row["difference"] = _minus(row["image_auroc"][0], row["paper"]) if comparable else None
     row["seconds"] = round(sum(record["seconds"] for record in records), 1)
     return row
 
