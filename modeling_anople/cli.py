@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cli_data import data
 from .cli_demo import demo
 from .cli_products import add_normals, calibrate, enroll, forget, products
 from .command_line import make_parser, parse, start_logging
@@ -34,6 +35,8 @@ USAGE = """anople COMMAND ...
   export CHECKPOINT FOLDER
                     write an ONNX graph, which predict takes as well
   draw FOLDER       draw a small set of product photographs to try things on
+  data check NAME ROOT
+                    count a public data set and compare with the official numbers
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
 `anople COMMAND --help` lists the options of a command."""
@@ -213,6 +216,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "forget": forget,
     "export": export,
     "draw": draw,
+    "data": data,
     "demo": demo,
 }
 

@@ -22,7 +22,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .command_line import make_parser, parse, start_logging
-from .data import read_dataset
 from .fingerprint import detector_sha256
 from .fusion_anople import resize_maps
 from .gallery import make_gallery
@@ -33,6 +32,7 @@ from .prediction import Part, Prediction, predict
 from .processes import join_processes
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask
 from .report import EvaluationReport, ImageRow
+from .sources import read_source
 
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def evaluate(
     Measure a detector on the test split.
 
     Args:
-        data: a folder, parquet file or Hub id that [`read_dataset`] reads, or its rows.
+        data: a folder, parquet file or Hub id that [`read_source`] reads, or its rows.
         classes: products to measure; by default all that the detector knows and the data has.
         part: `fused`, or one part alone: `memory`, `decoder`, `text`.
         evaluation_size: maps and masks are compared at this size; pixel metrics depend on it (paper.md 3.2).
@@ -125,7 +125,7 @@ def evaluate(
 
 def test_rows(data: str | Path, known: list[str], classes: list[str] | None = None) -> Dataset:
     """Read the test split of the classes that a detector knows."""
-    rows = read_dataset(data, split="test", classes=classes)
+    rows = read_source(data, split="test", classes=classes)
     names = rows["class_name"][:]
     unknown = sorted(set(names) - set(known))
     if classes and unknown:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import read_dataset
 from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
 from .options import TrainingConfig
 from .processing_anople import AnoPLeProcessor, load_photograph
+from .sources import read_source
 from .synthesis import PseudoAnomaly
 from .views_anople import Views
 
@@ -28,7 +28,7 @@ class Shots:
 
 def choose_shots(config: TrainingConfig) -> Shots:
     """Draw the good photographs of each class from the train split."""
-    normals = read_dataset(config.data_root, split="train", classes=config.classes)
+    normals = read_source(config.data_root, split="train", classes=config.classes)
     normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
     rows: dict[str, dict[str, int]] = {}
     for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
