@@ -39,7 +39,7 @@ def test_photographs_held_out_move_the_line_and_nothing_else(detector, photograp
     assert line.supported_rate == pytest.approx(1 / 7) and line.memory_scale == before.memory_scale
     assert line.strangeness == before.strangeness and line.product_lines == before.product_lines
     assert line == line_of(model) and model.config.calibration["bolt"] == bolt
-    for (bank, counts), (known, known_counts) in zip(model.memory.contents, banks, strict=True):
+    for (bank, counts, _), (known, known_counts, _) in zip(model.memory.contents, banks, strict=True):
         assert torch.equal(bank, known) and counts == known_counts
     entry = model.config.history[-1]
     assert entry["action"] == "calibrate" and entry["class_name"] == "nut" and entry["date"] == "2026-11-24"

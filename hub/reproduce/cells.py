@@ -21,9 +21,10 @@ import torch
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
-from modeling_anople.evaluation import METRICS, evaluate, test_rows
+from modeling_anople.evaluation import evaluate, test_rows
 from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.metrics import mean_metrics
+from modeling_anople.report import METRICS
 from modeling_anople.sources import read_source, source_classes
 from modeling_anople.training import main as fit
 
