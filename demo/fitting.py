@@ -72,6 +72,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[Fit]:
     if session.model is not before or before.config.history is not history:
         raise ValueError("The products changed while this was fitting, so it was dropped: fit again.")
     session.adopt(model.eval(), processor)
+    session.normals = {name: [kept.as_copied() for kept in kept_ones] for name, kept_ones in session.normals.items()}
     done, asked = len(progress.losses), progress.steps
     ended = f"Fitted for {done} steps." if done == asked else f"Stopped after {done} of {asked} steps, and kept."
     warning = (
@@ -139,7 +140,11 @@ def copy_learnable(model: AnoPLeModel, processor: AnoPLeProcessor) -> tuple[AnoP
 
 def forget_all(model: AnoPLeModel) -> None:
     """Empty memory, lines and log: all of them are made anew from the photographs."""
-    model.memory.restore([(bank[:, :0], []) for bank, _ in model.memory.contents])
+    memory = model.memory
+    empty = model.class_prototypes.new_zeros(len(memory.layers), 0, memory.width)
+    memory.restore([])
+    for _ in model.config.class_names:
+        memory.append_class(empty)
     model.note_memory()
     model.config.calibration, model.config.history = {}, []
 

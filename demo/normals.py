@@ -1,5 +1,6 @@
 """The good photographs that a session's products were taught from: the detector's memory keeps none."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Kept:
     def source(self) -> dict[str, Any]:
         """The photograph as the package's functions take it."""
         return {"path": self.name, "bytes": self.path.read_bytes()}
+
+    def as_copied(self) -> "Kept":
+        """The same photograph, after a detector was taught from the copy."""
+        with Image.open(self.path) as copy:
+            return dataclasses.replace(self, size=copy.size)
 
 
 def keep_photographs(folder: Path, photographs: Iterable[tuple[str, Image.Image]]) -> list[Kept]:

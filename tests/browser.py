@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 
@@ -81,6 +83,25 @@ class Page:
     def open(self, identity: str) -> None:
         """Open an accordion."""
         self.click(self.find(identity).find_element(By.CSS_SELECTOR, "button"))
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tab_to(self, selector: str, presses: int = 60) -> WebElement:
+        """Press Tab until what fits a CSS selector has the focus, and return it."""
+        for _ in range(presses):
+            self.press(Keys.TAB)
+            focused = self.driver.switch_to.active_element
+            if self.driver.execute_script("return arguments[0].matches(arguments[1])", focused, selector):
+                return focused
+        raise AssertionError(f"{presses} presses of Tab did not lead to {selector}.")
+
+    def spoken(self) -> list[tuple[str, str]]:
+        """Role and name of all that a screen reader is told, from the browser's accessibility tree."""
+        nodes = self.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        told = [node for node in nodes if not node.get("ignored")]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
 
     def upload(self, identity: str, paths: list[Any]) -> None:
         """Give files to a field."""

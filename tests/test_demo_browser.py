@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
 from demo.examples import write_examples
 from demo.session import start_session
@@ -62,6 +64,8 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
     page.wait(lambda: "line at 0.50" in page.text("verdict"))
     assert page.text("verdict").startswith("anomalous, 0.") and "judged as wooden board" in page.text("verdict")
     page.wait(lambda: len(page.all("#pictures img")) >= 2)
+    page.wait(lambda: "past the line of wooden board" in page.text("why") and len(page.all("#why img")) == 2)
+    assert not page.too_wide()
     page.picture(PICTURES / f"inspect-{name}.png")
     for tab in ("Teach", "Judge"):
         page.open_tab(tab)
@@ -95,6 +99,78 @@ def test_inspect_one_and_many(chrome, address, examples, downloads, tmp_path):
     page.wait(lambda: zipfile.is_zipfile(path))
     assert "results.csv" in zipfile.ZipFile(path).namelist()
     assert not page.faults()
+
+
+def test_a_folder_of_stills_joins_the_photographs(chrome, address, examples, tmp_path):
+    folder = tmp_path / "line 3"
+    folder.mkdir()
+    for path in examples.to_inspect[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "notes.txt").write_text("no photograph")
+    page = Page(chrome, address, dark=False, **DESK)
+    page.open("many")
+    page.wait(lambda: page.find("folder").is_displayed())
+    page.driver.find_element("css selector", "input[type=file][webkitdirectory]").send_keys(str(folder))
+    page.wait_for_file(examples.to_inspect[2].name)
+    page.click(page.find("inspect-all"))
+    page.wait(lambda: "3 photographs:" in page.text("many-message"), 30)
+    page.wait(lambda: len(page.all("#results img.thumbnail")) == 3)
+    assert "could not" not in page.text("many-message")
+
+
+def test_fit_shows_its_curve_and_stops_with_a_detector_that_works(chrome, address):
+    page = Page(chrome, address, dark=False, **DESK)
+    page.open_tab("Teach")
+    page.open("fitting")
+    page.click(page.wait(lambda: page.find("fit") if page.find("fit").is_displayed() else None))
+    page.wait(lambda: "2 of 40 steps are done" in page.text("fit-message"), 60)
+    assert page.find("losses").find_element("css selector", "polyline").get_attribute("points").count(",") >= 2
+    page.click(page.find("stop-fit"))
+    page.wait(lambda: "and kept. Memory and lines of wooden board" in page.text("fit-message"), 90)
+    page.picture(PICTURES / "fitted-desk-light.png")
+    page.open_tab("Inspect")
+    click_example(page, 1)
+    page.wait(lambda: page.text("verdict").startswith("anomalous"))
+    page.wait(lambda: "past the line of wooden board" in page.text("why"))
+    assert not page.faults()
+
+
+def test_a_photograph_is_inspected_with_the_keyboard_alone(chrome, address):
+    page = Page(chrome, address, dark=False, **DESK)
+    page.wait(lambda: page.all("#examples button.thumbnail-item"))
+    page.tab_to("#product input")
+    page.press("wooden", Keys.ENTER)
+    page.tab_to("#examples button.thumbnail-item")
+    page.press(Keys.TAB, Keys.ENTER)
+    page.wait(
+        lambda: page.text("verdict").startswith("anomalous, 0.") and "judged as wooden board" in page.text("verdict")
+    )
+    assert "found by the detector" not in page.text("verdict")
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB, Keys.TAB).key_up(Keys.SHIFT).perform()
+    assert page.driver.switch_to.active_element.get_attribute("id") == "inspect"
+    before = page.text("verdict")
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.text("verdict") not in ("", before))
+    assert page.text("verdict").startswith("anomalous, 0.")
+
+
+def test_screen_readers_are_told_what_everything_is(chrome, address):
+    page = Page(chrome, address, dark=False, **DESK)
+    click_example(page, 1)
+    page.wait(lambda: "past the line" in page.text("why"))
+    told = page.spoken()
+    assert {("tab", "Inspect"), ("tab", "Teach"), ("tab", "Judge"), ("button", "Inspect")} <= set(told)
+    assert any(role == "status" for role, _ in told) and any("Colour scale" in name for _, name in told)
+    names = " ".join(name for _, name in told)
+    assert "The worst region of this photograph" in names and "The nearest good place, in wooden board" in names
+    asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "image", "link", "listbox"}
+    assert [role for role, name in told if role in asked and not name.strip()] == []
+    for tab, fields in (("Teach", {"Name of the new product"}), ("Judge", {"Product"})):
+        page.open_tab(tab)
+        page.wait(
+            lambda fields=fields: fields <= {name for role, name in page.spoken() if role in ("textbox", "combobox")}
+        )
+        assert [role for role, name in page.spoken() if role in asked and not name.strip()] == []
 
 
 def test_stop_ends_many_and_keeps_what_was_judged(chrome, address, tmp_path):

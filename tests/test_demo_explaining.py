@@ -1,5 +1,7 @@
 """The demo shows why: the worst region beside the nearest good place, and the line in words."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -96,7 +98,7 @@ def test_without_an_answer_there_is_nothing_to_explain(session):
 
 def test_a_name_in_the_explanation_is_escaped(session, files, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.png"
-    path.write_bytes(open(files[0], "rb").read())
+    path.write_bytes(Path(files[0]).read_bytes())
     teach(session, "screw", [str(path)])
     inspect_photograph(session, files[1], "screw")
     page = why_html(explain_last(session))

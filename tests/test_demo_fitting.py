@@ -81,7 +81,7 @@ def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(session, asked, p
     assert 'aria-label="Loss of 2 of 200 steps' in curve and "2 of 200 steps are done" in told
     assert "Stopping" in stop_fit(session)
     curve, told = list(steps)[-1]
-    assert "Stopped after 3 of 200 steps, and kept." in told
+    assert "Stopped after 2 of 200 steps, and kept." in told
     assert session.model is not before and inspect_photograph(session, asked, "nut").verdict in ("normal", "anomalous")
     photograph(999).save(tmp_path / "new.png")
     teach(session, "screw", [str(tmp_path / "new.png")])
