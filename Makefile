@@ -1,7 +1,8 @@
 # make quickstart   fit, evaluate and show AnoPLe on a few products (DATA=folder for your own photographs)
 # make test         run all tests
 # make quality      check style; make style mends it
-# make benchmark    measure what a prediction costs against bare CLIP
+# make reproduce-small  one cell of each of the paper's tables, in minutes (PHOTOGRAPHS=folder for your own)
+# make benchmark    measure speed and memory as ratios, into tests/benchmarks/results/speed.md
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,8 +12,11 @@ SHOTS ?= 4
 SEED ?= 0
 STEPS ?= 80
 DATA ?= $(OUT)/photographs
+SMALL ?= out/reproduce-small
+# real photographs where they lie beside the checkout, else drawn ones
+PHOTOGRAPHS ?= $(if $(wildcard ../shared/data),../shared/data,$(SMALL)/photographs)
 
-.PHONY: quickstart test quality style benchmark clean
+.PHONY: quickstart test quality style reproduce-small benchmark clean
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
 # open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
@@ -45,8 +49,14 @@ style: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# few steps: this shows that every table runs, not what AnoPLe is worth; cells that are done are kept
+reproduce-small: $(VENV)/ready
+	test -d "$(PHOTOGRAPHS)" || $(BIN)/anople draw "$(PHOTOGRAPHS)" --seed 0
+	$(BIN)/python -m hub.reproduce all --data_root "$(PHOTOGRAPHS)" --output_dir $(SMALL) --cells 1 --seeds 0 \
+	--max_steps 5 --batch_size 2 --test_images 10
+
 benchmark: $(VENV)/ready
-	$(BIN)/python -m tests.benchmarks.prediction_cost
+	$(BIN)/python -m tests.benchmarks.speed
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

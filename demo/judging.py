@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from modeling_anople.support_anople import describe_support
 from modeling_anople.visualization import LINE, colorize
 
 from .inspecting import known_product
@@ -24,15 +25,15 @@ class Judgement:
         product: its name.
         threshold: the line asked about.
         photographs: how many good photographs the product knows.
-        scores: of them and of their moved and relit copies, each against the memory of the others; 0.5 is the line.
-        max_false_alarm_rate: what the calibrated line was set for.
+        scores: of each against the memory of the others, or of a lone one's moved and relit copies; 0.5 is the line.
+        support: what the photographs behind the calibrated line can promise.
     """
 
     product: str
     threshold: float
     photographs: int
     scores: list[float]
-    max_false_alarm_rate: float
+    support: str
 
     @property
     def flagged(self) -> int:
@@ -42,14 +43,11 @@ class Judgement:
     @property
     def words(self) -> str:
         """What the line does, and how little stands behind the calibrated one."""
-        count, measured = self.photographs, len(self.scores)
-        shown = "1 good photograph" if count == 1 else f"{count} good photographs"
-        support = 1 / (count + 1)
+        shown = "1 good photograph" if self.photographs == 1 else f"{self.photographs} good photographs"
         return (
-            f"At {self.threshold:.2f}, {self.flagged} of {measured} measurements of {shown} would be flagged. (Each "
-            "photograph is measured against the others, as it is and in four slightly moved and relit copies; a lone one "
-            f"by its copies.) The calibrated line, {LINE:.2f}, is set for at most {self.max_false_alarm_rate:.0%} false "
-            f"alarms. {shown} cannot prove that: alone, they support no rate below {support:.0%} (1 in {count + 1})."
+            f"At {self.threshold:.2f}, {self.flagged} of {len(self.scores)} measurements of {shown} would be flagged. (Each "
+            "photograph is measured against the others; a lone one by four slightly moved and relit copies.) The calibrated "
+            f"line is {LINE:.2f}. {self.support}"
         )
 
 
@@ -68,9 +66,10 @@ def judge(session: Session, product: str | None, threshold: float) -> Judgement:
     if entry is None:
         raise ValueError(f"{name} has no line: its photographs were never calibrated.")
     line, spread = math.log(entry["image_line"]), entry["image_spread"]
-    scores = [1 / (1 + math.exp(min((line - math.log(max(raw, 1e-9))) / spread, 80))) for raw in entry["image_scores"]]
+    measured = entry["image_scores"] or entry.get("image_copies", [])
+    scores = [1 / (1 + math.exp(min((line - math.log(max(raw, 1e-9))) / spread, 80))) for raw in measured]
     known = len(session.model.memory.counts[session.products.index(name)])
-    return Judgement(name, threshold, known, sorted(scores), entry["max_false_alarm_rate"])
+    return Judgement(name, threshold, known, sorted(scores), describe_support(entry))
 
 
 def scale_picture() -> str:

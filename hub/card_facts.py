@@ -6,8 +6,9 @@ from typing import Any
 from modeling_anople import AnoPLeConfig
 from modeling_anople.backbone_anople import MINI_CLIP
 from modeling_anople.options import field_helps
+from modeling_anople.support_anople import describe_support, percent
 
-from .card_text import cell, code, joined, percent
+from .card_text import cell, code, joined
 
 
 @dataclass
@@ -91,7 +92,7 @@ def shown_files(config: AnoPLeConfig, name: str) -> list[str]:
     fitted = ((config.fit or {}).get("files") or {}).get(name, [])
     files = list(fitted)
     for entry in config.history:
-        if entry["class_name"] != name:
+        if entry["class_name"] != name or entry["action"] == "calibrate":  # not remembered
             continue
         if entry["action"] == "fit":  # the fit's own list has the folders too
             files = list(fitted) or list(entry["files"])
@@ -117,30 +118,24 @@ def shots_table(config: AnoPLeConfig) -> list[tuple[str, str]]:
 
 
 def describe_line(config: AnoPLeConfig) -> str | None:
-    """Say how the lines were set and what they cannot promise; `None` before calibration."""
-    lines = [config.calibration[name] for name in config.class_names if name in config.calibration]
+    """Say how the lines were set and what they can promise, product by product; `None` before calibration."""
+    lines = {name: config.calibration[name] for name in config.class_names if name in config.calibration}
     if not lines:
         return None
-    photographs = sorted({count for count in photograph_counts(config) if count})
-    scores = sorted({len(line["image_scores"]) for line in lines})
-    rates = sorted({line["max_false_alarm_rate"] for line in lines})
-    count, fewest = joined([str(number) for number in photographs], "or"), photographs[0]
-    noun = "photograph" if photographs == [1] else "photographs"
-    if photographs == [1]:
-        how = f"the one good photograph of each product, slightly moved and relit ({scores[0]} copies)"
-    else:
-        how = (
-            f"{count} good photographs of each product, each compared with the others, and slightly moved and relit copies "
-            f"of them ({joined([str(number) for number in scores], 'or')} scores a product; copies are not new photographs)"
-        )
-    budget = joined([f"{percent(rate, 0)} %" for rate in rates], "or")
+    statements: dict[str, list[str]] = {}
+    for name, line in lines.items():
+        statements.setdefault(describe_support(line), []).append(code(name))
+    support = "\n".join(f"- {joined(names, 'and')}: {text}" for text, names in statements.items())
+    budget = joined(
+        [percent(rate) for rate in sorted({line["max_false_alarm_rate"] for line in lines.values()})], "or"
+    )
     return (
-        f"No defect was needed to set the line between good and bad. It was set from {how}. It aims at **{budget} false "
-        f"alarms** at most: it is the upper prediction limit for the score of the next good photograph.\n\n"
-        f"So few photographs cannot prove such a rate. {count} {noun} alone support nothing below 1 in {fewest + 1}; "
-        "beyond that, the line trusts that the logarithms of the scores are spread as a normal distribution. Count the "
-        "false alarms on good photographs of your own before you rely on it. `model.config.threshold` moves the line: "
-        "lower finds more and alarms more."
+        "No defect was needed to set the line between good and bad. It was set from good photographs alone and aims at "
+        f"**{budget} false alarms** at most. What that rests on:\n\n{support}\n\n"
+        "The largest of n scores is passed by one in n + 1 of all good photographs, whatever they look like; so much can be "
+        "promised. A lower rate trusts that the logarithms of the scores are spread about as a normal distribution. Count "
+        "the false alarms on good photographs of your own before you rely on it: `anople calibrate` sets the line by them. "
+        "`model.config.threshold` moves it: lower finds more and alarms more."
     )
 
 

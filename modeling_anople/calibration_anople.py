@@ -1,124 +1,19 @@
-"""The line between normal and anomalous, found from the few good photographs alone, and the scale on which it is 0.5."""
+"""Raw scores on a scale on which 0.5 is the line, per class."""
 
 import math
-import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .configuration_anople import AnoPLeConfig
+from .lines_anople import ClassLine, fit_line
+from .outputs_anople import AnoPLeOutput
+from .verdict_anople import to_scale
 
 
 POOLED = "*"
-SMALLEST_SPREAD = 0.05
-SMALLEST_PRODUCT_LINE = 1e-3
-LARGEST_LOG = 80.0  # a line that no score reaches is still a finite float32
-
-
-@dataclass
-class ClassLine:
-    """
-    One class' line. Plain floats, kept in the config.
-
-    Args:
-        image_line, map_line: raw image score, and raw map value, from which on a photograph, or a place, is anomalous.
-        image_spread, map_spread: standard deviation of the logarithm of the normals' scores.
-        image_scores, map_maxima: the normals' raw scores behind the line.
-        max_false_alarm_rate: the share of good photographs above the line that it was set for.
-        memory_scale: largest memory distance seen on normals, for `fusion_scale="normal"`.
-        product_lines: what the two numbers of `strangeness` reach on photographs of this class; empty if not measured.
-        strangeness: the normals' two numbers behind these lines, a list of each.
-    """
-
-    image_line: float
-    image_spread: float
-    map_line: float
-    map_spread: float
-    image_scores: list[float]
-    map_maxima: list[float]
-    max_false_alarm_rate: float
-    memory_scale: float
-    product_lines: list[float] = field(default_factory=list)
-    strangeness: list[list[float]] = field(default_factory=list)
-
-    @classmethod
-    def unset(cls, *, memory_scale: float) -> "ClassLine":
-        """A line that knows only the memory's scale, for scoring the normals that will set it."""
-        return cls(1.0, 1.0, 1.0, 1.0, [], [], 0.0, memory_scale)
-
-
-def fit_line(
-    image_scores: list[float], map_maxima: list[float], *, max_false_alarm_rate: float, memory_scale: float = 1.0
-) -> ClassLine:
-    """
-    Set one class' line from raw scores of normal photographs that were not in the memory they were compared with.
-
-    The line is the upper prediction limit of the next normal score: with n scores whose logarithms have mean m and
-    standard deviation s it lies at exp(m + t s sqrt(1 + 1/n)), t being the (1 - rate) quantile of Student's t with n - 1
-    degrees of freedom (Hahn and Meeker, Statistical Intervals, section 4.8). Distances are positive and skewed, hence
-    the logarithm. n scores alone support no rate below 1 / (n + 1); anything smaller rests on that shape being right.
-
-    Raises:
-        ValueError: if fewer than two scores are given or the rate is not within 0 and 0.5.
-    """
-    if not 0 < max_false_alarm_rate < 0.5:
-        raise ValueError(f"max_false_alarm_rate must lie within 0 and 0.5, got {max_false_alarm_rate}.")
-    if len(image_scores) < 2:
-        raise ValueError(f"A line needs at least two normal scores, got {len(image_scores)}: give more photographs.")
-    image_line, image_spread = _upper_limit(image_scores, max_false_alarm_rate)
-    map_line, map_spread = _upper_limit(map_maxima, max_false_alarm_rate)
-    return ClassLine(
-        image_line,
-        image_spread,
-        map_line,
-        map_spread,
-        sorted(image_scores),
-        sorted(map_maxima),
-        max_false_alarm_rate,
-        memory_scale,
-    )
-
-
-def fit_product_lines(strangeness: list[list[float]], *, rate: float) -> list[float]:
-    """
-    Set the lines above which a photograph is of no known product: upper limits as in [`fit_line`], at `rate`.
-
-    No line lies below `SMALLEST_PRODUCT_LINE`, so that the rounding of half precision does not reach it.
-    """
-    return [max(_upper_limit(values, rate)[0], SMALLEST_PRODUCT_LINE) for values in strangeness] if rate else []
-
-
-def _upper_limit(scores: list[float], rate: float) -> tuple[float, float]:
-    logs = [math.log(max(score, 1e-9)) for score in scores]
-    spread = max(statistics.stdev(logs), SMALLEST_SPREAD)
-    reach = student_quantile(1 - rate, len(logs) - 1) * math.sqrt(1 + 1 / len(logs))
-    return math.exp(min(statistics.fmean(logs) + reach * spread, LARGEST_LOG)), spread
-
-
-def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t by bisection of its distribution function (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    low, high = -1e9, 1e9
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _student_cdf(t: float, degrees: int) -> float:
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term, total = 1.0, 0.0
-    if degrees % 2:
-        term = cosine
-        for step in range(1, (degrees - 1) // 2 + 1):
-            total += term
-            term *= cosine**2 * 2 * step / (2 * step + 1)
-        return 0.5 + (angle + sine * total) / math.pi
-    for step in range(degrees // 2):
-        total += term
-        term *= cosine**2 * (2 * step + 1) / (2 * step + 2)
-    return 0.5 + sine * total / 2
 
 
 class ScoreCalibration:
@@ -148,11 +43,19 @@ class ScoreCalibration:
     def _store(self, lines: dict[str, dict], pooled_rate: float) -> None:
         lines.pop(POOLED, None)
         if self.config.class_identity == "pooled":
-            images = [score for entry in lines.values() for score in entry["image_scores"]]
-            maxima = [score for entry in lines.values() for score in entry["map_maxima"]]
-            if images:
-                scale = max(entry["memory_scale"] for entry in lines.values())
-                pooled = fit_line(images, maxima, max_false_alarm_rate=pooled_rate, memory_scale=scale)
+            images, maxima, image_copies, map_copies = (
+                [score for entry in lines.values() for score in entry.get(part, [])]
+                for part in ("image_scores", "map_maxima", "image_copies", "map_copies")
+            )
+            if images or image_copies:
+                pooled = fit_line(
+                    images,
+                    maxima,
+                    max_false_alarm_rate=pooled_rate,
+                    memory_scale=max(entry["memory_scale"] for entry in lines.values()),
+                    image_copies=image_copies,
+                    map_copies=map_copies,
+                )
                 lines[POOLED] = asdict(pooled)
         self.config.calibration = lines
 
@@ -160,8 +63,7 @@ class ScoreCalibration:
         """Return each image's memory scale (batch,), or `None` before calibration."""
         if not self.covers(class_ids):
             return None
-        lines = [self.config.calibration[name] for name in self._names(class_ids)]
-        return torch.tensor([line["memory_scale"] for line in lines])
+        return torch.tensor([line["memory_scale"] for line in self._lines(class_ids)])
 
     def product_lines(self, class_ids: Tensor) -> Tensor | None:
         """Return the lines (batch, 2) of the classes that were predicted; infinite where there are none."""
@@ -173,6 +75,15 @@ class ScoreCalibration:
         """Say whether every class asked for has a line."""
         return all(name in self.config.calibration for name in self._names(class_ids))
 
+    def apply(self, output: AnoPLeOutput) -> None:
+        """Add calibrated scores and maps and p-values to an answer's raw ones, in place, if every class has a line."""
+        ids = output.class_ids
+        if not self.covers(ids):
+            return
+        output.calibrated_scores = self.images(output.image_scores, ids)
+        output.calibrated_maps = self.maps(output.anomaly_maps, ids)
+        output.p_values = self.p_values(output.image_scores, ids)
+
     def images(self, scores: Tensor, class_ids: Tensor | None) -> Tensor:
         """Calibrate image scores (batch,)."""
         return self._scale(scores, class_ids, "image")
@@ -181,12 +92,28 @@ class ScoreCalibration:
         """Calibrate maps (batch, height, width); a place at 0.5 is as odd as the oddest place of a photograph may be."""
         return self._scale(maps, class_ids, "map")
 
+    def p_values(self, scores: Tensor, class_ids: Tensor | None) -> Tensor:
+        """Give each image score (batch,) its [`p_value`] among the normals of its class; NaN where there is none."""
+        lines = self._lines(class_ids)
+        known = [line["image_scores"] if line.get("photographs") else None for line in lines]
+        longest = max(len(normals or []) for normals in known)
+        rows = [[*(normals or []), *[-math.inf] * (longest - len(normals or []))] for normals in known]
+        totals = [math.nan if normals is None else len(normals) + 1.0 for normals in known]
+        above = (scores.new_tensor(rows, dtype=torch.float32) >= scores.float()[:, None]).sum(1)
+        return (1 + above) / scores.new_tensor(totals, dtype=torch.float32)
+
     def _scale(self, values: Tensor, class_ids: Tensor | None, part: str) -> Tensor:
-        lines = [self.config.calibration[name] for name in self._names(class_ids)]
+        lines = self._lines(class_ids)
         shape = (-1,) + (1,) * (values.ndim - 1)
-        line = torch.tensor([entry[f"{part}_line"] for entry in lines], device=values.device).view(shape)
-        spread = torch.tensor([entry[f"{part}_spread"] for entry in lines], device=values.device).view(shape)
-        return torch.sigmoid((values.float().clamp(min=1e-9).log() - line.log()) / spread)
+        line, spread = (
+            torch.tensor([entry[f"{part}_{what}"] for entry in lines], device=values.device).view(shape)
+            for what in ("line", "spread")
+        )
+        return to_scale(values, line, spread)
+
+    def _lines(self, class_ids: Tensor | None) -> list[dict[str, Any]]:
+        """Return the line of each image, or the one that all share."""
+        return [self.config.calibration[name] for name in self._names(class_ids)]
 
     def _names(self, class_ids: Tensor | None) -> list[str]:
         if class_ids is None:
@@ -194,4 +121,4 @@ class ScoreCalibration:
         return [self.config.class_names[class_id] for class_id in class_ids.tolist()]
 
 
-__all__ = ["ClassLine", "ScoreCalibration", "fit_line", "fit_product_lines", "student_quantile"]
+__all__ = ["POOLED", "ScoreCalibration"]

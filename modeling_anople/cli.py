@@ -3,13 +3,14 @@
 import contextlib
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from .cli_data import data
 from .cli_demo import demo
-from .cli_products import add_normals, enroll, forget, products
+from .cli_products import add_normals, calibrate, enroll, forget, products
 from .command_line import make_parser, parse, start_logging
 
 
@@ -26,33 +27,19 @@ USAGE = """anople COMMAND ...
                     add a product from good photographs, without training
   add_normals CHECKPOINT NAME IMAGES...
                     show a product more good photographs
+  calibrate CHECKPOINT NAME [IMAGES...]
+                    set a product's line anew, by more good photographs or for
+                    another rate of false alarms; nothing else changes
   forget CHECKPOINT NAME
                     remove a product
+  export CHECKPOINT FOLDER
+                    write an ONNX graph, which predict takes as well
   draw FOLDER       draw a small set of product photographs to try things on
+  data check NAME ROOT
+                    count a public data set and compare with the official numbers
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
 `anople COMMAND --help` lists the options of a command."""
-
-
-@dataclass
-class EvaluateOptions:
-    """Options of `anople evaluate`."""
-
-    json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
-    csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
-    gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
-    classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
-    score: Literal["fused", "memory", "decoder", "text"] = field(
-        default="fused", metadata={"help": "Measure the whole, or one part alone."}
-    )
-    class_identity: Literal["given", "predicted", "pooled"] | None = field(
-        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
-    )
-    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
-    )
 
 
 @dataclass
@@ -63,9 +50,18 @@ class PredictOptions:
         default=None, metadata={"help": "The product; without it, predicted.", "aliases": ["--class"]}
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
+    csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
+    class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
+    image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
     threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
     explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
+    tiling: str = field(
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learnt."}
+    )
+    ignore_mask: str | None = field(
+        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+    )
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
@@ -94,40 +90,10 @@ def fit(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a detector, print the table and write what was asked for."""
-    parser = make_parser(
-        "evaluate",
-        EvaluateOptions,
-        checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
-        data="Test photographs.",
-    )
-    places, options = parse(parser, arguments)
-    from .evaluation import evaluate as measure
-    from .evaluation import test_rows
-    from .gallery import make_gallery
-    from .loading import load_detector
+    """Measure a detector on a test set."""
+    from .evaluation import main as measure
 
-    model, processor = load_detector(places.checkpoint, options.revision)
-    if options.class_identity:
-        model.config.class_identity = options.class_identity
-    rows = test_rows(places.data, processor.class_names, options.classes)
-    report = measure(
-        model,
-        processor,
-        rows,
-        part=options.score,
-        evaluation_size=options.evaluation_size,
-        batch_size=options.batch_size,
-    )
-    sys.stdout.write(report.to_markdown() + "\n")
-    if options.json:
-        report.write_json(Path(options.json))
-    if options.csv:
-        report.write_csv(Path(options.csv))
-    if options.gallery:
-        index = make_gallery(model, processor, rows, report, Path(options.gallery))
-        sys.stdout.write(f"Gallery: {index}\n")
-    return 0
+    return measure(arguments)
 
 
 def predict(arguments: list[str]) -> int:
@@ -135,15 +101,25 @@ def predict(arguments: list[str]) -> int:
     parser = make_parser(
         "predict", PredictOptions, checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision)."
     )
-    parser.add_argument("images", nargs="+", help="Photographs, or folders of them.")
+    parser.add_argument(
+        "images", nargs="+", help="Photographs, folders of them, or shards of a data set (.parquet, .tar)."
+    )
     places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .loading import load_detector
+    from .sources_anople import shards_in
+
+    if all(shards_in(place) for place in places.images):
+        return _predict_shards(places, options)
+    if options.class_column or options.image_column:
+        raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
+    from .predict_rows import table_writer, to_row
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
     from .sources_anople import list_photographs
+    from .tiling_anople import tiling_text
     from .visualization import overlay, with_legend
 
     paths, failed = list_photographs(places.images), 0
@@ -158,24 +134,48 @@ def predict(arguments: list[str]) -> int:
         class_names=options.class_name,
         batch_size=options.batch_size,
         explain=options.explain,
+        tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
+        ignore_mask=options.ignore_mask,
     )
-    with _open_results(folder) as results:
+    with _open_results(folder) as results, table_writer(options.csv) as write_row:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
-            line = {"path": str(path), "class": prediction.class_name, "score": prediction.score}
-            line |= {"label": prediction.label, "seconds": prediction.seconds and round(prediction.seconds, 4)}
+            line = to_row(path, prediction)
+            failed += prediction.error is not None
             if prediction.explanation:
                 line["explanation"] = prediction.explanation.as_dict()
-            if prediction.error:
-                failed += 1
-                line["error"] = prediction.error
-            elif folder:
+            if folder and not prediction.error:
                 picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
                 line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
                 with_legend(picture).save(line["overlay"])
+            write_row(line)
             text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
             sys.stdout.write(text)
             if results:
                 results.write(text)
+    return 1 if failed else 0
+
+
+def _predict_shards(places: Namespace, options: PredictOptions) -> int:
+    """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
+    from .bulk import list_shards, predict_shards
+    from .loading import load_detector
+
+    if options.output is None:
+        raise ValueError("Shards are answered in files: add --output FOLDER.")
+    shards = list_shards(places.images)
+    model, processor = load_detector(places.checkpoint, options.revision)
+    if options.threshold is not None:
+        model.config.threshold = options.threshold
+    failed = predict_shards(
+        model,
+        processor,
+        shards,
+        Path(options.output),
+        class_name=options.class_name,
+        class_column=options.class_column,
+        image_column=options.image_column,
+        batch_size=options.batch_size,
+    )
     return 1 if failed else 0
 
 
@@ -184,6 +184,13 @@ def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / "results.jsonl").open("w", encoding="utf-8")
+
+
+def export(arguments: list[str]) -> int:
+    """Write a detector as an ONNX graph."""
+    from .exporting import export as write
+
+    return write(arguments)
 
 
 def draw(arguments: list[str]) -> int:
@@ -205,8 +212,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "products": products,
     "enroll": enroll,
     "add_normals": add_normals,
+    "calibrate": calibrate,
     "forget": forget,
+    "export": export,
     "draw": draw,
+    "data": data,
     "demo": demo,
 }
 
@@ -225,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2
     except ModuleNotFoundError as error:
-        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo"}.get(arguments[0], "all")
+        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 

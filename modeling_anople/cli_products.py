@@ -1,12 +1,13 @@
-"""`anople products, enroll, add_normals, forget`: what a detector knows, and how that changes without training."""
+"""`anople products, enroll, add_normals, calibrate, forget`: what a detector knows, and how that changes without training."""
 
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .command_line import make_parser, parse
+from .support_anople import describe_support
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
@@ -23,13 +24,25 @@ class ForgetOptions:
 
 
 @dataclass
-class EnrollOptions(ForgetOptions):
-    """Options of `anople enroll` and `anople add_normals`."""
+class AddOptions(ForgetOptions):
+    """Options of `anople add_normals`."""
 
     max_false_alarm_rate: float | None = field(
         default=None, metadata={"help": "Share of good photographs above the line; by default as it was."}
     )
     batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
+    ignore_mask: str | None = field(
+        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+    )
+
+
+@dataclass
+class EnrollOptions(AddOptions):
+    """Options of `anople enroll`."""
+
+    tiling: str = field(
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
+    )
 
 
 @dataclass
@@ -39,17 +52,26 @@ class ProductsOptions:
 
 def enroll(arguments: list[str]) -> int:
     """Add a product from good photographs."""
-    return _learn("enroll", arguments)
+    return _learn("enroll", EnrollOptions, arguments)
 
 
 def add_normals(arguments: list[str]) -> int:
     """Show a product more good photographs."""
-    return _learn("add_normals", arguments)
+    return _learn("add_normals", AddOptions, arguments)
 
 
-def _learn(command: str, arguments: list[str]) -> int:
-    parser = make_parser(command, EnrollOptions, checkpoint=CHECKPOINT, name="The product.")
-    parser.add_argument("images", nargs="+", help="Good photographs, or folders of them.")
+def calibrate(arguments: list[str]) -> int:
+    """Set a product's line anew."""
+    return _learn("calibrate", AddOptions, arguments)
+
+
+METHODS = {"enroll": "enroll", "add_normals": "add_normals", "calibrate": "refine_line"}
+
+
+def _learn(command: str, kind: type, arguments: list[str]) -> int:
+    parser = make_parser(command, kind, checkpoint=CHECKPOINT, name="The product.")
+    few = "*" if command == "calibrate" else "+"
+    parser.add_argument("images", nargs=few, help="Good photographs, or folders of them.")
     places, options = parse(parser, arguments)
     from tqdm.auto import tqdm
 
@@ -57,20 +79,22 @@ def _learn(command: str, arguments: list[str]) -> int:
     from .sources_anople import list_photographs
 
     target = _target(places.checkpoint, options.output)
-    paths = list_photographs(places.images)
+    paths = list_photographs(places.images) if places.images else None
     model, processor = load_detector(places.checkpoint)
-    line = getattr(model, command)(
+    line = getattr(model, METHODS[command])(
         places.name,
-        tqdm(paths, desc=command, disable=None),
+        paths and tqdm(paths, desc=command, disable=None),
         processor=processor,
         max_false_alarm_rate=options.max_false_alarm_rate,
         batch_size=options.batch_size,
+        ignore_mask=options.ignore_mask,
+        **({"tiling": options.tiling} if command == "enroll" else {}),
     )
     _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
     known = len(model.memory.counts[model.config.class_names.index(places.name)])
     sys.stdout.write(
         f"{places.name}: {known} good photographs, line at raw score {line.image_line:.4f} "
-        f"(for {line.max_false_alarm_rate:g} false alarms). The detector is in {target}.\n"
+        f"(for {line.max_false_alarm_rate:g} false alarms). {describe_support(asdict(line))} The detector is in {target}.\n"
     )
     return 0
 
@@ -102,6 +126,9 @@ def products(arguments: list[str]) -> int:
         line = config.calibration.get(name)
         drawn = f"{line['image_line']:10.4f}  {line['max_false_alarm_rate']:16g}" if line else f"{'none':>10}  {'':16}"
         rows.append(f"{name:{width}}  {len(counts):11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
+    for name in config.class_names:
+        if line := config.calibration.get(name):
+            rows.append(f"{name}: {describe_support(line)}")
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}" + (f": {files}" if files else ""))
@@ -133,4 +160,4 @@ def _save(model, processor, target: Path, *, adapter: bool) -> None:
             os.replace(path, target / path.name)
 
 
-__all__ = ["add_normals", "enroll", "forget", "products"]
+__all__ = ["add_normals", "calibrate", "enroll", "forget", "products"]

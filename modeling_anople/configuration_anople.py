@@ -7,6 +7,7 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from .relations_anople import check_relations
 from .task_anople import PIPELINES, CustomPipelines
+from .tiling_anople import tiling_text
 
 
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
@@ -104,6 +105,10 @@ class AnoPLeConfig(PreTrainedConfig):
             How many of them are each photograph's, in the order in which photographs were added. Kept by the model.
         memory_boxes (`list[bool]`, *optional*):
             Whether it is known, for each class, which part of its photograph a vector saw. Kept by the model.
+        tiling (`str`, *optional*):
+            How photographs are cut before they are made smaller: "auto", rows and columns as "2,8", or `None`, as wholes.
+        product_tilings (`dict`, *optional*):
+            The same for products that were enrolled with a setting of their own. Kept by the model.
         memory_limit (`int`, *optional*, defaults to 16384):
             Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
             remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
@@ -182,6 +187,8 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_sizes: list[int] | None = None
     memory_photographs: list[list[int]] | None = None
     memory_boxes: list[bool] | None = None
+    tiling: str | None = None
+    product_tilings: dict | None = None
     memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
@@ -205,6 +212,8 @@ class AnoPLeConfig(PreTrainedConfig):
         self.class_names = list(self.class_names or [])
         self.memory_sizes = list(self.memory_sizes or [0] * len(self.class_names))
         self.memory_boxes = list(self.memory_boxes or [False] * len(self.class_names))
+        self.tiling = tiling_text(self.tiling)
+        self.product_tilings = dict(self.product_tilings or {})
         self.history = list(self.history or [])
         self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])

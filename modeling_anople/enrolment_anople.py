@@ -5,22 +5,30 @@ import copy
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .calibration_anople import ClassLine
 from .folder_anople import FolderMixin
-from .normals_anople import Normals, known_digests, open_normals, refuse, refuse_twins
+from .lines_anople import ClassLine
+from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins
 from .processing_anople import AnoPLeProcessor
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
 from .prompting_anople import class_prompt_ids
+from .tiling_anople import Tiling, tiling_of, tiling_text
 
 
-LARGEST_ROUNDING = 1e-5  # of the distance of a photograph to itself in the memory; in half precision eps / 16
 CLASS_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
-CONFIG_FIELDS = ("class_names", "memory_sizes", "memory_photographs", "memory_boxes", "calibration", "history")
+CONFIG_FIELDS = (
+    "class_names",
+    "memory_sizes",
+    "memory_photographs",
+    "memory_boxes",
+    "calibration",
+    "history",
+    "product_tilings",
+)
 
 
 class EnrolmentMixin(FolderMixin):
@@ -36,6 +44,8 @@ class EnrolmentMixin(FolderMixin):
         max_false_alarm_rate: float | None = None,
         batch_size: int = 8,
         date: str | None = None,
+        tiling: Tiling | Literal["same"] = "same",
+        ignore_mask: Any = None,
     ) -> ClassLine:
         """
         Add a product from good photographs, without training: text embedding, memory, prototype and line.
@@ -51,6 +61,8 @@ class EnrolmentMixin(FolderMixin):
             max_false_alarm_rate: share of good photographs that may lie above the line; by default that of the others.
             batch_size: photographs encoded at once.
             date: ISO date for the log; by default now.
+            tiling: how this product's photographs are cut, now and whenever one is judged; by default as the others.
+            ignore_mask: places that do not count, one mask for all photographs, or a list with one for each.
 
         Returns:
             The line that was set.
@@ -75,7 +87,10 @@ class EnrolmentMixin(FolderMixin):
         processor = self.processor_beside(processor)
         if processor.tokenizer is None:
             raise ValueError("This processor has no tokenizer, so no new product can be named: load it whole.")
-        normals = open_normals(images, processor)
+        setting = config.tiling if tiling == "same" else tiling_text(tiling)
+        if setting != config.tiling and config.class_identity == "pooled":
+            raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
+        normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
         ids = class_prompt_ids(
             processor.tokenizer,
             [class_name],
@@ -84,6 +99,8 @@ class EnrolmentMixin(FolderMixin):
         ).to(self.device)
         with self._whole_or_not_at_all():
             self._append_class(class_name, ids)
+            if setting != config.tiling:
+                config.product_tilings = {**config.product_tilings, class_name: setting}
             self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
             self.log_history("enroll", class_name, files=normals.files, digests=normals.digests, date=date)
         processor.class_names = list(config.class_names)
@@ -99,6 +116,7 @@ class EnrolmentMixin(FolderMixin):
         max_false_alarm_rate: float | None = None,
         batch_size: int = 8,
         date: str | None = None,
+        ignore_mask: Any = None,
     ) -> ClassLine:
         """
         Let a product know more good photographs, and set its line anew (see [`calibrate_further`] for how, and its limits).
@@ -108,13 +126,57 @@ class EnrolmentMixin(FolderMixin):
         """
         self._class_id(class_name)
         processor = self.processor_beside(processor)
-        normals = open_normals(images, processor)
+        tiling = tiling_of(self.config, class_name)
+        normals = open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
         refuse_twins(normals, known_digests(self.config.history, class_name))
-        self._refuse_copies(normals, class_name, batch_size)
+        refuse_copies(self, normals, class_name, batch_size)
         with self._whole_or_not_at_all():
             self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
             self.log_history("add_normals", class_name, files=normals.files, digests=normals.digests, date=date)
         return ClassLine(**self.config.calibration[class_name])
+
+    @torch.no_grad()
+    def refine_line(
+        self,
+        class_name: str,
+        images: Any = None,
+        *,
+        processor: AnoPLeProcessor | None = None,
+        max_false_alarm_rate: float | None = None,
+        batch_size: int = 8,
+        date: str | None = None,
+        ignore_mask: Any = None,
+    ) -> ClassLine:
+        """
+        Set a product's line anew, with more good photographs that are not remembered, or for another rate of false alarms.
+
+        The memory stays as it is, and so do all raw scores (see [`calibrate_held_out`]). Arguments and errors are those of
+        [`add_normals`]; without `images` only the rate changes.
+
+        Raises:
+            ValueError: also for a product without a line, and if neither photographs nor a rate are given.
+        """
+        class_id = self._class_id(class_name)
+        if not self.calibration.knows(class_name):
+            raise ValueError(f"{class_name!r} has no line to refine: give it good photographs with add_normals first.")
+        if images is None and max_false_alarm_rate is None:
+            raise ValueError("Nothing would change: give good photographs, max_false_alarm_rate=..., or both.")
+        normals = None
+        if images is not None:
+            tiling = tiling_of(self.config, class_name)
+            normals = open_normals(images, self.processor_beside(processor), tiling=tiling, ignore_mask=ignore_mask)
+            refuse_twins(normals, known_digests(self.config.history, class_name))
+            refuse_copies(self, normals, class_name, batch_size)
+        with self._whole_or_not_at_all():
+            line = self.calibrate_held_out(
+                None if normals is None else normals.ready(self.device, self.dtype),
+                class_id,
+                max_false_alarm_rate=self._rate(class_name, max_false_alarm_rate),
+                batch_size=batch_size,
+            )
+            files, digests = (normals.files, normals.digests) if normals else ([], [])
+            self.log_history("calibrate", class_name, files=files, digests=digests, date=date)
+        return line
 
     @torch.no_grad()
     def forget(self, class_name: str, *, processor: AnoPLeProcessor | None = None, date: str | None = None) -> None:
@@ -141,6 +203,9 @@ class EnrolmentMixin(FolderMixin):
             config.class_names = [config.class_names[number] for number in others]
             self.note_memory()
             self.calibration.remove(class_name)
+            config.product_tilings = {
+                name: value for name, value in config.product_tilings.items() if name != class_name
+            }
             self.log_history("forget", class_name, date=date)
         processor.class_names = list(config.class_names)
 
@@ -170,35 +235,21 @@ class EnrolmentMixin(FolderMixin):
         }
         self.config.history = [*self.config.history, entry]
 
-    def _refuse_copies(self, normals: Normals, class_name: str, batch_size: int) -> None:
-        """
-        Refuse photographs that lie on remembered ones at every place, where not all of these have a digest in the log.
-
-        That is so in detectors of versions that logged none, and after [`remember`].
-        """
-        class_id = self._class_id(class_name)
-        counts = self.memory.counts[class_id]
-        if len(known_digests(self.config.history, class_name)) >= len(counts):
-            return
-        farthest = []
-        for part in normals.pixel_values.to(self.device, self.dtype).split(batch_size):
-            taps = {layer: tap.float() for layer, tap in self.memory_taps(part, self.encode_views(part)).items()}
-            ids = torch.full((len(part),), class_id, device=self.device)
-            farthest += self.memory(taps, ids).amax(1).tolist()
-        rounding = max(LARGEST_ROUNDING, torch.finfo(self.dtype).eps / 16)
-        named = zip(normals.files, farthest, strict=True)
-        refuse([file or f"photograph {n}" for n, (file, far) in enumerate(named, start=1) if far <= rounding])
-
     def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
         """Remember photographs and set the line of their product."""
-        if rate is None:
-            lines = self.config.calibration
-            known = lines.get(class_name) or next(iter(lines.values()), {})
-            rate = known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
+        rate = self._rate(class_name, rate)
         class_id = self._class_id(class_name)
-        pixels = normals.pixel_values.to(self.device, self.dtype)
+        pixels = normals.ready(self.device, self.dtype)
         self.remember(pixels, class_id, batch_size=batch_size, sizes=normals.sizes)
         self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
+
+    def _rate(self, class_name: str, rate: float | None) -> float:
+        """Return the rate asked for, or that of a product's line, or that of the others."""
+        if rate is not None:
+            return rate
+        lines = self.config.calibration
+        known = lines.get(class_name) or next(iter(lines.values()), {})
+        return known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
 
     def _append_class(self, class_name: str, ids: Tensor) -> None:
         """Make room for a product; the rows of the others are copied as they are."""

@@ -1,112 +1,64 @@
-"""Measure a detector on a test set: metrics per class and mean, and a line per image."""
+"""
+Measure a detector on a test set: `anople evaluate CHECKPOINT DATA`.
 
-import csv
-import json
+    accelerate launch -m modeling_anople.evaluation CHECKPOINT DATA --json evaluation.json
+
+spreads over processes and gives the same figures: a process takes every n-th batch, so that each batch holds the same
+photographs as in one process, and histograms of pixels are added up.
+"""
+
 import logging
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data import read_dataset
+from .command_line import make_parser, parse, start_logging
 from .fingerprint import detector_sha256
 from .fusion_anople import resize_maps
-from .metrics import PixelMetrics, image_metrics, mean_metrics
+from .gallery import make_gallery
+from .loading import load_detector
+from .metrics import PixelMetrics, image_metrics
 from .modeling_anople import AnoPLeModel
 from .prediction import Part, Prediction, predict
+from .processes import join_processes
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask
+from .report import EvaluationReport, ImageRow
+from .sources import read_source
 
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
-LINE_RATES = ("false_alarm_rate", "detection_rate")
+DIGITS = 10
 
 
 @dataclass
-class ImageRow:
-    """One photograph of the test set: what it is and what was answered."""
+class EvaluateOptions:
+    """Options of `anople evaluate`."""
 
-    path: str
-    class_name: str
-    defect: str
-    anomalous: bool
-    score: float | None
-    raw_score: float | None
-    label: str | None
-    judged_as: str | None
-    seconds: float | None
-    error: str | None
-
-    @property
-    def severity(self) -> float:
-        """How wrong the answer is, from 0 to 1."""
-        return 1 - self.score if self.anomalous else self.score
-
-
-@dataclass
-class EvaluationReport:
-    """
-    Result of [`evaluate`].
-
-    Args:
-        classes: per class the metrics, `None` where undefined, the rates at the line and the counts.
-        mean: over classes with equal weight.
-        rows: one entry per photograph.
-        protocol: class identity, part, shots, seed, evaluation size, name of the CLIP and hash of the detector's state.
-    """
-
-    classes: dict[str, dict[str, Any]]
-    rows: list[ImageRow]
-    protocol: dict[str, Any]
-    mean: dict[str, Any] = field(init=False)
-
-    def __post_init__(self):
-        rates = {name: {key: entry[key] for key in METRICS + LINE_RATES} for name, entry in self.classes.items()}
-        counts = {key: sum(entry[key] for entry in self.classes.values()) for key in ("normal", "anomalous")}
-        self.mean = {**mean_metrics(rates), **counts}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `evaluation.json` holds."""
-        errors = {row.path: row.error for row in self.rows if row.error}
-        return {"mean": self.mean, "classes": self.classes, **self.protocol, "errors": errors}
-
-    def write_json(self, path: Path) -> None:
-        """Write `evaluation.json`."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def write_csv(self, path: Path) -> None:
-        """Write one line per photograph."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(ImageRow.__dataclass_fields__))
-            writer.writeheader()
-            writer.writerows(vars(row) for row in self.rows)
-
-    def table_rows(self) -> list[dict[str, Any]]:
-        """Return the table, one dict per class and one for the mean."""
-        return [{"class": name, **entry} for name, entry in [*self.classes.items(), ("mean", self.mean)]]
-
-    def to_markdown(self) -> str:
-        """Render the table; figures in percent."""
-        columns = ["class", *METRICS, *LINE_RATES, "normal", "anomalous"]
-        cells = [[_cell(name, row[name]) for name in columns] for row in self.table_rows()]
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        lines = [columns, ["-" * width for width in widths], *cells]
-        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-        return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "n/a"
-    return f"{100 * value:.1f}" if name in METRICS + LINE_RATES else str(value)
+    json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
+    csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
+    gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
+    classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
+    score: Literal["fused", "memory", "decoder", "text"] = field(
+        default="fused", metadata={"help": "Measure the whole, or one part alone."}
+    )
+    class_identity: Literal["given", "predicted", "pooled"] | None = field(
+        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
+    )
+    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+    )
 
 
 def evaluate(
@@ -124,7 +76,7 @@ def evaluate(
     Measure a detector on the test split.
 
     Args:
-        data: a folder, parquet file or Hub id that [`read_dataset`] reads, or its rows.
+        data: a folder, parquet file or Hub id that [`read_source`] reads, or its rows.
         classes: products to measure; by default all that the detector knows and the data has.
         part: `fused`, or one part alone: `memory`, `decoder`, `text`.
         evaluation_size: maps and masks are compared at this size; pixel metrics depend on it (paper.md 3.2).
@@ -140,20 +92,23 @@ def evaluate(
     rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
     names = sorted(set(rows["class_name"]))
     report_rows, entries = [], {}
-    with tqdm(total=len(rows), desc="evaluate", disable=not progress) as bar:
+    state = join_processes()
+    with tqdm(total=len(rows), desc="evaluate", disable=not (progress and state.is_main_process)) as bar:
         for name in names:  # one class at a time, because pixel metrics hold a histogram
-            chosen = rows.select(np.flatnonzero(np.array(rows["class_name"]) == name))
+            own = _own_share(np.flatnonzero(np.array(rows["class_name"]) == name), batch_size, state)
+            chosen = rows.select(own)
             pixels, of_class = PixelMetrics(), []
             sources = (row["image"] for row in chosen)
             predictions = predict(model, processor, sources, class_names=name, batch_size=batch_size, part=part)
             for row, prediction in zip(chosen, predictions, strict=True):
                 of_class.append(_image_row(row, prediction))
                 of_class[-1].error = prediction.error or _add_pixels(pixels, row, prediction, evaluation_size)
-                bar.update()
+                bar.update(state.num_processes)
+            of_class = _gather(of_class, own, pixels, state)
             entries[name] = _class_entry(of_class, pixels)
             report_rows += of_class
     for entry in report_rows:
-        if entry.error:
+        if entry.error and state.is_main_process:
             logger.warning("%s", entry.error)
     fit = model.config.fit or {}
     protocol = {
@@ -170,7 +125,7 @@ def evaluate(
 
 def test_rows(data: str | Path, known: list[str], classes: list[str] | None = None) -> Dataset:
     """Read the test split of the classes that a detector knows."""
-    rows = read_dataset(data, split="test", classes=classes)
+    rows = read_source(data, split="test", classes=classes)
     names = rows["class_name"][:]
     unknown = sorted(set(names) - set(known))
     if classes and unknown:
@@ -186,6 +141,28 @@ def test_rows(data: str | Path, known: list[str], classes: list[str] | None = No
     return rows
 
 
+def _own_share(numbers: np.ndarray, batch_size: int, state: PartialState) -> list[int]:
+    """Pick every n-th batch of the rows' numbers, beginning at this process' own."""
+    batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    return [int(number) for batch in batches[state.process_index :: state.num_processes] for number in batch]
+
+
+def _gather(rows: list[ImageRow], numbers: list[int], pixels: PixelMetrics, state: PartialState) -> list[ImageRow]:
+    """Join what all processes found: the rows in the order of their numbers, and the pixels, in place."""
+    if state.num_processes == 1:
+        return rows
+    together = gather_object([(number, row) for number, row in zip(numbers, rows, strict=True)])
+    pixels.add_up(lambda values: _sum_over_processes(values, state))
+    return [row for _, row in sorted(together, key=lambda pair: pair[0])]
+
+
+def _sum_over_processes(values: np.ndarray, state: PartialState) -> np.ndarray:
+    """Add arrays of all processes up."""
+    total = torch.from_numpy(values).to(state.device)
+    torch.distributed.all_reduce(total)
+    return total.cpu().numpy()
+
+
 def _image_row(row: dict, prediction: Prediction) -> ImageRow:
     return ImageRow(
         path=row["path"],
@@ -194,6 +171,7 @@ def _image_row(row: dict, prediction: Prediction) -> ImageRow:
         anomalous=bool(row["label"]),
         score=prediction.score,
         raw_score=prediction.raw_score,
+        p_value=prediction.p_value,
         label=prediction.label,
         judged_as=prediction.class_name,
         seconds=prediction.seconds,
@@ -220,14 +198,15 @@ def _class_entry(rows: list[ImageRow], pixels: PixelMetrics) -> dict[str, Any]:
     judged = [row for row in rows if row.raw_score is not None]
     normal = [row for row in judged if not row.anomalous]
     anomalous = [row for row in judged if row.anomalous]
-    return {
+    figures = {
         **image_metrics([row.raw_score for row in judged], [row.anomalous for row in judged]),
         **pixels.compute(),
         "false_alarm_rate": _share_flagged(normal),
         "detection_rate": _share_flagged(anomalous),
-        "normal": len(normal),
-        "anomalous": len(anomalous),
     }
+    # sums of several processes differ from those of one in their last digits
+    figures = {key: None if value is None else round(value, DIGITS) for key, value in figures.items()}
+    return {**figures, "normal": len(normal), "anomalous": len(anomalous)}
 
 
 def _share_flagged(rows: list[ImageRow]) -> float | None:
@@ -235,4 +214,46 @@ def _share_flagged(rows: list[ImageRow]) -> float | None:
     return None if not labels or None in labels else labels.count("anomalous") / len(labels)
 
 
-__all__ = ["EvaluationReport", "ImageRow", "evaluate", "test_rows"]
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a detector, print the table and write what was asked for; with several processes, the first does."""
+    start_logging()
+    parser = make_parser(
+        "evaluate",
+        EvaluateOptions,
+        checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
+        data="Test photographs.",
+    )
+    places, options = parse(parser, arguments)
+    state = join_processes()
+    model, processor = load_detector(places.checkpoint, options.revision)
+    if state.device.type != "cpu" and state.num_processes > 1:
+        model.to(state.device)
+    if options.class_identity:
+        model.config.class_identity = options.class_identity
+    rows = test_rows(places.data, processor.class_names, options.classes)
+    report = evaluate(
+        model,
+        processor,
+        rows,
+        part=options.score,
+        evaluation_size=options.evaluation_size,
+        batch_size=options.batch_size,
+    )
+    if state.is_main_process:
+        sys.stdout.write(report.to_markdown() + "\n")
+        if options.json:
+            report.write_json(Path(options.json))
+        if options.csv:
+            report.write_csv(Path(options.csv))
+        if options.gallery:
+            index = make_gallery(model, processor, rows, report, Path(options.gallery))
+            sys.stdout.write(f"Gallery: {index}\n")
+    state.wait_for_everyone()
+    return 0
+
+
+__all__ = ["EvaluateOptions", "EvaluationReport", "ImageRow", "evaluate", "main", "test_rows"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

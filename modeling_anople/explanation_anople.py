@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .identity_anople import strangeness
+from .ignoring_anople import ignored_patches, load_ignore_mask
 from .photographs_anople import load_photograph
 from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor
+from .tiling_anople import Tiling
+from .views_anople import SAME, TILES_AT_ONCE, Views, judge_views, lay_out, needs_views
 
 
 Box = tuple[int, int, int, int]
@@ -56,7 +59,15 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(model: Any, processor: AnoPLeProcessor, image: Any, class_name: str | None = None) -> Explanation:
+def explain(
+    model: Any,
+    processor: AnoPLeProcessor,
+    image: Any,
+    class_name: str | None = None,
+    *,
+    tiling: Tiling = SAME,
+    ignore_mask: Any = None,
+) -> Explanation:
     """
     Judge one photograph and say what stands behind the answer.
 
@@ -65,6 +76,8 @@ def explain(model: Any, processor: AnoPLeProcessor, image: Any, class_name: str 
         processor: its processor.
         image: anything that [`load_photograph`] opens.
         class_name: the product; without it, predicted.
+        tiling: how it is cut; by default as the product was learnt.
+        ignore_mask: places that do not count.
 
     Raises:
         ImageError: if the photograph cannot be read.
@@ -72,6 +85,11 @@ def explain(model: Any, processor: AnoPLeProcessor, image: Any, class_name: str 
     """
     model.eval()
     photograph = load_photograph(image, white_value=processor.white_value)
+    if needs_views(model.config, tiling, ignore_mask):
+        mask = None if ignore_mask is None else load_ignore_mask(ignore_mask, photograph.size[::-1])
+        views = lay_out(model, processor, photograph, mask, class_name, tiling)
+        class_id = None if class_name is None else processor.class_id(class_name)
+        return explain_views(model, processor, views, judge_views(model, views, class_id))
     inputs = processor(photograph, class_names=class_name).to(model.device, model.dtype)
     return explain_outputs(model, processor, inputs["pixel_values"], model(**inputs), [photograph.size[::-1]])[0]
 
@@ -80,7 +98,7 @@ def explain(model: Any, processor: AnoPLeProcessor, image: Any, class_name: str 
 def explain_outputs(
     model: Any,
     processor: AnoPLeProcessor,
-    pixel_values: Tensor,
+    pixel_values: Tensor | list[Views],
     outputs: Any,
     sizes: list[tuple[int, int]],
     threshold: float | None = None,
@@ -110,9 +128,20 @@ def explain_outputs(
             decided_by=_decision(model, outputs, number, result["label"]),
         )
         if not model.memory.is_empty:
-            _name_nearest(explanation, model, pixel_values[number : number + 1], class_id, region)
+            chosen = pixel_values[number]
+            find = _odd_patch_in_tiles if isinstance(chosen, Views) else _odd_patch
+            patch, distance = find(model, chosen, class_id, torch.from_numpy(region))
+            _name_nearest(explanation, model, patch, class_id, distance)
         explanations.append(explanation)
     return explanations
+
+
+@torch.no_grad()
+def explain_views(
+    model: Any, processor: AnoPLeProcessor, views: Views, output: Any, threshold: float | None = None
+) -> Explanation:
+    """Say what stands behind the answer of [`judge_views`]; arguments are those of [`explain_outputs`]."""
+    return explain_outputs(model, processor, [views], output, [views.size], threshold)[0]
 
 
 def worst_region(anomaly_map: np.ndarray, line: float) -> np.ndarray:
@@ -157,21 +186,54 @@ def _decision(model: Any, outputs: Any, number: int, label: str | None) -> dict[
     return {"class_name": name, "line": f"product {PRODUCT_LINES[int((values / lines)[0].argmax())]}"}
 
 
+def _odd_patch(model: Any, view: Tensor, class_id: int | None, region: Tensor) -> tuple[dict[int, Tensor], float]:
+    """Pick the patch of the region that is farthest from all normal ones: its features, and how far."""
+    inside = F.adaptive_max_pool2d(region[None].float(), model.config.grid_size).flatten(1) > 0
+    return _farthest(model, view[None], class_id, inside)
+
+
+def _odd_patch_in_tiles(
+    model: Any, views: Views, class_id: int | None, region: Tensor
+) -> tuple[dict[int, Tensor], float]:
+    """Do so among the patches of all tiles whose centres lie in the region, or else the one nearest to its middle."""
+    boxes = views.patch_boxes(model.config.grid_size).float()  # (tiles, patches, 4)
+    scale = torch.tensor([region.shape[1] / views.size[1], region.shape[0] / views.size[0]])
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 * scale  # (tiles, patches, 2) as columns and rows of the map
+    places = centres.long().minimum(torch.tensor([region.shape[1] - 1, region.shape[0] - 1]))
+    inside = region[places[..., 1], places[..., 0]] & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    if not inside.any():
+        middle = region.nonzero().float().mean(0).flip(0) + 0.5
+        gaps = (centres - middle).square().sum(-1)
+        inside = gaps == gaps.min()
+    best = None
+    for numbers in inside.any(1).nonzero()[:, 0].split(TILES_AT_ONCE):
+        inputs = views.prepare(numbers.tolist())
+        counts = ~ignored_patches(inputs["ignore_masks"], model.config.grid_size).flatten(1)
+        chosen = inside[numbers] & counts if (inside[numbers] & counts).any() else inside[numbers]
+        found = _farthest(model, inputs["pixel_values"].to(model.device, model.dtype), class_id, chosen)
+        best = found if best is None or found[1] > best[1] else best
+    return best
+
+
+def _farthest(model: Any, pixels: Tensor, class_id: int | None, inside: Tensor) -> tuple[dict[int, Tensor], float]:
+    """Pick among marked patches (batch, patches) of these views the one that is farthest from the memory."""
+    taps = model.memory_taps(pixels, model.encode_views(pixels))
+    ids = None if class_id is None else torch.full((len(pixels),), class_id, device=pixels.device)
+    distances = model.memory(taps, ids).float().cpu().masked_fill(~inside, -1).flatten()
+    patch = int(distances.argmax())
+    return {layer: tap.flatten(0, 1)[patch] for layer, tap in taps.items()}, float(distances[patch])
+
+
 def _name_nearest(
-    explanation: Explanation, model: Any, view: Tensor, class_id: int | None, region: np.ndarray
+    explanation: Explanation, model: Any, patch: dict[int, Tensor], class_id: int | None, distance: float
 ) -> None:
-    """Find the patch of the region that is farthest from all normal ones, and the normal one it is nearest to."""
-    taps = model.memory_taps(view, model.encode_views(view))
-    ids = None if class_id is None else torch.tensor([class_id], device=view.device)
-    distances = model.memory(taps, ids)[0].float().cpu()  # (patches,)
-    inside = F.adaptive_max_pool2d(torch.from_numpy(region)[None].float(), model.config.grid_size)[0].flatten() > 0
-    patch = int(distances.masked_fill(~inside, -1).argmax())
-    found, vector = model.memory.nearest({layer: tap[0, patch] for layer, tap in taps.items()}, class_id)
+    """Find the normal patch that is nearest to one."""
+    found, vector = model.memory.nearest(patch, class_id)
     index = model.memory.photograph_of(found, vector)
     explanation.nearest_class = model.config.class_names[found]
     explanation.nearest_index = index
     explanation.nearest_box = model.memory.box_of(found, vector)
-    explanation.nearest_distance = float(distances[patch])
+    explanation.nearest_distance = distance
     explanation.nearest_photograph = photograph_name(model, explanation.nearest_class, index)
 
 
@@ -185,4 +247,4 @@ def photograph_name(model: Any, class_name: str, index: int) -> str | None:
     return files[index] if len(files) == known else None
 
 
-__all__ = ["Explanation", "box_of", "explain", "explain_outputs", "photograph_name", "worst_region"]
+__all__ = ["Explanation", "box_of", "explain", "explain_outputs", "explain_views", "photograph_name", "worst_region"]

@@ -11,7 +11,7 @@ from .configuration_anople import AnoPLeConfig
 
 def harmonic_mean(first: Tensor, second: Tensor, *, floor: float = 1e-6) -> Tensor:
     """Harmonic mean 2ab / (a + b) of two scores within 0 and 1; both are raised to `floor` so that neither can be 0."""
-    first, second = first.clamp(floor, 1), second.clamp(floor, 1)
+    first, second = first.clamp(floor, 1.0), second.clamp(floor, 1.0)
     return 2 * first * second / (first + second)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from .evaluation import EvaluationReport, ImageRow
 from .modeling_anople import AnoPLeModel
 from .prediction import Prediction, full_size_map, predict
 from .processing_anople import AnoPLeProcessor, ImageError, load_mask, load_photograph
+from .report import EvaluationReport, ImageRow
 from .visualization import SAMPLES, contact_sheet, panel, write_gallery
 
 

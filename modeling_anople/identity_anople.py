@@ -19,16 +19,25 @@ class IdentityMixin:
         if config.class_identity == "pooled" and not self.training:
             return None
         if class_ids is not None and (config.class_identity == "given" or self.training or known):
-            if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(
-                embeddings
-            ):
-                raise ValueError(f"class_ids must lie within 0 and {len(embeddings) - 1}, got {class_ids.tolist()}.")
+            self.check_ids(class_ids)
             return class_ids
         prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 
-    def recognise(self, memory_maps: Tensor | None, image_embeds: Tensor, class_ids: Tensor | None) -> Tensor | None:
+    def check_ids(self, class_ids: Tensor) -> None:
+        """Refuse ids of no class."""
+        count = len(self.config.class_names)
+        if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < count:
+            raise ValueError(f"class_ids must lie within 0 and {count - 1}, got {class_ids.tolist()}.")
+
+    def recognise(
+        self,
+        memory_maps: Tensor | None,
+        image_embeds: Tensor,
+        class_ids: Tensor | None,
+        ignored: Tensor | None = None,
+    ) -> Tensor | None:
         """
         Say of images whose class was predicted whether they show a known product at all.
 
@@ -44,11 +53,13 @@ class IdentityMixin:
         lines = self.calibration.product_lines(class_ids)
         if lines is None:
             return None
-        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids])
+        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids], ignored)
         return (values <= lines.to(values)).all(1)
 
 
-def strangeness(memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor) -> Tensor:
+def strangeness(
+    memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor, ignored: Tensor | None = None
+) -> Tensor:
     """
     Measure how unlike a product images are as wholes: (batch, 2), at least `SMALLEST_STRANGENESS`.
 
@@ -56,8 +67,10 @@ def strangeness(memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor) -
         memory_maps: (batch, grid, grid) distances to the product's nearest normal patches; their median counts.
         image_embeds: (batch, width) global features of unit length.
         prototypes: (batch, width) or (1, width) mean global feature of the product's normals; (1 - cosine) / 2 counts.
+        ignored: (batch, grid, grid) patches that do not count.
     """
-    medians = memory_maps.float().flatten(1).median(1).values
+    distances = memory_maps.float() if ignored is None else memory_maps.float().masked_fill(ignored, torch.nan)
+    medians = distances.flatten(1).nanmedian(1).values
     cosines = F.cosine_similarity(image_embeds.float(), prototypes.float(), dim=-1)
     return torch.stack([medians, (1 - cosines) / 2], dim=1).clamp(min=SMALLEST_STRANGENESS)
 

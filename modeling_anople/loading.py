@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .configuration_anople import AnoPLeConfig
+from .exported import GRAPH, ExportedDetector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 
@@ -30,7 +31,7 @@ NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository 
 
 def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     """
-    Load model and processor, of a full detector or of an adapter.
+    Load model and processor, of a full detector, of an adapter, or of what `anople export` wrote.
 
     Args:
         checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
@@ -73,6 +74,8 @@ def _read_config(folder: Path) -> AnoPLeConfig:
 
 
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    if (folder / GRAPH).is_file():
+        return ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
     return load(folder), AnoPLeProcessor.from_pretrained(folder)

@@ -215,14 +215,15 @@ class NormalMemory(nn.Module):
         return (total / len(self.layers)).clamp(0, 1).unflatten(0, features.shape[1:3])
 
 
-def nearest_distance(queries: Tensor, bank: Tensor, rows: int) -> Tensor:
+def nearest_distance(queries: Tensor, bank: Tensor, rows: int | None = None) -> Tensor:
     """
     Return the distance (queries,) of unit vectors (queries, width) to the nearest of a bank (vectors, width), `rows` at once.
 
     It is (1 - cosine) / 2, taken as |query - nearest|^2 / 4, which is the same for unit vectors: 1 - cosine would leave
     little but rounding where they are almost equal.
     """
-    nearest = torch.cat([(part @ bank.T).argmax(1) for part in queries.split(rows)])
+    parts = [queries] if rows is None else queries.split(rows)
+    nearest = torch.cat([(part @ bank.T).argmax(1) for part in parts])
     return (queries - bank[nearest]).square().sum(1) / 4
 
 

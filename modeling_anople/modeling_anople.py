@@ -18,6 +18,7 @@ from .decoding_anople import AnomalyDecoder
 from .enrolment_anople import EnrolmentMixin
 from .fusion_anople import fuse_images, fuse_maps
 from .identity_anople import IdentityMixin
+from .ignoring_anople import hide, ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
@@ -155,6 +156,10 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
     @capture_outputs(tie_last_hidden_states=False)
     def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
+        return self.walk_views(pixel_values, view_ids)
+
+    def walk_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+        """Do as [`encode_views`], which also hands out hidden states and attentions where they are asked for."""
         config = self.config
         _, vision_prompts = self.prompts()
         if view_ids is None:
@@ -185,6 +190,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         mask_labels: Tensor | None = None,
         noise_seeds: Tensor | None = None,
         exclude: tuple[int, slice] | None = None,
+        ignore_masks: Tensor | None = None,
         **kwargs,
     ) -> AnoPLeOutput:
         """
@@ -198,19 +204,23 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
             exclude: a class id and the vectors of its memory to leave out (leave-one-out); `class_ids` are then known.
+            ignore_masks: (batch, side, side) from the processor; patches that are mostly marked are 0 in all maps.
 
         Returns:
             [`AnoPLeOutput`].
         """
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
-        embeddings = self.embed_classes() if self.training else self.class_embeddings
-        given, class_ids = class_ids, self.identify(pooled, embeddings, class_ids, known=exclude is not None)
-        text = self._texts_of(embeddings, class_ids, len(pooled))
+        given = class_ids
+        if self.training and class_ids is not None:
+            text = self._texts_in_training(class_ids)
+        else:
+            embeddings = self.embed_classes() if self.training else self.class_embeddings
+            class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
+            text = self._texts_of(embeddings, class_ids, len(pooled))
         decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
-        text_logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         output = AnoPLeOutput(
-            text_scores=text_logits.softmax(1)[:, 1],
+            text_scores=self.score_texts(pooled, text),
             decoder_maps=decoded.logits.float().softmax(1)[:, 1],
             class_ids=class_ids,
             image_embeds=pooled,
@@ -229,29 +239,48 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             output.loss = total_loss(output.loss_terms, loss_weights(self.config))
         if not self.training:
             taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
-            self.score(output, taps, exclude)
+            ignored = None if ignore_masks is None else ignored_patches(ignore_masks, self.config.grid_size)
+            self.score(output, taps, exclude, ignored)
+            self.calibration.apply(output)
             if class_ids is not given:
-                output.known_products = self.recognise(output.memory_maps, pooled, class_ids)
+                output.known_products = self.recognise(output.memory_maps, pooled, class_ids, ignored)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
-    def score(self, output: AnoPLeOutput, taps: dict[int, Tensor] | None, exclude: tuple[int, slice] | None) -> None:
+    def score(
+        self,
+        output: AnoPLeOutput,
+        taps: dict[int, Tensor] | None,
+        exclude: tuple[int, slice] | None,
+        ignored: Tensor | None = None,
+    ) -> None:
         """
-        Fuse text, decoder and memory into raw and calibrated scores and maps, in place (paper.md 1.9).
+        Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
 
         Args:
             taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
             exclude: as in [`forward`].
+            ignored: (batch, grid, grid) patches that do not count.
         """
         config, ids = self.config, output.class_ids
         if taps is not None:
             distances = self.memory(taps, ids, exclude)
-            output.memory_maps = distances.unflatten(1, (config.grid_size, config.grid_size))
+            output.memory_maps = hide(distances.unflatten(1, (config.grid_size, config.grid_size)), ignored)
+        output.decoder_maps = hide(output.decoder_maps, ignored)
         scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
-        output.anomaly_maps = fuse_maps(output.decoder_maps, output.memory_maps, scales, config)
+        output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
         output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
-        if self.calibration.covers(ids):
-            output.calibrated_scores = self.calibration.images(output.image_scores, ids)
-            output.calibrated_maps = self.calibration.maps(output.anomaly_maps, ids)
+
+    def score_texts(self, pooled: Tensor, text: Tensor) -> Tensor:
+        """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""
+        logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
+        return logits.softmax(1)[:, 1]
+
+    def _texts_in_training(self, class_ids: Tensor) -> Tensor:
+        """Embed the classes of a batch alone, so that a step costs the same however many there are: (batch, 2, width)."""
+        self.check_ids(class_ids)
+        shown, places = class_ids.unique(return_inverse=True)
+        rows = torch.stack([2 * shown, 2 * shown + 1], dim=1).flatten()
+        return self.embed_classes(self.class_token_ids[rows])[places]
 
     def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""

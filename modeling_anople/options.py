@@ -65,6 +65,10 @@ class TrainingConfig:
         for name in ("shots", "batch_size", "gradient_accumulation_steps", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.max_false_alarm_rate < 0.5:
+            raise ValueError(
+                f"max_false_alarm_rate must lie within 0 and 0.5, got {self.max_false_alarm_rate}: it is a share, 0.05 is 5 %."
+            )
         if self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
         if self.batch_size % self.gradient_accumulation_steps:
@@ -83,6 +87,7 @@ KEPT_FIELDS = {
     "memory_sizes",
     "memory_photographs",
     "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "clip_source",

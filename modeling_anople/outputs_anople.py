@@ -20,6 +20,7 @@ class AnoPLeOutput(ModelOutput):
         anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
         calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the line of the class.
         calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the line of the class.
+        p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
         text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
@@ -35,6 +36,7 @@ class AnoPLeOutput(ModelOutput):
     anomaly_maps: Tensor | None = None
     calibrated_scores: Tensor | None = None
     calibrated_maps: Tensor | None = None
+    p_values: Tensor | None = None
     text_scores: Tensor | None = None
     decoder_maps: Tensor | None = None
     memory_maps: Tensor | None = None

@@ -140,6 +140,8 @@ def _scaled(array: np.ndarray, white_value: float | None, usual_white: float) ->
 def _to_rgb(image: Image.Image, white_value: float | None, background: str) -> Image.Image:
     if image.mode in WHITE_VALUES:
         image = Image.fromarray(_scaled(np.asarray(image), white_value, WHITE_VALUES[image.mode]))
+    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+        image = image.convert(image.mode.upper())
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

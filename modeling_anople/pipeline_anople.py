@@ -6,17 +6,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
-from .explanation_anople import explain_outputs
+from .explanation_anople import explain_outputs, explain_views
+from .ignoring_anople import clear_ignored
 from .photographs_anople import ImageError, source_path
 from .reading_anople import Batch, read_batches
 from .sources_anople import is_one_photograph, photographs_of
+from .tiling_anople import Tiling, tiling_text
+from .views_anople import SAME, judge_views, lay_out, needs_views
 
 
-UNREAD = {"score": None, "label": None, "raw_score": None, "anomaly_map": None, "class_name": None}
+UNREAD = dict.fromkeys(("score", "label", "raw_score", "p_value", "anomaly_map", "class_name"))
 
 
 class AnomalyDetectionPipeline(Pipeline):
@@ -38,6 +42,8 @@ class AnomalyDetectionPipeline(Pipeline):
         on_error (`"return"` or `"raise"`, defaults to `"return"`): what a photograph that cannot be read does.
         image_column (`str`): of a `datasets.Dataset` with several columns of images.
         explain (`bool`, defaults to `False`): whether each result has an `explanation`, see [`Explanation`].
+        tiling (`"auto"`, (rows, columns) or `None`): how photographs are cut; by default as each product was learnt.
+        ignore_mask: places that do not count (nonzero), one mask for all photographs, or a list with one for each.
     """
 
     _load_processor = True
@@ -65,6 +71,8 @@ class AnomalyDetectionPipeline(Pipeline):
         on_error: Literal["return", "raise"] | None = None,
         image_column: str | None = None,
         explain: bool | None = None,
+        tiling: Tiling = SAME,
+        ignore_mask: Any = None,
     ) -> tuple[dict, dict, dict]:
         if class_name is not None and class_names is not None:
             raise ValueError("Give class_name for all photographs, or class_names with one for each; not both.")
@@ -73,12 +81,14 @@ class AnomalyDetectionPipeline(Pipeline):
         if on_error not in (None, "return", "raise"):
             raise ValueError(f"on_error must be 'return' or 'raise', got {on_error!r}.")
         names = class_name if class_names is None else class_names
-        reading = {"class_names": names, "image_column": image_column}
+        reading = {"class_names": names, "image_column": image_column, "ignore_mask": ignore_mask}
         answering = {"threshold": threshold, "explain": explain}
         given = [
             {name: value for name, value in part.items() if value is not None}
             for part in (reading, {"on_error": on_error}, answering)
         ]
+        if tiling != SAME:
+            given[0]["tiling"] = tiling_text(tiling)
         return tuple(given)
 
     def __call__(
@@ -96,8 +106,9 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Returns:
             For one photograph a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts
-            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `anomaly_map` (float32, of the
-            photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
+            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `p_value` (share of good
+            photographs that score at least this, by rank among the product's normals; or `None`), `anomaly_map` (float32,
+            of the photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
 
         Raises:
             ValueError: for options that cannot be, an unknown class, or a source without photographs.
@@ -107,8 +118,10 @@ class AnomalyDetectionPipeline(Pipeline):
         given = self._sanitize_parameters(**options)
         reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
         sources = photographs_of(inputs, image_column=reading.pop("image_column", None))
+        tiling, mask = reading.pop("tiling", SAME), reading.get("ignore_mask")
+        reading["by_views"] = needs_views(self.model.config, tiling, mask)
         batches = read_batches(self.processor, sources, batch_size=batch_size or self._batch_size or 1, **reading)
-        results = self._answer(batches, answering, **failing)
+        results = self._answer(batches, {**answering, "tiling": tiling}, **failing)
         if is_one_photograph(inputs):
             return next(results)
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, Tensor)) else results
@@ -116,11 +129,36 @@ class AnomalyDetectionPipeline(Pipeline):
     def _answer(
         self, batches: Iterator[Batch], options: dict, on_error: Literal["return", "raise"] = "return"
     ) -> Iterator[dict[str, Any]]:
+        tiling = options.pop("tiling")
         for batch in batches:
-            for result in self.postprocess((batch, self.forward(batch)), **options):
+            answers = [self._judge_opened(*opened, tiling, **options) for opened in batch.opened]
+            known = self.postprocess((batch, None), **options) if answers else None
+            for number, answer in zip([n for n, e in enumerate(batch.errors) if not e], answers, strict=False):
+                known[number] = {**known[number], **answer}
+            for result in known or self.postprocess((batch, self.forward(batch)), **options):
                 if result["error"] and on_error == "raise":
                     raise ImageError(result["error"])
                 yield result
+
+    def _judge_opened(
+        self,
+        photograph: Image.Image,
+        mask: np.ndarray | None,
+        class_name: str | None,
+        tiling: Tiling,
+        threshold: float | None = None,
+        explain: bool = False,
+    ) -> dict[str, Any]:
+        """Judge one photograph by its tiles, a few of which exist at a time."""
+        line = self.model.config.threshold if threshold is None else threshold
+        class_id = None if class_name is None else self.processor.class_id(class_name)
+        with self.device_placement(), torch.inference_mode():
+            views = lay_out(self.model, self.processor, photograph, mask, class_name, tiling)
+            output = judge_views(self.model, views, class_id)
+            told = explain_views(self.model, self.processor, views, output, line) if explain else None
+        result = self.processor.post_process_anomaly_detection(output, target_sizes=[views.size], threshold=line)[0]
+        result["anomaly_map"] = clear_ignored(result["anomaly_map"], mask)
+        return {**result, "explanation": told} if explain else result
 
     def preprocess(self, input_: Any, class_names: str | Iterable[str] | None = None) -> Batch:
         """Read one photograph."""
@@ -150,9 +188,10 @@ class AnomalyDetectionPipeline(Pipeline):
             if explain:
                 self._explain(batch, outputs, results, line)
         unread = {**UNREAD, "explanation": None} if explain else UNREAD
+        spread = batch.spread(results) if outputs is not None else [None] * len(batch.sources)
         return [
             {**(result or unread), "path": source_path(source), "error": error}
-            for source, error, result in zip(batch.sources, batch.errors, batch.spread(results), strict=True)
+            for source, error, result in zip(batch.sources, batch.errors, spread, strict=True)
         ]
 
     def _explain(self, batch: Batch, outputs: ModelOutput, results: list[dict[str, Any]], line: float) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .explanation_anople import Explanation, explain_outputs
+from .explanation_anople import Explanation, explain_outputs, explain_views
 from .fusion_anople import resize_maps, smooth_maps
+from .ignoring_anople import clear_ignored
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
 from .processing_anople import AnoPLeProcessor
 from .reading_anople import Batch, read_batches
+from .tiling_anople import Tiling
+from .views_anople import SAME, judge_views, lay_out, needs_views
 
 
 Part = Literal["fused", "memory", "decoder", "text"]
@@ -29,23 +32,27 @@ class Prediction:
         size: (height, width) of the photograph.
         score: calibrated, 0.5 is the line of its class; the raw score where the class has no line.
         label: "normal", "anomalous" or "unknown product", `None` where the class has no line.
+        p_value: of the whole detector's score, by rank among the class' normals; `None` where there are none.
         raw_score, raw_map: of the part asked for, for metrics; the map is (side, side), `None` for the text part.
         anomaly_map: float32 (side, side), calibrated, 0.5 is the line; `None` where the class has no line.
         class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
         explanation: what stands behind the answer, where that was asked for.
+        ignored: bool (height, width) of the photograph, the places that did not count; maps are 0 there.
     """
 
     error: str | None = None
     size: tuple[int, int] | None = None
     score: float | None = None
     label: str | None = None
+    p_value: float | None = None
     raw_score: float | None = None
     raw_map: np.ndarray | None = None
     anomaly_map: np.ndarray | None = None
     class_name: str | None = None
     seconds: float | None = None
     explanation: Explanation | None = None
+    ignored: np.ndarray | None = None
 
 
 def predict(
@@ -57,6 +64,8 @@ def predict(
     batch_size: int = 8,
     part: Part = "fused",
     explain: bool = False,
+    tiling: Tiling = SAME,
+    ignore_mask: Any = None,
 ) -> Iterator[Prediction]:
     """
     Judge photographs one after the other, `batch_size` at a time.
@@ -67,18 +76,27 @@ def predict(
         batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
         explain: whether to say what stands behind each answer.
+        tiling: "auto", (rows, columns) or `None`; by default as each product was learnt. A line holds for that alone.
+        ignore_mask: places that do not count, one mask for all photographs, or a list with one (or `None`) for each.
 
     Yields:
         One [`Prediction`] for each source, in order; an unreadable one has `error` set.
 
     Raises:
         ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
-            below 1, or the memory's part of a detector without one.
+            below 1, the memory's part of a detector without one, or what a graph cannot do.
     """
     model.eval()
     start = time.perf_counter()
-    for batch in read_batches(processor, sources, class_names=class_names, batch_size=batch_size):
-        predictions = _judge(model, processor, batch, part, explain)
+    by_views = needs_views(model.config, tiling, ignore_mask)
+    if (explain or by_views) and not hasattr(model, "encode_views"):
+        raise ValueError("A graph judges whole photographs: explain, tiling and ignore_mask need the detector itself.")
+    reading = {"class_names": class_names, "batch_size": batch_size, "by_views": by_views, "ignore_mask": ignore_mask}
+    for batch in read_batches(processor, sources, **reading):
+        if by_views:
+            predictions = _judge_opened(model, processor, batch, part, explain, tiling)
+        else:
+            predictions = _judge(model, processor, batch, part, explain)
         share = (time.perf_counter() - start) / max(1, len(batch.readable_sizes))
         for prediction in predictions:
             prediction.seconds = None if prediction.error else share
@@ -100,12 +118,38 @@ def _judge(
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
     judged = [prediction for prediction in predictions if prediction.error is None]
     for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
-        prediction.score, prediction.label = result["score"], result["label"]
+        prediction.score, prediction.label, prediction.p_value = result["score"], result["label"], result["p_value"]
         prediction.raw_score = float(scores[number])
         prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
         prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
         prediction.class_name = result["class_name"]
         prediction.explanation = explanations[number] if explain else None
+    return predictions
+
+
+def _judge_opened(
+    model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part, explain: bool, tiling: Tiling
+) -> list[Prediction]:
+    """Judge photographs by their tiles, one after the other."""
+    predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
+    readable = [prediction for prediction in predictions if prediction.error is None]
+    for prediction, (photograph, mask, name) in zip(readable, batch.opened, strict=True):
+        with torch.inference_mode():
+            class_id = None if name is None else processor.class_id(name)
+            views = lay_out(model, processor, photograph, mask, name, tiling)
+            output = judge_views(model, views, class_id)
+            raw = output
+            if part != "fused":
+                raw = judge_views(model, views, class_id, score=lambda tiles: part_scores(model, tiles, part))
+            prediction.explanation = explain_views(model, processor, views, output) if explain else None
+        result = processor.post_process_anomaly_detection(output, threshold=model.config.threshold)[0]
+        prediction.score, prediction.label, prediction.class_name, prediction.p_value = (
+            result[key] for key in ("score", "label", "class_name", "p_value")
+        )
+        prediction.raw_score, prediction.ignored = float(raw.image_scores[0]), mask
+        if raw.anomaly_maps is not None:
+            prediction.raw_map = clear_ignored(raw.anomaly_maps[0].float().cpu().numpy(), mask)
+        prediction.anomaly_map = None if result["label"] is None else clear_ignored(result["anomaly_map"], mask)
     return predictions
 
 
@@ -130,7 +174,8 @@ def part_scores(model: AnoPLeModel, outputs: AnoPLeOutput, part: Part) -> tuple[
 def full_size_map(prediction: Prediction) -> np.ndarray:
     """Bring a prediction's map to the photograph's own size, within 0 and 1; the raw map where there is no line."""
     values = prediction.raw_map if prediction.anomaly_map is None else prediction.anomaly_map
-    return resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+    full = resize_maps(torch.from_numpy(values)[None], prediction.size)[0].clamp(0, 1).numpy()
+    return clear_ignored(full, prediction.ignored)
 
 
 __all__ = ["Part", "Prediction", "full_size_map", "part_scores", "predict"]

@@ -1,5 +1,6 @@
 """AnoPLeProcessor: photographs of any kind, class names and masks -> tensors, and answers -> the photographs' own size."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
+from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
 from .photographs_anople import ImageError, load_mask, load_photograph
+from .verdict_anople import label_of
 
 
 UNKNOWN_PRODUCT = "unknown product"
@@ -71,7 +74,7 @@ class AnoPLeProcessor(ProcessorMixin):
         """Side of the square that the model sees."""
         return self.image_processor.size["height"]
 
-    def __call__(self, images=None, class_names=None, masks=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, class_names=None, masks=None, ignore_masks=None, **kwargs) -> BatchFeature:
         """
         Prepare photographs for the model.
 
@@ -79,10 +82,12 @@ class AnoPLeProcessor(ProcessorMixin):
             images: one photograph or a list of them, each anything that [`load_photograph`] opens.
             class_names: the product of all of them, or a list with one for each.
             masks: ground truth, one or a list, each anything that opens as an image, or `None` for a good photograph.
+            ignore_masks: what does not count, one for all or a list with one (or `None`) for each, of its photograph's
+                size; what lies there is painted over before anything sees it.
 
         Returns:
             `pixel_values` (batch, 3, side, side), `class_ids` (batch,) with `class_names`, `mask_labels`
-            (batch, side, side) with `masks`.
+            (batch, side, side) with `masks`, `ignore_masks` (batch, side, side) shares with `ignore_masks`.
 
         Raises:
             ImageError: naming the photograph, if one cannot be read or a mask has another size.
@@ -93,7 +98,11 @@ class AnoPLeProcessor(ProcessorMixin):
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         photographs = [load_photograph(image, white_value=self.white_value) for image in images]
         kwargs.pop("return_tensors", None)
+        if ignore_masks is not None:
+            photographs, hidden = self._ignore(photographs, ignore_masks)
         data = dict(self.image_processor(photographs, return_tensors="pt", **kwargs))
+        if ignore_masks is not None:
+            data["ignore_masks"] = hidden
         if class_names is not None:
             names = [class_names] * len(images) if isinstance(class_names, str) else list(class_names)
             if len(names) != len(images):
@@ -119,6 +128,20 @@ class AnoPLeProcessor(ProcessorMixin):
             )
         return self.class_names.index(class_name)
 
+    def _ignore(self, photographs: list, ignore_masks: Any) -> tuple[list, torch.Tensor]:
+        """Paint over what is ignored, and bring the masks to the square that the model sees."""
+        given = ignore_masks if isinstance(ignore_masks, (list, tuple)) else [ignore_masks] * len(photographs)
+        if len(given) != len(photographs):
+            raise ValueError(
+                f"{len(photographs)} images were given with {len(given)} ignore_masks: give one for all, or for each."
+            )
+        filled, hidden = [], []
+        for photograph, source in zip(photographs, given, strict=True):
+            mask = None if source is None else load_ignore_mask(source, photograph.size[::-1])
+            filled.append(photograph if mask is None else fill_ignored(photograph, mask))
+            hidden.append(mask_tensor(mask, self.image_size))
+        return filled, torch.stack(hidden)
+
     def _mask_tensor(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
         if mask is None:
             return torch.zeros(self.image_size, self.image_size)
@@ -139,9 +162,10 @@ class AnoPLeProcessor(ProcessorMixin):
 
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
-            `anomaly_map` (float32 array, 0.5 is the line), `class_name`. Without calibration `score` is the raw score,
-            the map is raw and `label` is `None`. Where the class was predicted and the photograph shows none of the
-            products, `label` is "unknown product" and `class_name` is `None`; score and map are as the nearest one.
+            `p_value` (see [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line),
+            `class_name`. Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
+            class was predicted and the photograph shows none of the products, `label` is "unknown product" and
+            `class_name` is `None`; score, p-value and map are as the nearest one.
         """
         calibrated = outputs.calibrated_scores is not None
         scores = outputs.calibrated_scores if calibrated else outputs.image_scores
@@ -149,12 +173,13 @@ class AnoPLeProcessor(ProcessorMixin):
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"{len(scores)} results were given {len(target_sizes)} target_sizes: give one for each.")
         known, results = getattr(outputs, "known_products", None), []
+        p_values = _finite(getattr(outputs, "p_values", None), len(scores))
         for number, score in enumerate(scores.tolist()):
             anomaly_map = maps[number : number + 1, None]
             if target_sizes is not None:
                 size = tuple(int(side) for side in target_sizes[number])
                 anomaly_map = F.interpolate(anomaly_map, size=size, mode="bilinear", align_corners=False)
-            label = ("anomalous" if score > threshold else "normal") if calibrated else None
+            label = label_of(score, threshold) if calibrated else None
             unknown = known is not None and not bool(known[number])
             nameless = unknown or outputs.class_ids is None or not self.class_names
             results.append(
@@ -162,11 +187,19 @@ class AnoPLeProcessor(ProcessorMixin):
                     "score": score,
                     "label": UNKNOWN_PRODUCT if unknown else label,
                     "raw_score": outputs.image_scores[number].item(),
+                    "p_value": p_values[number],
                     "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
                     "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
                 }
             )
         return results
+
+
+def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
+    """List numbers without the noise of half and single precision, `None` for NaN and for no tensor at all."""
+    if values is None:
+        return [None] * count
+    return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
 __all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "load_mask", "load_photograph"]

@@ -1,14 +1,17 @@
 """What a detector knows of each product without training: its normal patches, its prototype and its line."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ClassLine, fit_line, fit_product_lines
 from .identity_anople import strangeness
+from .lines_anople import ClassLine, fit_line, fit_product_lines
+from .outputs_anople import AnoPLeOutput
+from .tiling_anople import patch_boxes
+from .views_anople import Views, judge_views, remember_views
 
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,7 @@ class ProductsMixin:
     @torch.no_grad()
     def remember(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Sequence[Views],
         class_id: int,
         *,
         batch_size: int = 8,
@@ -34,7 +37,8 @@ class ProductsMixin:
         Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
 
         Args:
-            pixel_values: (photographs, 3, side, side), global views of normal photographs.
+            pixel_values: (photographs, 3, side, side), global views of normal photographs; or their [`Views`], with
+                tiles and with masks of what is ignored.
             class_id: the product.
             batch_size: photographs encoded at once.
             sizes: (height, width) of each photograph, so that explanations can say where on it a patch lies.
@@ -45,10 +49,14 @@ class ProductsMixin:
         self.eval()
         if len(pixel_values) == 0:
             raise ValueError(f"Class id {class_id} was given no good photographs: at least one is needed.")
+        if not isinstance(pixel_values, Tensor):
+            self._announce_memory(class_id, sum(len(views.boxes) for views in pixel_values))
+            return remember_views(self, pixel_values, class_id)
         self._announce_memory(class_id, len(pixel_values))
         known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
-        boxes = None if sizes is None else patch_boxes(sizes, self.config.grid_size)
+        wholes = None if sizes is None else [(0, 0, width, height) for height, width in sizes]
+        boxes = None if wholes is None else patch_boxes(wholes, self.config.grid_size)
         for start in range(0, len(pixel_values), batch_size):
             chosen = slice(start, start + batch_size)
             part, seen = pixel_values[chosen], None if boxes is None else boxes[chosen]
@@ -84,13 +92,17 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line from the photographs that were remembered, in the order in which they were.
 
-        Each photograph is scored against the memory of the others. A lone photograph can only be compared with its own
-        slightly moved and relit copies; such copies of every photograph also widen the sample.
+        Each photograph is scored against the memory of the others; [`fit_line`] sets the line from one score each. A lone
+        photograph can only be compared with its own slightly moved and relit copies.
 
         Args:
             pixel_values: (photographs, 3, side, side), exactly those given to [`remember`].
@@ -111,7 +123,11 @@ class ProductsMixin:
 
     @torch.no_grad()
     def calibrate_further(
-        self, pixel_values: Tensor, class_id: int, *, max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE
+        self,
+        pixel_values: Tensor | Sequence[Views],
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     ) -> ClassLine:
         """
         Set one product's line anew after more photographs were remembered, the earlier ones no longer being at hand.
@@ -119,7 +135,8 @@ class ProductsMixin:
         The new ones are scored against the memory of all others. Of the earlier ones only the scores are left. They stay
         in the sample as they were measured, against a smaller memory; in a larger one distances only shrink, so the line
         comes out rather too high than too low. It is exact again after [`calibrate`] with all photographs. What was
-        measured on a lone first photograph, against itself, is dropped.
+        measured on a lone first photograph, against itself, is dropped, and so are scores of earlier versions, which
+        counted copies as photographs.
 
         Args:
             pixel_values: (photographs, 3, side, side), the last ones given to [`remember`].
@@ -130,40 +147,117 @@ class ProductsMixin:
         first = len(self.memory.counts[class_id]) - len(pixel_values)
         return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=first)
 
-    def _set_line(self, pixel_values: Tensor, class_id: int, rate: float, *, first: int) -> ClassLine:
+    @torch.no_grad()
+    def calibrate_held_out(
+        self,
+        pixel_values: Tensor | Sequence[Views] | None,
+        class_id: int,
+        *,
+        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        batch_size: int = 8,
+    ) -> ClassLine:
+        """
+        Set one product's line anew with good photographs that are not remembered; the memory stays as it is.
+
+        They are scored as any photograph will be. Where they alone support the rate, the line rests on them alone (see
+        [`fit_line`]); otherwise they join the scores that are known. Without any photograph the line is only set for
+        another rate.
+
+        Args:
+            pixel_values: (photographs, 3, side, side), or their [`Views`], or `None`.
+            class_id: the product, which has a line.
+            max_false_alarm_rate: share of good photographs that may lie above the line.
+            batch_size: photographs encoded at once.
+        """
+        self.eval()
+        name = self.config.class_names[class_id]
+        line = ClassLine(**self.config.calibration[name])
+        if not line.photographs:
+            line.image_scores, line.map_maxima = [], []
+        images, maxima = [], []
+        for output in self._judge_held_out(() if pixel_values is None else pixel_values, class_id, batch_size):
+            images += output.image_scores.tolist()
+            maxima += output.anomaly_maps.flatten(1).amax(1).tolist()
+        return self._store_line(
+            fit_line(
+                line.image_scores + images,
+                line.map_maxima + maxima,
+                max_false_alarm_rate=max_false_alarm_rate,
+                memory_scale=line.memory_scale,
+                image_copies=line.image_copies,
+                map_copies=line.map_copies,
+                held_out=line.held_out + len(images),
+            ),
+            class_id,
+            line.strangeness,
+        )
+
+    def _judge_held_out(
+        self, pixel_values: Tensor | Sequence[Views], class_id: int, batch_size: int
+    ) -> Iterator[AnoPLeOutput]:
+        if not isinstance(pixel_values, Tensor):
+            yield from (judge_views(self, views, class_id, exclude=slice(0, 0)) for views in pixel_values)
+            return
+        for part in pixel_values.split(batch_size):
+            ids = torch.full((len(part),), class_id, device=part.device)
+            yield self(part, class_ids=ids, exclude=(class_id, slice(0, 0)))
+
+    def _set_line(
+        self, pixel_values: Tensor | Sequence[Views], class_id: int, rate: float, *, first: int
+    ) -> ClassLine:
         """Score the photographs from number `first` on, join earlier scores and fit the line."""
         name = self.config.class_names[class_id]
-        earlier = ClassLine(**self.config.calibration[name]) if first > 1 and self.calibration.knows(name) else None
+        earlier = ClassLine(**self.config.calibration[name]) if first and self.calibration.knows(name) else None
         judged = self._judge_normals(pixel_values, class_id, first)
         scale = max(float(output.memory_maps.max()) for output in judged)
-        if earlier:
+        if earlier and first > 1:
             scale = max(scale, earlier.memory_scale)
         if self.config.fusion_scale == "normal":
             self.calibration.set(name, ClassLine.unset(memory_scale=scale))
             judged = self._judge_normals(pixel_values, class_id, first)
-        images = torch.cat([output.image_scores for output in judged]).tolist()
-        maxima = torch.cat([output.anomaly_maps.flatten(1).amax(1) for output in judged]).tolist()
+        images = [output.image_scores.tolist() for output in judged]
+        maxima = [output.anomaly_maps.flatten(1).amax(1).tolist() for output in judged]
         strange = self._strangeness_of_normals(judged, class_id)
-        if earlier:
-            images, maxima = earlier.image_scores + images, earlier.map_maxima + maxima
+        if earlier and first > 1:
             strange = [old + new for old, new in zip(earlier.strangeness or [[], []], strange, strict=True)]
-        line = fit_line(images, maxima, max_false_alarm_rate=rate, memory_scale=scale)
+        measured, kept = _scores_of(images, maxima, alone=len(self.memory.counts[class_id]) == 1), 0
+        if earlier and earlier.photographs:
+            kept = earlier.held_out
+            measured["image_scores"] = _joined(earlier.image_scores, measured["image_scores"], kept)
+            measured["map_maxima"] = _joined(earlier.map_maxima, measured["map_maxima"], kept)
+        line = fit_line(**measured, max_false_alarm_rate=rate, memory_scale=scale, held_out=kept)
+        return self._store_line(line, class_id, strange)
+
+    def _store_line(self, line: ClassLine, class_id: int, strange: list[list[float]]) -> ClassLine:
+        """Add the lines of unknown products to a class' line, and keep it."""
         line.strangeness = [sorted(values) for values in strange]
         line.product_lines = fit_product_lines(strange, rate=self.config.unknown_product_rate)
-        self.calibration.set(name, line)
+        self.calibration.set(self.config.class_names[class_id], line)
         return line
 
-    def _judge_normals(self, pixel_values: Tensor, class_id: int, first: int) -> list:
+    def _judge_normals(self, pixel_values: Tensor | Sequence[Views], class_id: int, first: int) -> list:
         """Score each photograph, and disturbed copies of it, against the memory without that photograph."""
         alone = len(self.memory.counts[class_id]) == 1
         judged = []
         for number, photograph in enumerate(pixel_values, start=first):
+            if isinstance(photograph, Views):
+                judged.append(self._judge_views(photograph, class_id, number, alone))
+                continue
             copies = disturbed_copies(photograph)
             batch = copies if alone else torch.cat([photograph[None], copies])
             own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
             class_ids = torch.full((len(batch),), class_id, device=batch.device)
             judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
         return judged
+
+    def _judge_views(self, views: Views, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
+        """Do so for a photograph in tiles; every tile is disturbed alike."""
+
+        def copies(tile: Tensor) -> Tensor:
+            return disturbed_copies(tile) if alone else torch.cat([tile[None], disturbed_copies(tile)])
+
+        own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
+        return judge_views(self, views, class_id, exclude=own, copies=copies)
 
     def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
         """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""
@@ -175,17 +269,17 @@ class ProductsMixin:
         return torch.cat(rows).T.tolist()
 
 
-def patch_boxes(sizes: Sequence[tuple[int, int]], grid: int) -> Tensor:
-    """
-    Say which pixels of photographs of these sizes (height, width) each of `grid` x `grid` patches sees.
+def _scores_of(images: list[list[float]], maxima: list[list[float]], *, alone: bool) -> dict[str, list[float]]:
+    """Tell independent scores, the first of each photograph, from those of a lone photograph's copies."""
+    if alone:
+        return {"image_scores": [], "map_maxima": [], "image_copies": images[0], "map_copies": maxima[0]}
+    return {"image_scores": [each[0] for each in images], "map_maxima": [each[0] for each in maxima]}
 
-    Returns:
-        (photographs, patches, 4) left, top, right, bottom, in reading order; int32, rounded outwards.
-    """
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    places = torch.stack([columns, rows, columns + 1, rows + 1], dim=-1).flatten(0, 1)  # (patches, 4)
-    scaled = places * torch.tensor([[width, height] * 2 for height, width in sizes])[:, None]
-    return torch.cat([scaled[..., :2] // grid, -(-scaled[..., 2:] // grid)], dim=-1).int()
+
+def _joined(earlier: list[float], new: list[float], held_out: int) -> list[float]:
+    """Put scores of remembered photographs between earlier ones and those of photographs held out."""
+    place = len(earlier) - held_out
+    return earlier[:place] + new + earlier[place:]
 
 
 def disturbed_copies(photograph: Tensor) -> Tensor:
@@ -209,4 +303,4 @@ def disturbed_copies(photograph: Tensor) -> Tensor:
     return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False) * gains
 
 
-__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies", "patch_boxes"]
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies"]

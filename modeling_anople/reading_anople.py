@@ -2,14 +2,17 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
+from .ignoring_anople import load_ignore_mask
 from .photographs_anople import ImageError, load_photograph
 from .processing_anople import AnoPLeProcessor
+from .sources_anople import with_masks
 
 
 @dataclass
@@ -22,12 +25,14 @@ class Batch:
         errors: why one could not be read, or `None`.
         sizes: (height, width) of each, `None` for one that could not be read.
         inputs: those that could be read, in their order, as the model wants them; `None` if there is none.
+        opened: photograph, mask of what is ignored and class name of each of them, where they are judged by tiles.
     """
 
     sources: list[Any]
     errors: list[str | None]
     sizes: list[tuple[int, int] | None]
     inputs: BatchFeature | None
+    opened: list[tuple[Image.Image, np.ndarray | None, str | None]] = field(default_factory=list)
 
     @property
     def readable_sizes(self) -> list[tuple[int, int]]:
@@ -46,6 +51,8 @@ def read_batches(
     *,
     class_names: str | Iterable[str] | None = None,
     batch_size: int = 8,
+    by_views: bool = False,
+    ignore_mask: Any = None,
 ) -> Iterator[Batch]:
     """
     Open photographs as they are needed, `batch_size` at a time and never more ahead.
@@ -53,6 +60,8 @@ def read_batches(
     Args:
         sources: anything that [`load_photograph`] opens.
         class_names: the product of all, or one for each in step with `sources`. `None`: not given.
+        by_views: whether they are cut later on; they are then only opened.
+        ignore_mask: what does not count, one mask for all, or a list with one for each; wants `by_views`.
 
     Raises:
         ValueError: for an unknown class, more or fewer class names than sources, or a batch size below 1.
@@ -60,8 +69,31 @@ def read_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     pairs = _pairs(sources, class_names)
+    if by_views:
+        masked = with_masks(pairs, ignore_mask)
+        while several := list(itertools.islice(masked, batch_size)):
+            yield _open_all(processor, several)
+        return
     while chunk := list(itertools.islice(pairs, batch_size)):
         yield _read(processor, chunk)
+
+
+def _open_all(processor: AnoPLeProcessor, several: Sequence[tuple[tuple[Any, str | None], Any]]) -> Batch:
+    batch = Batch([source for (source, _), _ in several], [], [], None)
+    for (source, name), mask in several:
+        opened = _open(source, processor.white_value)
+        if isinstance(opened, Image.Image):
+            try:
+                hidden = None if mask is None else load_ignore_mask(mask, opened.size[::-1])
+                if hidden is not None and hidden.all():
+                    raise ImageError("The ignore_mask ignores the whole photograph: mark only what shall not count.")
+                batch.opened.append((opened, hidden, name))
+            except ImageError as error:
+                opened = str(error)
+        readable = isinstance(opened, Image.Image)
+        batch.errors.append(None if readable else opened)
+        batch.sizes.append(opened.size[::-1] if readable else None)
+    return batch
 
 
 def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> Iterator[tuple[Any, str | None]]:

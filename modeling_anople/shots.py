@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import read_dataset
 from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
 from .options import TrainingConfig
 from .processing_anople import AnoPLeProcessor, load_photograph
+from .sources import read_source
 from .synthesis import PseudoAnomaly
+from .views_anople import Views
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Shots:
 
 def choose_shots(config: TrainingConfig) -> Shots:
     """Draw the good photographs of each class from the train split."""
-    normals = read_dataset(config.data_root, split="train", classes=config.classes)
+    normals = read_source(config.data_root, split="train", classes=config.classes)
     normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
     rows: dict[str, dict[str, int]] = {}
     for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
@@ -46,23 +47,33 @@ def choose_shots(config: TrainingConfig) -> Shots:
     return shots
 
 
-def make_samples(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int) -> FewShotDataset:
-    """Load the photographs at the size from which views are cut."""
-    images = [_square(image, processor, grid) for image in shots.images]
+def make_samples(
+    config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int, tiling: str | None = None
+) -> FewShotDataset:
+    """Load the photographs, or each of their tiles, at the size from which views are cut."""
+    tiles = [_squares(image, processor, grid, tiling) for image in shots.images]
+    class_ids = [[class_id] * len(several) for several, class_id in zip(tiles, shots.class_ids, strict=True)]
     return FewShotDataset(
-        images,
-        shots.class_ids,
+        [tile for several in tiles for tile in several],
+        [class_id for several in class_ids for class_id in several],
         views=_view_settings(processor, grid),
         anomaly=None if config.pixel_anomaly == "none" else PseudoAnomaly(kind=config.pixel_anomaly),
         seed=config.seed,
     )
 
 
-def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots) -> dict[str, torch.Tensor] | None:
-    """Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves)."""
+def make_watched(
+    config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, tiling: str | None = None
+) -> dict[str, torch.Tensor] | None:
+    """
+    Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves).
+
+    Of one that is tiled, on the tile in the middle of the row of all.
+    """
     if config.monitor_images < 1:
         return None
-    images = [_square(image, processor, 1) for image, _ in shots.held_back]
+    tiles = [_squares(image, processor, 1, tiling) for image, _ in shots.held_back]
+    images = [several[len(several) // 2] for several in tiles]
     kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
     samples = FewShotDataset(
         images,
@@ -76,9 +87,11 @@ def make_watched(config: TrainingConfig, processor: AnoPLeProcessor, shots: Shot
     return batch if batch["mask_labels"].any() else None
 
 
-def _square(image: dict, processor: AnoPLeProcessor, grid: int) -> torch.Tensor:
+def _squares(image: dict, processor: AnoPLeProcessor, grid: int, tiling: str | None) -> list[torch.Tensor]:
+    """Make the whole photograph, or each tile, a square; what is beyond the border repeats it."""
     photograph = load_photograph(image, white_value=processor.white_value)
-    return square_image(photograph, processor.image_size * grid)
+    parts = Views.of(photograph, processor, tiling).pictures() if tiling else [photograph]
+    return [square_image(part, processor.image_size * grid) for part in parts]
 
 
 def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:

@@ -1,13 +1,17 @@
 """Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them."""
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+
+SHARDS, ANSWERS = (".parquet", ".tar"), ".results.parquet"
 
 
 def is_one_photograph(inputs: Any) -> bool:
@@ -44,6 +48,23 @@ def photographs_of(inputs: Any, *, image_column: str | None = None) -> Iterable[
     )
 
 
+def with_masks(sources: Iterable[Any], ignore_mask: Any) -> Iterator[tuple[Any, Any]]:
+    """
+    Pair photographs with what is ignored on them: one mask for all, or a list with one (or `None`) for each, in step.
+
+    Raises:
+        ValueError: for more or fewer masks than photographs.
+    """
+    if not isinstance(ignore_mask, (list, tuple)):
+        yield from zip(sources, itertools.repeat(ignore_mask), strict=False)
+        return
+    missing = object()
+    for source, mask in itertools.zip_longest(sources, ignore_mask, fillvalue=missing):
+        if source is missing or mask is missing:
+            raise ValueError(f"{len(ignore_mask)} ignore masks were given with another number of photographs.")
+        yield source, mask
+
+
 def _rows_of(dataset: Any, image_column: str | None) -> Iterable[Any]:
     """Iterate over the undecoded images of a dataset, so that one that is damaged does not end the others."""
     kinds = {name: type(kind) for name, kind in (dataset.features or {}).items()}
@@ -78,8 +99,15 @@ def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     return paths
 
 
+def shards_in(place: str | os.PathLike) -> list[Path]:
+    """Name the shards of a data set: the file itself, or those directly in a folder, sorted; answers are none."""
+    place = Path(place)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [path for path in files if path.suffix in SHARDS and not path.name.endswith(ANSWERS) and path.is_file()]
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-__all__ = ["is_one_photograph", "list_photographs", "photographs_of"]
+__all__ = ["is_one_photograph", "list_photographs", "photographs_of", "shards_in", "with_masks"]

@@ -32,6 +32,8 @@ from .options import TrainingConfig, model_options, parse_options
 from .photographs_anople import load_photograph
 from .processing_anople import AnoPLeProcessor
 from .shots import Shots, choose_shots, make_samples, make_watched
+from .support_anople import describe_support
+from .views_anople import Views
 
 
 logger = logging.getLogger(__name__)
@@ -140,7 +142,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     settings = {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
     first = load_state(output_dir, settings=settings, model=model, optimizer=optimizer) if config.resume else 0
     # 4. Samples by number, so that any process, at any time, draws the same ones.
-    samples = make_samples(config, processor, shots, model.config.view_grid)
+    samples = make_samples(config, processor, shots, model.config.view_grid, model.config.tiling)
     loader = DataLoader(
         samples,
         batch_size=config.batch_size // config.gradient_accumulation_steps,
@@ -148,7 +150,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         collate_fn=collate_views,
         num_workers=config.num_workers,
     )
-    watched = make_watched(config, processor, shots)
+    watched = make_watched(config, processor, shots, model.config.tiling)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -251,10 +253,14 @@ def finish(
         images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
         photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
         digests.append([digest_of(photograph) for photograph in photographs])
-        pixels.append(processor(photographs)["pixel_values"].to(device))
+        if model.config.tiling:
+            pixels.append([Views.of(photograph, processor, model.config.tiling) for photograph in photographs])
+        else:
+            pixels.append(processor(photographs)["pixel_values"].to(device))
         model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
-        model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+        line = model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
+        logger.info("%s: %s", model.config.class_names[class_id], describe_support(dataclasses.asdict(line)))
     for class_id, (name, files) in enumerate(shots.files.items()):
         model.log_history("fit", name, files=files, digests=digests[class_id])
     if watched is None:

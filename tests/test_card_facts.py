@@ -5,11 +5,12 @@ import json
 import pytest
 
 from hub.card import CardFacts, make_card
-from hub.card_facts import photograph_counts, shots_table
+from hub.card_facts import describe_line, photograph_counts, shots_table
 from hub.card_results import Results
 from hub.push import main
 from modeling_anople import AnoPLeConfig
 from modeling_anople.fingerprint import detector_sha256
+from modeling_anople.lines_anople import fit_line
 from modeling_anople.loading import load_detector
 
 from .published import FIT, fitted_anew
@@ -87,12 +88,24 @@ def test_photographs_are_counted_not_computed(config):
     assert "1 or 4 good photographs of each product" in text
 
 
+def test_each_product_has_its_own_statement_and_equal_ones_are_said_once(config):
+    assert describe_line(config).count("\n- ") == 1
+    config.calibration["nut"] = vars(fit_line([0.1] * 24, [0.1] * 24, max_false_alarm_rate=0.025))
+    text = describe_line(config)
+    assert "**2.5 % or 5 % false alarms**" in text
+    assert (
+        "- `bolt`: With 3 photographs at best 1 in 4" in text
+        and "- `nut`: With 24 photographs at best 1 in 25" in text
+    )
+
+
 @pytest.mark.parametrize(
     ("history", "row"),
     [
         ([], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
         ([log("fit", "0.png", "1.png")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
         ([log("fit", "0.png"), log("add_normals", "x.png")], "`a/0.png`, `a/1.png`, `x.png`"),
+        ([log("calibrate", "z.png")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
         ([log("forget"), log("enroll", "x.png", None, "y.png")], "`x.png`, `y.png` and 1 more, name not kept"),
         ([log("enroll", "x.png"), log("forget"), log("enroll", None, None, None)], "3, names not kept"),
         ([log("enroll", "x.png", name="nut")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),

@@ -1,6 +1,7 @@
 """The `anople` program: its commands on a fitted detector, what they write, and errors of one line."""
 
 import contextlib
+import csv
 import json
 import os
 import subprocess
@@ -91,8 +92,23 @@ def test_predict_prints_a_json_line_for_each_photograph(capsys, checkpoint, pict
     assert [line["score"] for line in lines] == pytest.approx([each.score for each in expected], abs=1e-6)
     assert [line["label"] for line in lines] == [each.label for each in expected]
     for line in lines:
-        assert line.keys() == {"path", "class", "score", "label", "seconds"}
+        assert line.keys() == {"path", "class", "score", "label", "raw_score", "p_value", "seconds"}
         assert line["class"] == "nut" and 0 <= line["score"] <= 1 and line["seconds"] >= 0
+
+
+def test_predict_writes_a_table(capsys, tmp_path, checkpoint, pictures):
+    (tmp_path / "broken.png").write_bytes(b"none")
+    sources = [*pictures, tmp_path / "broken.png"]
+    table = tmp_path / "new/results.csv"
+    output = run(capsys, "predict", checkpoint, *sources, "--class", "nut", "--csv", table, code=1)
+    lines = [json.loads(line) for line in output.splitlines()] if output else []
+    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
+    assert [row["path"] for row in rows] == [str(path) for path in sources]
+    for row in rows[:-1]:
+        assert 0 < float(row["p_value"]) <= 1 and float(row["raw_score"]) > 0 and row["label"] and not row["error"]
+    assert rows[-1]["error"] and not rows[-1]["score"]
+    for row, line in zip(rows, lines, strict=False):
+        assert float(row["p_value"] or 0) == (line["p_value"] or 0)
 
 
 def test_predict_writes_overlays_at_the_photographs_own_size(capsys, tmp_path, checkpoint, pictures):

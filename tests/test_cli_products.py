@@ -44,6 +44,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     answer = run(capsys, "enroll", checkpoint, "gasket", *pictures[:3], "--max_false_alarm_rate", "0.1")
     assert "gasket: 3 good photographs, line at raw score 0." in answer and "(for 0.1 false alarms)" in answer
+    assert (
+        "With 3 photographs at best 1 in 4 can be promised. 10 % is asked for, so the line is set by extra" in answer
+    )
     assert "gasket: 5 good" in run(capsys, "add_normals", checkpoint, "gasket", *pictures[3:])
     [line] = run(capsys, "predict", checkpoint, pictures[0]).splitlines()
     assert '"class": "gasket"' in line
@@ -52,12 +55,35 @@ def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     assert rows[0][:2] == ["product", "photographs"]
     assert [row[:3] for row in rows[1:4]] == [["bolt", "3", "48"], ["nut", "3", "48"], ["gasket", "5", "80"]]
     assert rows[3][-1] == "0.1" and float(rows[3][-2]) > 0
-    assert table.splitlines()[4].endswith("enroll gasket: 0.png, 1.png, 2.png")
-    assert table.splitlines()[5].endswith("add_normals gasket: 3.png, 4.png")
+    assert table.splitlines()[4].startswith("bolt: With 3 photographs at best 1 in 4 can be promised.")
+    assert table.splitlines()[6].startswith("gasket: With 5 photographs at best 1 in 6 can be promised. 10 % is asked")
+    assert table.splitlines()[7].endswith("enroll gasket: 0.png, 1.png, 2.png")
+    assert table.splitlines()[8].endswith("add_normals gasket: 3.png, 4.png")
     assert "gasket is forgotten" in run(capsys, "forget", checkpoint, "gasket")
     table = run(capsys, "products", checkpoint)
     assert "\ngasket" not in table and table.rstrip().endswith("forget gasket")
     assert AnoPLeModel.from_pretrained(checkpoint).config.class_names == ["bolt", "nut"]
+
+
+def test_the_line_is_calibrated_by_photographs_or_for_another_budget(capsys, checkpoint, pictures):
+    answer = run(capsys, "calibrate", checkpoint, "nut", *pictures, "--max_false_alarm_rate", "0.2")
+    assert "nut: 3 good photographs, line at raw score 0." in answer
+    assert "With 5 photographs 1 in 6 can be promised. 20 % is asked for, and the line is the largest" in answer
+    kept = AnoPLeModel.from_pretrained(checkpoint).config
+    line = kept.calibration["nut"]
+    assert (line["photographs"], line["held_out"], line["estimate"]) == (5, 5, "rank")
+    assert line["supported_rate"] == pytest.approx(1 / 6) and kept.memory_sizes == [48, 48]
+    table = run(capsys, "products", checkpoint)
+    assert table.rstrip().endswith("calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png")
+    answer = run(capsys, "calibrate", checkpoint, "nut", "--max_false_alarm_rate", "0.05")
+    assert "With 5 photographs at best 1 in 6 can be promised. 5 % is asked for" in answer
+    assert "Nothing would change" in run(capsys, "calibrate", checkpoint, "nut", code=2)
+    before = contents(checkpoint)
+    assert "it is a share, 0.05 is 5 %" in run(
+        capsys, "calibrate", checkpoint, "nut", "--max_false_alarm_rate", "5", code=2
+    )
+    assert "known already" in run(capsys, "calibrate", checkpoint, "nut", pictures[0], code=2)
+    assert contents(checkpoint) == before
 
 
 def test_the_answers_of_the_others_stay(capsys, checkpoint, pictures, photograph, tmp_path):

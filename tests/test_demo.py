@@ -28,6 +28,7 @@ from demo.teaching import add_fine, checked_name, teach
 from demo.words import message_html, verdict_html
 from modeling_anople import cli, cli_demo
 from modeling_anople.prediction import predict
+from modeling_anople.support_anople import describe_support
 from modeling_anople.visualization import overlay
 
 from .demo_app import session_of
@@ -223,16 +224,13 @@ def test_pictures_are_files_of_the_session_and_do_not_gather(session, files):
 def test_judging_counts_the_normals_over_the_line(session):
     line = session.model.config.calibration["nut"]
     low, calibrated, high = (judge(session, "nut", threshold) for threshold in (0.0, 0.5, 1.0))
-    assert low.flagged == len(line["image_scores"]) == 15 and high.flagged == 0
+    assert low.flagged == len(line["image_scores"]) == 3 and high.flagged == 0
     assert calibrated.flagged == sum(score > line["image_line"] for score in line["image_scores"])
     assert session.threshold == 1.0
-    assert (
-        "of 15 measurements of 3 good photographs" in calibrated.words
-        and "at most 5% false alarms" in calibrated.words
-    )
-    assert "no rate below 25% (1 in 4)" in calibrated.words
+    assert "of 3 measurements of 3 good photographs" in calibrated.words
+    assert describe_support(line) in calibrated.words and "at best 1 in 4 can be promised" in calibrated.words
     drawn = draw_judgement(judge(session, "nut", 0.0))
-    assert drawn.count("<circle") == drawn.count('class="flagged"') == 15
+    assert drawn.count("<circle") == drawn.count('class="flagged"') == 3
     with pytest.raises(ValueError, match="between 0 and 1"):
         judge(session, "nut", 1.5)
 

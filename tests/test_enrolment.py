@@ -88,8 +88,10 @@ def test_an_enrolled_product_is_as_if_it_had_been_there_from_the_start(make_mode
     first, second = (answers(*pair, queries, "gasket") for pair in ((whole, processor), (later, its_processor)))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4)
+    expected = whole.config.calibration["gasket"]
+    assert later.config.calibration["gasket"].pop("estimate") == expected.pop("estimate") == "extrapolated"
     for name, value in later.config.calibration["gasket"].items():
-        np.testing.assert_allclose(value, whole.config.calibration["gasket"][name], rtol=0.02, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=0.02, err_msg=name)
     assert later.memory.sizes == whole.memory.sizes == later.config.memory_sizes
 
 
@@ -144,7 +146,7 @@ def test_photographs_come_from_anywhere(make_detector, photograph, tmp_path, kin
     model.enroll("gasket", source, processor=processor)
     count = 1 if kind == "one" else 3
     assert model.memory.counts[2] == [PATCHES] * count
-    assert len(model.config.calibration["gasket"]["image_scores"]) == (4 if kind == "one" else 15)
+    assert len(model.config.calibration["gasket"]["image_scores"]) == (0 if kind == "one" else 3)
 
 
 def test_what_cannot_be_done_changes_nothing(make_detector, photograph, tmp_path):
@@ -223,7 +225,7 @@ def test_more_normals_join_the_line(make_detector, photograph):
     model.enroll("gasket", images[:3], processor=processor, max_false_alarm_rate=0.1)
     first = model.config.calibration["gasket"]
     line = model.add_normals("gasket", images[3:], processor=processor)
-    assert line.max_false_alarm_rate == 0.1 and len(line.image_scores) == 15 * 2
+    assert line.max_false_alarm_rate == 0.1 and len(line.image_scores) == line.photographs == 6
     remaining = list(line.image_scores)
     for score in first["image_scores"]:
         remaining.remove(score)
@@ -239,9 +241,11 @@ def test_what_a_lone_photograph_said_of_itself_is_dropped(make_detector, photogr
     model, processor = make_detector()
     images = normals_of(photograph, 2)
     model.enroll("gasket", images[:1], processor=processor)
-    alone = model.config.calibration["gasket"]["image_scores"]
+    alone = model.config.calibration["gasket"]
     line = model.add_normals("gasket", images[1:], processor=processor)
-    assert len(alone) == 4 and len(line.image_scores) == 10 and not set(alone) & set(line.image_scores)
+    assert alone["estimate"] == "copies" and len(alone["image_copies"]) == 4 and not alone["image_scores"]
+    assert line.estimate == "extrapolated" and len(line.image_scores) == line.photographs == 2
+    assert not line.image_copies and not set(alone["image_copies"]) & set(line.image_scores)
 
 
 def test_pooled_products_share_the_line_of_those_that_are_there(make_detector, photograph):
@@ -249,10 +253,10 @@ def test_pooled_products_share_the_line_of_those_that_are_there(make_detector, p
     model.enroll("gasket", normals_of(photograph, 2), processor=processor)
     model.add_normals("gasket", [photograph(70)], processor=processor)
     assert sorted(model.config.calibration) == [POOLED, "bolt", "gasket", "nut"]
-    assert len(model.config.calibration[POOLED]["image_scores"]) == 15 * 3 + 5
+    assert len(model.config.calibration[POOLED]["image_scores"]) == 3 * 3 + 1
     model.forget("bolt", processor=processor)
     assert sorted(model.config.calibration) == [POOLED, "gasket", "nut"]
-    assert len(model.config.calibration[POOLED]["image_scores"]) == 15 * 2 + 5
+    assert len(model.config.calibration[POOLED]["image_scores"]) == 3 * 2 + 1
     with torch.no_grad():
         assert model(**processor(normals_of(photograph, 1))).calibrated_scores.isfinite().all()
 
@@ -260,7 +264,7 @@ def test_pooled_products_share_the_line_of_those_that_are_there(make_detector, p
 def test_a_product_that_was_never_fitted_takes_its_first_normals(make_model, make_processor, photograph):
     model, processor = make_model(), make_processor()
     line = model.add_normals("nut", normals_of(photograph, 1), processor=processor)
-    assert len(line.image_scores) == 15 and model.memory.sizes == [0, 3 * PATCHES]
+    assert len(line.image_scores) == 3 and model.memory.sizes == [0, 3 * PATCHES]
 
 
 def test_a_detector_in_half_precision_takes_products_too(make_detector, photograph, tmp_path):

@@ -143,7 +143,7 @@ def test_the_files_have_the_promised_keys(tmp_path, detector, data):
     assert (report["shots"], report["seed"], report["evaluation_size"]) == (3, 7, 64)
     assert report["class_identity"] == "given" and report["errors"] == {}
     assert (report["mean"]["normal"], report["mean"]["anomalous"]) == (8, 8)
-    columns = "path class_name defect anomalous score raw_score label judged_as seconds error"
+    columns = "path class_name defect anomalous score raw_score p_value label judged_as seconds error"
     assert list(rows[0]) == columns.split()
     assert {row["defect"] for row in rows} == {"good", "scratch"}
 

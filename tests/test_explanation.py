@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import box_of, explain, worst_region
-from modeling_anople.products_anople import patch_boxes
+from modeling_anople.tiling_anople import patch_boxes
 
 from .detectors import fit, normals_of, write_detector
 
@@ -53,7 +53,7 @@ def test_the_worst_region_is_what_hangs_together_with_the_peak_above_the_line():
 
 
 def test_patches_know_which_pixels_they_see():
-    boxes = patch_boxes([(40, 50), (0, 0)], 4)
+    boxes = patch_boxes([(0, 0, 50, 40), (0, 0, 0, 0)], 4)
     assert boxes.shape == (2, 16, 4) and boxes[0, 0].tolist() == [0, 0, 13, 10]
     assert boxes[0, 15].tolist() == [37, 30, 50, 40] and not boxes[1].any()
 

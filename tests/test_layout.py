@@ -72,14 +72,26 @@ def test_imports_point_one_way(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["data", "synthesis", "metrics", "visualization", "backbone_anople", "photographs_anople", "sources_anople"],
+    [
+        "data",
+        "synthesis",
+        "metrics",
+        "visualization",
+        "backbone_anople",
+        "photographs_anople",
+        "sources_anople",
+        "support_anople",
+        "verdict_anople",
+        "tiling_anople",
+    ],
 )
 def test_pure_modules_import_no_sibling(name):
     assert name in MODULES and not siblings(name)
 
 
-def test_the_processor_knows_only_photographs_and_where_a_clip_comes_from():
-    assert siblings("processing_anople") == {"backbone_anople", "photographs_anople"}
+def test_the_processor_knows_only_photographs_verdicts_and_where_a_clip_comes_from():
+    known = {"backbone_anople", "ignoring_anople", "photographs_anople", "verdict_anople"}
+    assert siblings("processing_anople") == known
 
 
 def test_training_cannot_see_a_test_score():

@@ -17,6 +17,7 @@ KEPT = {
     "memory_sizes",
     "memory_photographs",
     "memory_boxes",
+    "product_tilings",
     "calibration",
     "fit",
     "history",
@@ -139,3 +140,9 @@ def test_the_data_must_be_named(capsys):
     with pytest.raises(SystemExit):
         parse_options("anople fit", TrainingConfig, model_options(), [])
     assert "--data_root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 5])
+def test_an_impossible_budget_is_refused_before_anything_is_fitted(rate):
+    with pytest.raises(ValueError, match=f"within 0 and 0.5, got {rate}.*it is a share, 0.05 is 5 %"):
+        TrainingConfig(data_root="products", max_false_alarm_rate=rate)

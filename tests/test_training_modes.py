@@ -100,7 +100,10 @@ def test_the_lines_are_those_of_the_finished_detector(fit, products, options):
         model.calibrate(processor([products / path for path in paths])["pixel_values"], class_id)
     assert kept.keys() == model.config.calibration.keys()
     for name, line in model.config.calibration.items():
+        assert line["estimate"] == kept[name]["estimate"] == "extrapolated"
         for field, value in line.items():
+            if field == "estimate":
+                continue
             ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (kept[name][field], value))
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=lambda text: f"{name}, {field}: {text}")
 

@@ -4,12 +4,15 @@ What lines do to photographs never seen: `python -m tests.benchmarks.lines DATA`
 A detector on the embedded CLIP is enrolled with a few good photographs of each product, nothing being trained. Counted
 are the good test photographs above a line (false alarms) and the defective ones above it (detections), for the line that
 the detector sets, for two naive ones through the same scores of its normals (their maximum; their mean and three
-standard deviations), and for the detector's line after more good photographs were added.
+standard deviations), and for the detector's line after it was calibrated further with more good photographs, which are not
+remembered.
 """
 
 import argparse
+import logging
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +22,12 @@ from tqdm.auto import tqdm
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data import read_dataset
 from modeling_anople.fewshot import sample_few_shot
+from modeling_anople.support_anople import describe_support
 
 from .unknown_products import RESULTS, make_detector, share
+
+
+logger = logging.getLogger(__name__)
 
 
 class Count(NamedTuple):
@@ -57,17 +64,18 @@ def judge(model: AnoPLeModel, processor: AnoPLeProcessor, test: Dataset, *, more
     return counts
 
 
-def add_more(
+def calibrate_more(
     model: AnoPLeModel, processor: AnoPLeProcessor, train: Dataset, *, shots: int, seed: int, more: int
 ) -> None:
-    """Add `more` good photographs to each product, or all that there are, none of those that it knows."""
+    """Calibrate each product with `more` good photographs, or all that there are, none of those that it knows."""
     for name in list(model.config.class_names):
         rows = train.select([row for row, owner in enumerate(train["class_name"]) if owner == name])
         images = {row["path"]: row["image"] for row in rows if row["label"] == 0}
         known = sample_few_shot(list(images), shots, seed=seed, class_name=name)
         others = [path for path in images if path not in known]
         chosen = sample_few_shot(others, min(more, len(others)), seed=seed, class_name=name)
-        model.add_normals(name, [images[path] for path in chosen], processor=processor)
+        line = model.refine_line(name, [images[path] for path in chosen], processor=processor)
+        logger.info("%s, seed %d: %s", name, seed, describe_support(asdict(line)))
 
 
 def to_table(counts: Sequence[Count]) -> str:
@@ -92,19 +100,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="Products in any layout that `anople fit` reads, with test photographs.")
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--more", type=int, default=20, help="Good photographs that are added later.")
+    parser.add_argument("--more", type=int, default=20, help="Good photographs that calibrate it later.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--clip", default="mini")
     parser.add_argument("--about", default="", help="A sentence on the data, for the file.")
     parser.add_argument("--output", type=Path, default=RESULTS / "lines.md")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     train, test = (read_dataset(options.data, split=split) for split in ("train", "test"))
     counts = []
     for seed in tqdm(options.seeds, desc="seeds"):
         names = sorted(set(train["class_name"]))
         model, processor = make_detector(train, names, shots=options.shots, seed=seed, clip=options.clip)
         counts += judge(model, processor, test)
-        add_more(model, processor, train, shots=options.shots, seed=seed, more=options.more)
+        calibrate_more(model, processor, train, shots=options.shots, seed=seed, more=options.more)
         counts += judge(model, processor, test, more=options.more)
     seeds = " ".join(map(str, options.seeds))
     text = (

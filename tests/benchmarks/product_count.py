@@ -35,7 +35,7 @@ def make_detector(products: int, shots: int = 4, clip: str = "mini") -> tuple[An
     photographs = torch.randn(shots, 3, side, side, generator=torch.Generator().manual_seed(0))
     model.remember(photographs, 0)
     model.calibrate(photographs, 0)
-    bank, counts = model.memory.contents[0]
+    bank, counts, _ = model.memory.contents[0]
     model.memory.restore([(bank.clone(), counts) for _ in names])
     model.class_prototypes = model.class_prototypes[:1].repeat(products, 1)
     model.note_memory()

@@ -1,0 +1,64 @@
+"""Options of `python -m hub.reproduce`, and what of them makes two cells the same."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from modeling_anople.backbone_anople import MINI_CLIP, name_of
+
+
+@dataclass
+class ReproduceOptions:
+    """Options of `python -m hub.reproduce TABLE`."""
+
+    data_root: str = field(metadata={"help": "The data set, in any form that `anople fit` reads."})
+    output_dir: str = field(default="out/reproduce", metadata={"help": "Cells, tables and plots go here."})
+    clip: str = field(default=MINI_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel, or mini."})
+    data_set: Literal["mvtec", "visa", "real_iad", "other"] = field(
+        default="other", metadata={"help": "Which of the paper's columns the figures are compared with."}
+    )
+    shots: int = field(default=1, metadata={"help": "Good photographs per product, where a table does not fix them."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One fit and figure for each."})
+    max_steps: int = field(default=2000, metadata={"help": "Steps of each fit."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs per step, times the views."})
+    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps are measured; 256 for Real-IAD."})
+    classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
+    test_images: int = field(
+        default=0,
+        metadata={"help": "Most good and most defective test photographs per product, evenly spaced; 0: all."},
+    )
+    cells: int = field(default=0, metadata={"help": "Run only the first so many cells of each table; 0: all."})
+    collect: bool = field(
+        default=False, metadata={"help": "Run nothing; write the tables of the cells that are done."}
+    )
+    device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "Where cells are measured."})
+
+    def __post_init__(self):
+        for name in ("shots", "batch_size", "evaluation_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("max_steps", "test_images", "cells"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if not self.seeds:
+            raise ValueError("--seeds is empty: give at least one, for instance --seeds 0 1 2.")
+
+    def settings(self) -> dict:
+        """Return what a cell's figure depends on, folders by their names alone."""
+        kept = ("data_set", "max_steps", "batch_size", "evaluation_size", "classes", "test_images")
+        return {
+            "data": name_of(self.data_root),
+            "clip": name_of(self.clip),
+            **{name: getattr(self, name) for name in kept},
+        }
+
+    def command(self, table: str) -> str:
+        """Write the command that repeats a table."""
+        words = [f"--data_set {self.data_set}", f"--clip {name_of(self.clip)}", f"--shots {self.shots}"]
+        words += [f"--seeds {' '.join(map(str, self.seeds))}", f"--max_steps {self.max_steps}"]
+        words += [f"--batch_size {self.batch_size}", f"--evaluation_size {self.evaluation_size}"]
+        words += [f"--test_images {self.test_images}"] if self.test_images else []
+        words += [f"--classes {' '.join(self.classes)}"] if self.classes else []
+        return f"python -m hub.reproduce {table} --data_root {name_of(self.data_root)} {' '.join(words)}"
+
+
+__all__ = ["ReproduceOptions"]

@@ -1,0 +1,158 @@
+"""One table as JSON, Markdown and a plot: mean and standard deviation over seeds, the paper's figures beside ours."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .options import ReproduceOptions
+from .tables import Cell, Table
+
+
+COLUMNS = {"image_auroc": "I-AUROC", "image_ap": "I-AP", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
+
+
+def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
+    """
+    Gather a table from its cells' records.
+
+    Args:
+        records: per cell one record for each seed; a cell without any was not run.
+    """
+    rows = [_row(cell, records.get(cell.name, ()), options) for cell in table.cells]
+    reference = next(row for row in rows if row["cell"] == table.reference)
+    for row in rows:
+        row["to_reference"] = _difference(row["image_auroc"], reference["image_auroc"])
+        row["paper_to_reference"] = _minus(row["paper"], reference["paper"])
+    some = next((record for found in records.values() for record in found), {})
+    first = {seed: record["files"] for found in records.values() for record in found for seed in [record["seed"]]}
+    tests = {key: sum(entry[key] for entry in some.get("products", {}).values()) for key in ("normal", "anomalous")}
+    protocol = {**options.settings(), "shots": options.shots, "seeds": sorted(first), "test_photographs": tests}
+    kept = {key: some.get(key) for key in ("date", "commit", "versions")}
+    return {
+        "table": name,
+        "title": table.title,
+        "reference": table.reference,
+        "rows": rows,
+        "protocol": protocol,
+        "files": first,
+        "notes": list(table.notes),
+        "command": options.command(name),
+        **kept,
+    }
+
+
+def _row(cell: Cell, records: Sequence[dict], options: ReproduceOptions) -> dict:
+    row = {"cell": cell.name, "seeds": [record["seed"] for record in records]}
+    for metric in COLUMNS:
+        values = [record["mean"][metric] for record in records if record["mean"][metric] is not None]
+        row[metric] = [100 * statistics.fmean(values), 100 * statistics.pstdev(values)] if values else None
+    row["paper"] = cell.paper.get("mvtec" if options.data_set == "other" else options.data_set)
+    # figures of other products or other shots cannot be compared with the paper's; only orders can
+    comparable = row["image_auroc"] and options.data_set != "other" and (cell.shots or options.shots) == 1
+    row["difference"] = _minus(row["image_auroc"][0], row["paper"]) if comparable else None
+    row["seconds"] = round(sum(record["seconds"] for record in records), 1)
+    return row
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _difference(left: list[float] | None, right: list[float] | None) -> float | None:
+    return _minus(left and left[0], right and right[0])
+
+
+def to_markdown(summary: dict) -> str:
+    """Render a table with its protocol."""
+    protocol = summary["protocol"]
+    column = "MVTec AD" if protocol["data_set"] == "other" else protocol["data_set"]
+    head = [
+        "cell",
+        "seeds",
+        *COLUMNS.values(),
+        "to reference",
+        f"paper, {column}, 1 shot: I-AUROC",
+        "ours - paper",
+        "paper: to reference",
+    ]
+    lines = [f"# {summary['title']}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in summary["rows"]:
+        name = f"**{row['cell']}**" if row["cell"] == summary["reference"] else row["cell"]
+        figures = [_pair(row[metric], len(row["seeds"])) if row["seeds"] else "not run" for metric in COLUMNS]
+        others = [
+            _signed(row["to_reference"]),
+            _number(row["paper"]),
+            _signed(row["difference"]),
+            _signed(row["paper_to_reference"]),
+        ]
+        lines.append(f"| {' | '.join([name, str(len(row['seeds'])), *figures, *others])} |")
+    steps = f"{protocol['max_steps']} steps of {protocol['batch_size']} photographs"
+    tests = protocol["test_photographs"]
+    lines += ["", f"    {summary['command']}", ""]
+    lines.append(
+        f"Percent; mean over products with equal weight, then mean ± standard deviation over seeds {protocol['seeds']}. "
+        f"Backbone `{protocol['clip']}`, {protocol['shots']} shot(s) unless a row says otherwise, {steps}, the last step "
+        f"kept; class given unless a row says otherwise; maps measured at {protocol['evaluation_size']} pixels. Tested on "
+        f"{tests['normal']} good and {tests['anomalous']} defective photographs."
+    )
+    if protocol["data_set"] == "other":
+        lines.append("\nThe paper's column is another data set: only orders can be compared, hence no difference.")
+    lines += [f"\n{note}" for note in summary["notes"]]
+    made = summary["versions"] or {}
+    lines.append(
+        f"\n{summary['date']}, commit `{summary['commit']}`, {', '.join(f'{k} {v}' for k, v in made.items())}."
+    )
+    lines.append("\nShots:\n")
+    for seed, files in sorted(summary["files"].items()):
+        names = "; ".join(f"{name}: {', '.join(Path(path).name for path in paths)}" for name, paths in files.items())
+        lines.append(f"- seed {seed}: {names}")
+    return "\n".join(lines) + "\n"
+
+
+def _pair(value: list[float] | None, seeds: int) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value[0]:.1f} ± {value[1]:.1f}" if seeds > 1 else f"{value[0]:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
+
+
+def draw(summary: dict) -> Figure:
+    """Draw image AUROC of all rows that were run, with the standard deviation and the paper's figure as a cross."""
+    rows = [row for row in summary["rows"] if row["image_auroc"]]
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    means, deviations = ([row["image_auroc"][part] for row in rows] for part in (0, 1))
+    axes.barh(range(len(rows)), means, xerr=deviations, color="#4878a8", height=0.6, label="ours")
+    known = [(place, row["paper"]) for place, row in enumerate(rows) if row["paper"] is not None]
+    if known:
+        axes.plot([x for _, x in known], [y for y, _ in known], "x", color="black", label="paper")
+    axes.set_yticks(range(len(rows)), [row["cell"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("image AUROC, %")
+    axes.set_title(summary["title"], fontsize=10)
+    axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def write(summary: dict, folder: Path) -> Path:
+    """Write NAME.json, NAME.md and NAME.png; return the Markdown file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{summary['table']}.md"
+    target.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    target.write_text(to_markdown(summary), encoding="utf-8")
+    draw(summary).savefig(target.with_suffix(".png"), dpi=100)
+    return target
+
+
+__all__ = ["draw", "summarise", "to_markdown", "write"]

@@ -1,0 +1,206 @@
+"""
+`anople export`: a detector as an ONNX graph that needs neither torch nor transformers to run.
+
+The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
+(its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
+texts lie in `products.safetensors`, the lines in `lines.json`: a line is moved, and a product added, without the graph.
+"""
+
+import copy
+import json
+import logging
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .command_line import make_parser, parse
+from .exported import GRAPH, LINES, OUTPUTS, PRODUCTS
+from .fusion_anople import fuse_images, fuse_maps
+from .loading import load_detector
+from .memory_anople import nearest_distance
+from .modeling_anople import AnoPLeModel
+from .processing_anople import AnoPLeProcessor
+
+
+logger = logging.getLogger(__name__)
+
+LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; a protobuf file ends at 2 GB
+OPSET = 20
+ABOUT = (
+    "A raw score r of a class reads s = sigmoid((log(max(r, 1e-9)) - log(line)) / spread): image_line and image_spread "
+    "for image_scores, map_line and map_spread for anomaly_maps. A photograph is anomalous where s > threshold."
+)
+
+
+class DetectorGraph(nn.Module):
+    """
+    What is exported: a batch of photographs of one product -> raw answers.
+
+    Inputs:
+        pixel_values: (batch, 3, side, side), as the processor makes them.
+        bank: (layers, vectors, width) unit vectors that the product's memory holds.
+        class_embeddings: (2, joint width) unit vectors of its normal and its abnormal text.
+        memory_scale: (1,) largest distance known from its normals; only with `fusion_scale="normal"`.
+
+    Outputs, as in [`AnoPLeOutput`]: those named in `OUTPUTS`.
+    """
+
+    def __init__(self, model: AnoPLeModel):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(
+        self, pixel_values: Tensor, bank: Tensor, class_embeddings: Tensor, memory_scale: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Judge; shapes as described above."""
+        model, config = self.model, self.config
+        features = model.walk_views(pixel_values)
+        pooled = F.normalize(features.pooled, dim=-1)
+        text = class_embeddings.expand(len(pooled), -1, -1)
+        decoder_maps = model.decoder(features.patches, features.taps, text, need_features=False).logits.softmax(1)[
+            :, 1
+        ]
+        taps = model.memory_taps(pixel_values, features)
+        distances = [
+            nearest_distance(F.normalize(taps[layer], dim=-1).flatten(0, 1), bank[number])
+            for number, layer in enumerate(model.memory.layers)
+        ]
+        grid = (-1, config.grid_size, config.grid_size)
+        memory_maps = torch.stack(distances).mean(0).clamp(0, 1).reshape(grid)
+        anomaly_maps = fuse_maps(decoder_maps, memory_maps, memory_scale, config)
+        text_scores = model.score_texts(pooled, text)
+        image_scores = fuse_images(text_scores, memory_maps, anomaly_maps, config)
+        return image_scores, anomaly_maps, memory_maps, decoder_maps, text_scores, pooled
+
+
+@dataclass
+class ExportOptions:
+    """Options of `anople export`."""
+
+    format: Literal["onnx"] = field(default="onnx", metadata={"help": "Of the graph."})
+    weights: Literal["float32", "int8"] = field(
+        default="float32", metadata={"help": "int8 halves the file or better and moves scores by some hundredths."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export in the folder."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+
+
+def export_detector(
+    model: AnoPLeModel,
+    processor: AnoPLeProcessor,
+    folder: str | Path,
+    *,
+    weights: Literal["float32", "int8"] = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """
+    Write a detector as an ONNX graph with its products and lines.
+
+    Args:
+        folder: new or empty; gets `model.onnx`, `products.safetensors`, `lines.json`, `config.json` and the processor.
+        weights: `int8` stores the matrices of the towers in 8 bits, in blocks of 32 with a scale each; all is still
+            computed in single precision.
+        overwrite: whether an earlier export there may be replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if the folder holds something, or the detector has no memory or an empty one.
+    """
+    folder, config = Path(folder), model.config
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and (folder / GRAPH).exists()):
+        raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
+    if empty := [name for name, size in zip(config.class_names, model.memory.sizes, strict=True) if not size]:
+        raise ValueError(
+            f"The products {empty} have no memory: fit the detector, or forget them, before it is exported."
+        )
+    if config.tiling or config.product_tilings:
+        raise ValueError(
+            "This detector judges photographs by their tiles, which a graph cannot: learn it without tiling."
+        )
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write_graph(model, unfinished / GRAPH)
+    if weights == "int8":
+        quantize(unfinished / GRAPH)
+    tensors = {f"bank_{number}": model.memory.bank(number) for number in range(len(config.class_names))}
+    tensors |= {name: getattr(model, name) for name in ("class_embeddings", "class_prototypes")}
+    save_file(
+        {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, unfinished / PRODUCTS
+    )
+    lines = {"about": ABOUT, "threshold": config.threshold, "classes": config.calibration}
+    (unfinished / LINES).write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
+    config.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return folder
+
+
+@torch.no_grad()
+def write_graph(model: AnoPLeModel, path: Path) -> None:
+    """Trace a detector in single precision on the CPU and write the graph; any number of photographs and vectors fit."""
+    config = model.config
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        model = copy.deepcopy(model).float().cpu()
+    graph = DetectorGraph(model.eval())
+    inputs: dict[str, Any] = {
+        "pixel_values": torch.zeros(2, 3, config.image_size, config.image_size),
+        "bank": F.normalize(torch.ones(len(model.memory.layers), 5, model.memory.width), dim=-1),
+        "class_embeddings": model.class_embeddings[0],
+    }
+    shapes: dict[str, Any] = {"pixel_values": {0: "batch"}, "bank": {1: "vectors"}, "class_embeddings": None}
+    if config.fusion_scale == "normal":
+        inputs["memory_scale"], shapes["memory_scale"] = torch.ones(1), None
+    size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about its own insides
+        torch.onnx.export(
+            graph,
+            kwargs=inputs,
+            f=str(path),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            external_data=size > LARGEST_IN_ONE_FILE,
+            verbose=False,
+        )
+
+
+def quantize(path: Path) -> None:
+    """Store the weights of a graph's matrix products in 8 bits, in place (ONNX Runtime's MatMulNBits)."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # a line for each node it leaves
+    large = (path.parent / f"{path.name}.data").exists()
+    quantizer = MatMulNBitsQuantizer(onnx.load(path), bits=8, block_size=32, is_symmetric=True)
+    quantizer.process()
+    for name in (path.name, f"{path.name}.data"):
+        (path.parent / name).unlink(missing_ok=True)
+    quantizer.model.save_model_to_file(str(path), use_external_data_format=large)
+
+
+def export(arguments: list[str]) -> int:
+    """Write a detector as a graph."""
+    parser = make_parser("export", ExportOptions, checkpoint="Folder of a detector, or Hub id.", folder="Where to.")
+    places, options = parse(parser, arguments)
+    import onnxscript  # noqa: F401  needed by the exporter; a missing one is named before anything is loaded
+
+    model, processor = load_detector(places.checkpoint, options.revision)
+    folder = export_detector(model, processor, places.folder, weights=options.weights, overwrite=options.overwrite)
+    logger.info("%s holds the graph: anople predict %s PHOTOGRAPHS", folder, folder)
+    return 0
+
+
+__all__ = ["DetectorGraph", "export", "export_detector", "write_graph"]

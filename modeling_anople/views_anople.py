@@ -1,0 +1,250 @@
+"""One photograph as the model sees it - its tiles, or the whole of it -, and one answer from the answers to all of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .ignoring_anople import fill_ignored, hide, ignored_patches
+from .outputs_anople import AnoPLeOutput
+from .processing_anople import AnoPLeProcessor
+from .tiling_anople import Layout, Tiling, blend_maps, patch_boxes, plan_tiles, tiling_of, tiling_text
+
+
+TILES_AT_ONCE = 8
+SAME = "same"  # tiling as the detector keeps it
+
+
+@dataclass
+class Views:
+    """
+    One photograph, cut when it is needed, so that no more than a few tiles exist at once.
+
+    Args:
+        photograph: RGB.
+        processor: turns tiles into tensors.
+        layout: where the tiles lie; `None` for the photograph as a whole.
+        mask: (height, width) what is ignored, or `None`.
+    """
+
+    photograph: Image.Image
+    processor: AnoPLeProcessor
+    layout: Layout | None
+    mask: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, photograph: Image.Image, processor: AnoPLeProcessor, tiling: Tiling, mask: np.ndarray | None = None):
+        """Lay a photograph out."""
+        return cls(photograph, processor, plan_tiles(photograph.size[::-1], tiling, processor.image_size), mask)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the photograph."""
+        return self.photograph.size[::-1]
+
+    @property
+    def boxes(self) -> Sequence[tuple[int, int, int, int]]:
+        """Left, top, right and bottom of each tile in the photograph's pixels; it may reach beyond."""
+        return self.layout.boxes if self.layout else [(0, 0, *self.photograph.size)]
+
+    def overview(self) -> dict[str, Tensor]:
+        """Prepare the whole photograph: `pixel_values` (1, 3, side, side), `ignore_masks` (1, side, side)."""
+        return dict(self.processor([self.photograph], ignore_masks=[self.mask]))
+
+    def prepare(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Prepare some tiles: `pixel_values` and `ignore_masks`; what is beyond the border is ignored."""
+        if self.layout is None:
+            return self.overview()
+        cut = [self._cut(self.boxes[number]) for number in numbers]
+        masks = [mask if mask.any() else None for _, mask in cut]
+        return dict(self.processor([tile for tile, _ in cut], ignore_masks=masks))
+
+    def pictures(self) -> Iterator[Image.Image]:
+        """Cut the tiles one by one, with what is ignored, or beyond the border, painted over softly."""
+        for box in self.boxes:
+            yield fill_ignored(*self._cut(box))
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Prepare all tiles, a few at a time."""
+        for start in range(0, len(self.boxes), TILES_AT_ONCE):
+            yield self.prepare(range(start, min(start + TILES_AT_ONCE, len(self.boxes))))
+
+    def _cut(self, box: tuple[int, int, int, int]) -> tuple[Image.Image, np.ndarray]:
+        left, top, right, bottom = box
+        mask = np.ones((bottom - top, right - left), dtype=bool)
+        inside = (slice(max(0, -top), self.size[0] - top), slice(max(0, -left), self.size[1] - left))
+        shown = (slice(max(0, top), bottom), slice(max(0, left), right))
+        mask[inside] = False if self.mask is None else self.mask[shown]
+        return self.photograph.crop(box), mask
+
+    def patch_boxes(self, grid: int) -> Tensor:
+        """Say which pixels of the photograph the patches of its tiles see: (tiles, patches, 4) int32, rounded outwards."""
+        seen = patch_boxes(self.boxes, grid)
+        return torch.minimum(seen.clamp(min=0), torch.tensor(self.photograph.size * 2, dtype=seen.dtype))
+
+
+def needs_views(config: Any, tiling: Tiling = SAME, ignore_mask: Any = None) -> bool:
+    """Say whether photographs are judged by [`Views`]; without tiles and masks, whole batches are judged at once."""
+    if tiling == SAME:
+        return ignore_mask is not None or bool(config.tiling or config.product_tilings)
+    return ignore_mask is not None or tiling_text(tiling) is not None or bool(config.product_tilings)
+
+
+@torch.no_grad()
+def lay_out(
+    model: Any,
+    processor: AnoPLeProcessor,
+    photograph: Image.Image,
+    mask: np.ndarray | None,
+    class_name: str | None,
+    tiling: Tiling = SAME,
+) -> Views:
+    """Cut a photograph as its product wants it, or as it is said; an unnamed product is found out where that matters."""
+    if tiling != SAME:
+        return Views.of(photograph, processor, tiling, mask)
+    if model.config.class_identity == "pooled" or (class_name is None and not model.config.product_tilings):
+        return Views.of(photograph, processor, model.config.tiling, mask)
+    if class_name is None or model.config.class_identity == "predicted":
+        whole = Views(photograph, processor, None, mask).overview()["pixel_values"].to(model.device, model.dtype)
+        embeds = F.normalize(model.encode_views(whole).pooled, dim=-1)
+        class_name = model.config.class_names[int(model.identify(embeds, model.class_embeddings, None))]
+    return Views.of(photograph, processor, tiling_of(model.config, class_name), mask)
+
+
+@torch.no_grad()
+def judge_views(
+    model: Any,
+    views: Views,
+    class_id: int | None = None,
+    *,
+    exclude: slice | None = None,
+    copies: Callable[[Tensor], Tensor] | None = None,
+    score: Callable[[AnoPLeOutput], tuple[Tensor, Tensor | None]] | None = None,
+) -> AnoPLeOutput:
+    """
+    Judge one photograph by its tiles: the highest of their scores, and their maps blended.
+
+    Args:
+        model: a detector.
+        views: the photograph.
+        class_id: the product; `None`: found out on the photograph as a whole (or pooled).
+        exclude: vectors of the product's memory to leave out.
+        copies: (3, side, side) -> (copies, 3, side, side), to judge copies of every tile in its stead.
+        score: what `image_scores` and `anomaly_maps` are, of a tile's output; by default those of that output.
+
+    Returns:
+        One row (or as many as copies): `memory_maps` (rows, 1, patches that count), `anomaly_maps` (rows, height, width)
+        as fine as the tiles' own, `image_embeds` of the photograph as a whole; `known_products` where it was found out.
+
+    Raises:
+        ValueError: if no patch is left that counts.
+    """
+    copies = copies or (lambda pixels: pixels[None])
+    given, owner, pooled = class_id, class_id or 0, model.config.class_identity == "pooled"
+    whole = copies(views.overview()["pixel_values"][0].to(model.device, model.dtype))
+    embeds = F.normalize(model.encode_views(whole).pooled, dim=-1)
+    if model.config.class_identity == "predicted" and exclude is None:
+        given = None
+    if pooled:
+        class_id = None
+    elif given is None:
+        class_id = int(model.identify(embeds[:1], model.class_embeddings, None))
+    tiles = []
+    for inputs in views.batches():
+        pixels = inputs["pixel_values"].to(model.device, model.dtype)
+        masks = inputs["ignore_masks"].to(model.device)
+        rows = torch.stack([copies(tile) for tile in pixels])  # (tiles, rows, 3, side, side)
+        ids = None if class_id is None else torch.full((rows.shape[0] * rows.shape[1],), class_id, device=model.device)
+        output = model(
+            rows.flatten(0, 1),
+            class_ids=ids,
+            exclude=(owner if exclude else class_id or 0, exclude or slice(0, 0)),
+            ignore_masks=masks.repeat_interleave(rows.shape[1], 0),
+        )
+        tiles.append(_tile_answers(model, output, masks, rows.shape[1], score))
+    merged = _merge(views, tiles)
+    ids = None if class_id is None else torch.full((len(whole),), class_id, device=model.device)
+    merged.class_ids, merged.image_embeds = ids, embeds
+    if score is None:
+        model.calibration.apply(merged)
+    if given is None:
+        merged.known_products = model.recognise(merged.memory_maps, embeds, ids)
+    return merged
+
+
+def _tile_answers(model: Any, output: AnoPLeOutput, masks: Tensor, rows: int, score: Callable | None) -> dict:
+    """Sort a batch's answers by rows and tiles, and drop tiles of which nothing counts."""
+    counts = ~ignored_patches(masks, model.config.grid_size)  # (tiles, grid, grid)
+    scores, maps = (output.image_scores, output.anomaly_maps) if score is None else score(output)
+    maps = None if maps is None else hide(maps, ~counts.repeat_interleave(rows, 0))
+    split = {"scores": scores, "maps": maps, "text": output.text_scores, "memory": output.memory_maps}
+    split = {
+        name: None if value is None else value.unflatten(0, (-1, rows)).transpose(0, 1)
+        for name, value in split.items()
+    }
+    empty = ~counts.flatten(1).any(1)
+    split["scores"] = split["scores"].masked_fill(empty, -torch.inf)
+    if split["memory"] is not None:
+        split["memory"] = split["memory"][:, counts]  # (rows, patches that count)
+    return split
+
+
+def _merge(views: Views, tiles: list[dict]) -> AnoPLeOutput:
+    joined = {
+        name: None if tiles[0][name] is None else torch.cat([tile[name] for tile in tiles], dim=1) for name in tiles[0]
+    }
+    scores, maps, memory = joined["scores"].amax(1), joined["maps"], joined["memory"]
+    if not torch.isfinite(scores).all():
+        raise ValueError("The ignore_mask leaves no patch that counts: mark less of the photograph.")
+    if maps is not None:
+        maps = blend_maps(maps, views.layout) if views.layout else maps[:, 0]
+    return AnoPLeOutput(
+        image_scores=scores,
+        anomaly_maps=maps,
+        text_scores=joined["text"].amax(1),
+        memory_maps=None if memory is None else memory[:, None],
+    )
+
+
+@torch.no_grad()
+def remember_views(model: Any, photographs: Sequence[Views], class_id: int) -> None:
+    """
+    Add the tiles of good photographs to one product's memory, without what is ignored, and the wholes to its prototype.
+
+    Raises:
+        ValueError: if nothing of a photograph counts.
+    """
+    memory, limit = model.memory, model.config.memory_limit
+    known = len(memory.counts[class_id])
+    total = model.class_prototypes[class_id].float() * known
+    for views in photographs:
+        found: dict[int, list[Tensor]] = {layer: [] for layer in memory.layers}
+        kept = []
+        for inputs in views.batches():
+            pixels = inputs["pixel_values"].to(model.device, model.dtype)
+            counts = ~ignored_patches(inputs["ignore_masks"], model.config.grid_size).flatten(1)
+            taps = model.memory_taps(pixels, model.encode_views(pixels))
+            for layer in memory.layers:
+                found[layer].append(taps[layer][counts.to(model.device)])
+            kept.append(counts)
+        counts = torch.cat(kept)
+        if not counts.any():
+            raise ValueError("The ignore_mask leaves no patch of a good photograph: mark less of it.")
+        boxes = views.patch_boxes(model.config.grid_size)[counts]
+        memory.add({layer: torch.cat(parts)[None] for layer, parts in found.items()}, class_id, boxes[None])
+        whole = views.overview()["pixel_values"].to(model.device, model.dtype)
+        total = total + F.normalize(model.encode_views(whole).pooled.float(), dim=-1)[0]
+        if limit and memory.sizes[class_id] > 2 * limit:
+            memory.reduce(class_id, limit)
+    if limit:
+        memory.reduce(class_id, limit)
+    model.class_prototypes[class_id] = total / (known + len(photographs))
+    model.note_memory()
+
+
+__all__ = ["SAME", "TILES_AT_ONCE", "Views", "judge_views", "lay_out", "needs_views", "remember_views"]

@@ -1,0 +1,288 @@
+"""The rows of the table of speed and memory; see `tests.benchmarks.speed`."""
+
+import copy
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hub.small_clip import byte_tokenizer
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.exported import ExportedDetector
+from modeling_anople.exporting import export_detector
+from modeling_anople.metrics import PixelMetrics
+
+from . import product_count
+from .prediction_cost import make_detector, paired_ratios
+
+
+SIDE = 240
+ANOMALIB_AUPRO = 0.082  # seconds for a map of 400 x 400 on one core, measured once with anomalib 2.7
+ROOT = Path(__file__).parents[2]
+
+
+def row(
+    what: str, against: str, pairs: list[tuple[float, float]], target: float | None, note: str = ""
+) -> dict[str, Any]:
+    """Sum pairs up."""
+    ratios = sorted(first / second for first, second in pairs)
+    if len(pairs) > 1:
+        seconds = statistics.median(second for _, second in pairs)
+        note = f"{seconds:.3f} s for {against}{'; ' if note else ''}{note}"
+    return {
+        "what": what,
+        "against": against,
+        "ratio": round(statistics.median(ratios), 3),
+        "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+        "target": target,
+        "pairs": len(ratios),
+        "note": note,
+    }
+
+
+def timed(first: Callable, second: Callable, repeats: int) -> list[tuple[float, float]]:
+    """Pairs of processor seconds."""
+    return paired_ratios(first, second, repeats, clock=time.process_time)
+
+
+def processor_of(names: list[str]) -> AnoPLeProcessor:
+    """The processor of the B/16+ sized detector."""
+    images = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
+    return AnoPLeProcessor(images, byte_tokenizer(), class_names=names)
+
+
+def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """The model on ready tensors, and the whole way from files."""
+    for batch in (1, 8):
+        pixels, class_ids = torch.randn(batch, 3, SIDE, SIDE), torch.arange(batch) % 2
+        yield row(
+            f"predict, batch {batch}",
+            "bare vision_model",
+            timed(lambda: model(pixels, class_ids=class_ids), lambda: model.clip.vision_model(pixels), repeats),
+            1.10,
+        )
+    detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photograph.jpg"
+        noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((900, 900)).save(path)
+        pairs = timed(lambda: detect(str(path)), lambda: model.clip.vision_model(pixels), repeats)
+    yield row("JPEG file of 900 x 900 to result", "bare vision_model on a tensor", pairs, 1.20)
+
+
+def product_rows(repeats: int) -> Iterator[dict]:
+    """The embedded CLIP with many products against one."""
+    one, pixels = product_count.make_detector(1)[0], torch.randn(1, 3, 224, 224)
+    for products in (20, 200):
+        many = product_count.make_detector(products)[0]
+        last = torch.tensor([products - 1])
+        pairs = timed(
+            lambda many=many, last=last: many(pixels, class_ids=last), lambda: one(pixels, class_ids=last * 0), repeats
+        )
+        yield row(f"predict with {products} products, class given, `mini`", "1 product", pairs, 1.05)
+
+
+def memory_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """Predictions and look-ups with more normals; beyond `memory_limit` vectors the coreset bounds both."""
+    patches, width = model.config.grid_size**2, model.memory.width
+    pixels, class_ids = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long)
+    taps = model.memory_taps(pixels, model.walk_views(pixels))
+    kept = model.memory.contents
+    for normals in (64, 1024):
+        vectors = min(normals * patches, model.config.memory_limit)
+        bank = F.normalize(torch.randn(len(model.memory.layers), vectors, width), dim=-1)
+        megabytes = bank.numel() * 4 / 1e6
+        scratch = 4 * model.memory.chunk_size / 1e6
+
+        def with_bank(call: Callable, bank=bank, vectors=vectors) -> Callable:
+            def run() -> None:
+                model.memory.restore([(bank, [vectors]), *kept[1:]])
+                call()
+
+            return run
+
+        def with_few(call: Callable) -> Callable:
+            def run() -> None:
+                model.memory.restore(kept)
+                call()
+
+            return run
+
+        note = f"{vectors} vectors, {megabytes:.0f} MB, at most {scratch:.0f} MB of similarities at once"
+        judge, look = (lambda: model(pixels, class_ids=class_ids)), (lambda: model.memory(taps, class_ids))
+        yield row(
+            f"predict, {normals} normals", "4 normals", timed(with_bank(judge), with_few(judge), repeats), 1.3, note
+        )
+        yield row(
+            f"look-up alone, {normals} normals",
+            "4 normals",
+            timed(with_bank(look), with_few(look), repeats),
+            1.3,
+            note,
+        )
+    model.memory.restore(kept)
+
+
+def fit_step(model: AnoPLeModel, kind: str, photographs: int = 1) -> Callable[[], None]:
+    """Make one step of fitting on the views of photographs, or forward and backward of its bare CLIP on the same."""
+    views, side, classes = model.config.num_views * photographs, model.config.image_size, len(model.config.class_names)
+    pixels, masks = torch.randn(views, 3, side, side), torch.zeros(views, side, side)
+    masks[1, 60:120, 60:120] = 1
+    class_ids = torch.arange(photographs).repeat_interleave(model.config.num_views) % classes
+    view_ids = torch.arange(model.config.num_views).repeat(photographs)
+    model.freeze_clip()
+
+    def fit() -> None:
+        model.train()
+        model(pixels, class_ids=class_ids, view_ids=view_ids, mask_labels=masks).loss.backward()
+        model.zero_grad()
+        model.eval()
+
+    def bare() -> None:
+        seen = pixels.clone().requires_grad_()
+        model.clip.vision_model(seen).last_hidden_state.sum().backward()
+        start = model.clip.text_model.encoder.layers[0].layer_norm1.weight.requires_grad_()  # the way back ends there
+        model.clip.text_model(model.class_token_ids).last_hidden_state.sum().backward()
+        start.requires_grad_(False)
+
+    return {"fit": fit, "bare": bare}[kind]
+
+
+def fit_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """A step of fitting; time in this process, peak memory in fresh ones."""
+    with torch.inference_mode(False), torch.enable_grad():
+        pairs = timed(fit_step(model, "fit"), fit_step(model, "bare"), repeats)
+    yield row("fitting, one step on five views", "forward and backward of bare CLIP on the same", pairs, 1.25)
+    peaks = [float(in_fresh_process("--peak", kind)) for kind in ("fit", "bare")]
+    note = f"{peaks[0]:.0f} and {peaks[1]:.0f} MB, weights included"
+    yield row("fitting, peak memory", "the same", [tuple(peaks)], 1.3, note)
+
+
+def many_product_rows(repeats: int) -> Iterator[dict]:
+    """A step of fitting with 100 products against 5, four photographs of five views each."""
+    steps = []
+    for products in (100, 5):
+        model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)])
+        steps.append(fit_step(model, "fit", photographs=4))
+    with torch.inference_mode(False), torch.enable_grad():
+        yield row("fitting, a step with 100 products, `mini`", "5 products", timed(*steps, repeats), 1.05)
+
+
+def metric_rows() -> Iterator[dict]:
+    """AUPRO and pixel AUROC of 1,000 maps."""
+    generator = np.random.default_rng(0)
+    maps = generator.random((20, 400, 400), dtype=np.float32)
+    masks = np.zeros((20, 400, 400), dtype=bool)
+    masks[::2, 100:140, 200:260] = True
+    metrics, before = PixelMetrics(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    for number in range(1000):
+        metrics.update(maps[number % 20], masks[number % 20])
+    metrics.compute()
+    spent = (time.process_time() - start) / 1000
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    note = f"{1000 * spent:.1f} ms a map against {1000 * ANOMALIB_AUPRO:.0f} ms; memory grew by {grown:.0f} MB"
+    yield row(
+        "AUPRO and P-AUROC, 1,000 maps of 400 x 400",
+        "anomalib's AUPRO (stated figure)",
+        [(spent, ANOMALIB_AUPRO)],
+        0.1,
+        note,
+    )
+
+
+def start_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """Loading and importing."""
+    with tempfile.TemporaryDirectory() as place:
+        detector, clip = Path(place) / "detector", Path(place) / "clip"
+        model.save_pretrained(detector)
+        model.clip.save_pretrained(clip)
+        pairs = timed(lambda: AnoPLeModel.from_pretrained(detector), lambda: CLIPModel.from_pretrained(clip), repeats)
+    yield row("loading a checkpoint", "CLIPModel.from_pretrained", pairs, 1.2)
+    package, libraries = "import modeling_anople", "import torch, transformers"
+    pairs = [(import_seconds(package), import_seconds(libraries)) for _ in range(5)]
+    yield row("import modeling_anople", libraries, pairs, 1.1)
+    used = "import torch; from transformers import CLIPModel, CLIPTokenizer, ProcessorMixin, Pipeline"
+    pairs = [(import_seconds(package), import_seconds(used)) for _ in range(5)]
+    yield row(
+        "import modeling_anople",
+        "torch and CLIP's classes of transformers",
+        pairs,
+        None,
+        "transformers imports lazily",
+    )
+
+
+def import_seconds(program: str) -> float:
+    """Processor seconds of a fresh interpreter that runs a line."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """Other forms of the same detector, with how far their answers are from its own."""
+    pixels, class_ids = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long)
+    expected = model(pixels, class_ids=class_ids)
+
+    def compare(name: str, other: Callable, note: str = "") -> dict:
+        answer = other()
+        away = (answer.calibrated_scores.float() - expected.calibrated_scores).abs().max()
+        noted = f"score differs by {away:.1e}" + (f"; {note}" if note else "")
+        return row(name, "eager torch", timed(other, lambda: model(pixels, class_ids=class_ids), repeats), None, noted)
+
+    with tempfile.TemporaryDirectory() as place:
+        start = time.perf_counter()
+        folder = export_detector(model, processor_of(model.config.class_names), Path(place) / "graph")
+        spent = time.perf_counter() - start
+        graph = ExportedDetector(folder)
+        yield compare(
+            "predict by ONNX Runtime", lambda: graph(pixels, class_ids=class_ids), f"exported in {spent:.0f} s"
+        )
+    half = copy.deepcopy(model).bfloat16()
+    yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
+    compiled = copy.deepcopy(model)
+    start = time.perf_counter()
+    compiled.walk_views = torch.compile(compiled.walk_views, dynamic=False)
+    compiled(pixels, class_ids=class_ids)
+    spent = time.perf_counter() - start
+    yield compare(
+        "predict, vision tower by torch.compile",
+        lambda: compiled(pixels, class_ids=class_ids),
+        f"compiled in {spent:.0f} s",
+    )
+
+
+def in_fresh_process(*arguments: str) -> str:
+    """Run this program with other arguments; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.speed", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return done.stdout.strip()
+
+
+def peak_memory(kind: str) -> float:
+    """Return the highest memory in MB of two steps of fitting, or of its bare CLIP, from now on."""
+    step = fit_step(make_detector(), kind)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    step(), step()
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -1,0 +1,142 @@
+"""Data sets in shards: every photograph once, shard by shard, through kills and over processes."""
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, Value
+
+from modeling_anople import bulk
+from modeling_anople.cli import main
+from modeling_anople.loading import load_detector
+from modeling_anople.prediction import predict
+
+from .detectors import normals_of, write_detector
+from .test_sharding import launch
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory, small_clip_folder, photograph) -> Path:
+    return write_detector(tmp_path_factory.mktemp("bulk") / "detector", small_clip_folder, photograph)
+
+
+@pytest.fixture(scope="module")
+def images(photograph) -> list[bytes]:
+    """Eleven photographs as files; the fifth is damaged."""
+    files = []
+    for number, image in enumerate([*normals_of(photograph, 0, 5), *normals_of(photograph, 1, 6)]):
+        place = io.BytesIO()
+        image.save(place, "PNG")
+        files.append(place.getvalue()[: 60 if number == 4 else None])
+    return files
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, images) -> Path:
+    """Three parquet files of 4, 4 and 3 rows, and a tar of 3."""
+    folder = tmp_path_factory.mktemp("shards")
+    features = Features(picture=Image(), product=Value("string"), path=Value("string"))
+    for number in range(3):
+        part = range(4 * number, min(4 * number + 4, 11))
+        rows = {
+            "picture": [{"bytes": images[row], "path": None} for row in part],
+            "product": ["bolt" if row < 5 else "nut" for row in part],
+            "path": [f"camera/{row}.png" for row in part],
+        }
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{number}.parquet")
+    with tarfile.open(folder / "web.tar", "w") as archive:
+        for row in (0, 6, 7):
+            entry = tarfile.TarInfo(f"part/{row}.png")
+            entry.size = len(images[row])
+            archive.addfile(entry, io.BytesIO(images[row]))
+    return folder
+
+
+def answers_in(folder: Path) -> dict[str, list[dict]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted(folder.iterdir())}
+
+
+def without_time(answers: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    return {name: [{**row, "seconds": None} for row in rows] for name, rows in answers.items()}
+
+
+def test_every_photograph_is_answered_once_and_as_alone(detector, shards, images, tmp_path):
+    parquet = sorted(map(str, shards.glob("*.parquet")))
+    options = ["--class_column", "product", "--output", str(tmp_path), "--batch_size", "2"]
+    assert main(["predict", str(detector), *parquet, *options]) == 1  # one cannot be read
+    answers = answers_in(tmp_path)
+    assert list(answers) == ["0.results.parquet", "1.results.parquet", "2.results.parquet"]
+    rows = [row for part in answers.values() for row in part]
+    assert [row["path"] for row in rows] == [f"camera/{number}.png" for number in range(11)]
+    assert [row["number"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+    names = ["bolt"] * 5 + ["nut"] * 6
+    alone = list(predict(*load_detector(str(detector)), images, class_names=names))
+    for number, (row, one) in enumerate(zip(rows, alone, strict=True)):
+        if number == 4:
+            assert "cannot be read whole" in row["error"] and row["score"] is None
+            continue
+        assert row["error"] is None and (row["label"], row["class_name"]) == (one.label, names[number])
+        assert row["score"] == pytest.approx(one.score, abs=1e-5)
+
+
+def test_a_web_dataset(detector, shards, tmp_path):
+    assert main(["predict", str(detector), str(shards / "web.tar"), "--output", str(tmp_path)]) == 0
+    (rows,) = answers_in(tmp_path).values()
+    assert [row["path"] for row in rows] == ["part/0", "part/6", "part/7"]
+    assert [row["class_name"] for row in rows] == ["bolt", "nut", "nut"]  # found by itself
+
+
+def test_a_killed_run_goes_on(detector, shards, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = ["predict", str(detector), str(shards), "--class", "nut", "--output"]
+    assert main([*arguments, str(whole)]) == 1
+    real, judged = bulk._answers, []
+
+    def killed(model, processor, rows, *others):
+        judged.append(rows)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        yield from real(model, processor, rows, *others)
+
+    monkeypatch.setattr(bulk, "_answers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, str(broken)])
+    assert [path.name for path in broken.iterdir()] == ["0.results.parquet"]  # and nothing half done
+    first = (broken / "0.results.parquet").read_bytes()
+    assert main([*arguments, str(broken)]) == 1
+    assert len(judged) == 2 + 3 and (broken / "0.results.parquet").read_bytes() == first
+    assert without_time(answers_in(broken)) == without_time(answers_in(whole))
+
+
+def test_two_processes_share_the_shards(detector, shards, tmp_path):
+    arguments = ["predict", str(detector), str(shards), "--class", "nut", "--output"]
+    done = launch(2, "modeling_anople.cli", *arguments, str(tmp_path / "two"))
+    assert "ChildFailedError" in done.stderr or done.returncode == 0, done.stderr[-2000:]  # one exits with 1
+    main([*arguments, str(tmp_path / "one")])
+    assert without_time(answers_in(tmp_path / "two")) == without_time(answers_in(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "add --output FOLDER"),
+        (["--output", "{}", "--class_column", "kind"], "has no column 'kind'"),
+        (["--output", "{}", "--image_column", "path"], r"of which \['picture'\] hold images"),
+        (["--output", "{}", "--class", "nut", "--class_column", "product"], "not both"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(detector, shards, tmp_path, capsys, options, message):
+    options = [option.format(tmp_path) for option in options]
+    assert main(["predict", str(detector), str(shards / "0.parquet"), *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_shards_of_one_name_are_refused(shards, tmp_path):
+    (tmp_path / "0.parquet").write_bytes((shards / "0.parquet").read_bytes())
+    with pytest.raises(ValueError, match="Several shards would be answered in 0.results.parquet"):
+        bulk.list_shards([str(shards), str(tmp_path)])

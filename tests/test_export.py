@@ -1,0 +1,186 @@
+"""A graph answers as the model that it was made from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling_anople import AnoPLeProcessor
+from modeling_anople.cli import main
+from modeling_anople.exported import ExportedDetector
+from modeling_anople.exporting import export_detector
+from modeling_anople.loading import load_detector
+from modeling_anople.prediction import predict
+
+from .detectors import normals_of, write_detector
+
+
+VARIANTS = {
+    "usual": {},
+    "other fusion": {"fusion_scale": "normal", "decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
+    "frozen, pooled": {"class_identity": "pooled", "memory_features": "frozen", "coupling": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory, small_clip_folder, photograph):
+    """By variant, a detector's folder and that of its graph; tracing takes seconds, so each is made once."""
+    made = {}
+
+    def make(variant: str) -> tuple[Path, Path]:
+        if variant not in made:
+            folder = tmp_path_factory.mktemp("export")
+            detector = write_detector(folder / "detector", small_clip_folder, photograph, **VARIANTS[variant])
+            assert main(["export", str(detector), str(folder / "graph")]) == 0
+            made[variant] = detector, folder / "graph"
+        return made[variant]
+
+    return make
+
+
+@pytest.fixture(params=VARIANTS)
+def pair(request, exports):
+    return exports(request.param)
+
+
+@pytest.fixture
+def usual(exports):
+    return exports("usual")
+
+
+@pytest.fixture(scope="module")
+def pictures(photograph):
+    """Good photographs of both products, ones of neither, and odd ones."""
+    known = [*normals_of(photograph, 0, 2), *normals_of(photograph, 1, 2)]
+    return known + [photograph(900 + number, size=(40, 70)) for number in range(3)]
+
+
+def assert_alike(folder: Path, graph: Path, pictures: list, **options) -> None:
+    here, there = (list(predict(*load_detector(str(place)), pictures, **options)) for place in (folder, graph))
+    for one, other in zip(here, there, strict=True):
+        assert (one.label, one.class_name, one.error) == (other.label, other.class_name, None)
+        assert other.score == pytest.approx(one.score, abs=1e-4) and one.score > 0
+        assert other.raw_score == pytest.approx(one.raw_score, abs=1e-5)
+        np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-4)
+        np.testing.assert_allclose(other.raw_map, one.raw_map, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"class_names": "nut"}, {}, {"batch_size": 2}], ids=str)
+def test_scores_maps_and_labels_are_the_models(pair, pictures, options):
+    assert_alike(*pair, pictures, **options)
+
+
+def test_a_batch_of_several_products(pair, pictures):
+    assert_alike(*pair, pictures, class_names=["nut", "bolt", "nut", "bolt", "nut", "bolt", "nut"])
+
+
+@pytest.mark.parametrize("part", ["memory", "decoder", "text"])
+def test_each_part(pair, pictures, part):
+    detector, graph = pair
+    values = [
+        [one.raw_score for one in predict(*load_detector(str(place)), pictures, class_names="bolt", part=part)]
+        for place in (detector, graph)
+    ]
+    assert values[1] == pytest.approx(values[0], abs=1e-5)
+
+
+def test_predict_takes_a_graph_as_it_takes_a_detector(usual, pictures, tmp_path, capsys):
+    files = []
+    for number, picture in enumerate(pictures):
+        files.append(str(tmp_path / f"{number}.png"))
+        picture.save(files[-1])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines = []
+    for place in usual:
+        output = tmp_path / place.name
+        assert main(["predict", str(place), *files, str(tmp_path / "broken.png"), "--output", str(output)]) == 1
+        lines.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        assert len(list(output.glob("*.png"))) == len(files)
+    for one, other in zip(*lines, strict=True):
+        for key in ("score", "raw_score"):
+            value, found = one.pop(key), other.pop(key)
+            assert found == (None if value is None else pytest.approx(value, abs=1e-4))
+        timeless = [{**line, "seconds": 0, "overlay": 0} for line in (one, other)]
+        assert timeless[0] == timeless[1]
+
+
+def test_weights_in_8_bits(usual, pictures, tmp_path):
+    detector, graph = usual
+    folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights="int8")
+    sizes = [(place / "model.onnx").stat().st_size for place in (graph, folder)]
+    assert sizes[1] < 0.95 * sizes[0]  # the CLIP is so small that the graph's own text weighs a lot
+    here, there = (list(predict(*load_detector(str(place)), pictures, class_names="nut")) for place in (graph, folder))
+    away = [abs(one.raw_score - other.raw_score) for one, other in zip(here, there, strict=True)]
+    assert 0 < max(away) < 0.02 and [one.label for one in here] == [other.label for other in there]
+
+
+def test_a_line_is_moved_without_the_graph(usual, pictures):
+    _, graph = usual
+    model, processor = load_detector(str(graph))
+    (score,) = [one.score for one in predict(model, processor, pictures[:1], class_names="bolt")]
+    lines = json.loads((graph / "lines.json").read_text(encoding="utf-8"))
+    moved = {**lines, "threshold": score / 2}
+    (graph / "lines.json").write_text(json.dumps(moved), encoding="utf-8")
+    try:
+        (again,) = predict(*load_detector(str(graph)), pictures[:1], class_names="bolt")
+    finally:
+        (graph / "lines.json").write_text(json.dumps(lines), encoding="utf-8")
+    assert again.score == score and again.label == "anomalous" and "sigmoid" in lines["about"]
+
+
+def test_the_graph_runs_without_torch(usual, tmp_path):
+    """Only ONNX Runtime and numpy: as a program in another language would."""
+    program = """
+import sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+shapes = {entry.name: [side if isinstance(side, int) else 3 for side in entry.shape] for entry in session.get_inputs()}
+answers = session.run(None, {name: numpy.ones(shape, numpy.float32) for name, shape in shapes.items()})
+assert "torch" not in sys.modules
+print([answer.shape for answer in answers])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(usual[1] / "model.onnx")], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("[(3,), (3, 32, 32), (3, 4, 4)"), done.stderr
+
+
+def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_clip_folder, photograph, tmp_path):
+    detector, graph = usual
+    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+        export_detector(*load_detector(str(detector)), graph)
+    empty, processor = make_model(), AnoPLeProcessor.from_clip(str(small_clip_folder), ["bolt", "nut"])
+    with pytest.raises(ValueError, match=r"\['bolt', 'nut'\] have no memory: fit"):
+        export_detector(empty, processor, tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    model, _ = load_detector(str(detector))
+    model.config.tiling = "2,2"
+    with pytest.raises(ValueError, match="judges photographs by their tiles"):
+        export_detector(model, processor, tmp_path / "empty")
+    with pytest.raises(ValueError, match="A graph judges whole photographs"):
+        next(predict(*load_detector(str(graph)), [photograph(1)], explain=True))
+    (tmp_path / "cut").mkdir()
+    for path in graph.iterdir():
+        (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 999 if path.suffix == ".onnx" else None])
+    with pytest.raises(ValueError, match="cannot be run .* make it again with anople export"):
+        ExportedDetector(tmp_path / "cut")
+    (tmp_path / "cut/lines.json").unlink()
+    with pytest.raises(ValueError, match=r"no whole export \(lines.json is missing\)"):
+        ExportedDetector(tmp_path / "cut")
+
+
+def test_an_export_may_be_replaced_and_leaves_the_model_as_it_was(usual, tmp_path, capsys):
+    detector, graph = usual
+    shutil.copytree(graph, tmp_path / "graph")
+    assert main(["export", str(detector), str(tmp_path / "graph")]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    model, processor = load_detector(str(detector))
+    model.half()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_detector(model, processor, tmp_path / "graph", overwrite=True)
+    after = model.state_dict()
+    assert all(tensor.dtype == after[name].dtype and tensor.equal(after[name]) for name, tensor in before.items())
+    assert (tmp_path / "graph/model.onnx").stat().st_mtime > (graph / "model.onnx").stat().st_mtime

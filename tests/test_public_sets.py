@@ -1,0 +1,202 @@
+"""Miniatures of the real trees of public data sets: each is read as its authors split it, or refused with the reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modeling_anople.cli import main
+from modeling_anople.cli_data import compare
+from modeling_anople.options import TrainingConfig
+from modeling_anople.public_layouts import READERS, view_of
+from modeling_anople.public_sets import SETS
+from modeling_anople.shots import choose_shots
+from modeling_anople.sources import read_source, source_classes
+
+
+def pictures(root: Path, *names: str) -> Path:
+    for path in (root / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(path, format="PNG")
+    return root
+
+
+def visa(root: Path) -> Path:
+    images, masks = "candle/Data/Images", "candle/Data/Masks/Anomaly/000.png"
+    pictures(root, f"{images}/Normal/0001.JPG", f"{images}/Normal/0002.JPG", f"{images}/Anomaly/000.JPG", masks)
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text(
+        "object,split,label,image,mask\r\n"
+        f"candle,train,normal,{images}/Normal/0002.JPG,\r\n"
+        f"candle,test,normal,{images}/Normal/0001.JPG,\r\n"
+        f"candle,test,anomaly,{images}/Anomaly/000.JPG,{masks}\r\n"
+    )
+    return root
+
+
+def visa_reorganised(root: Path) -> Path:
+    places = ["train/good/0002.JPG", "test/good/0001.JPG", "test/bad/000.JPG", "ground_truth/bad/000.png"]
+    return pictures(root, *(f"1cls/candle/{place}" for place in places))
+
+
+def real_iad(root: Path) -> Path:
+    tables = {"train": [("OK/S0001/toy_0001_OK_C1_1.jpg", None, "OK"), ("OK/S0001/toy_0001_OK_C2_1.jpg", None, "OK")]}
+    mask = "NG/AK/S0002/toy_0002_NG_AK_C1_1.png"
+    tables["test"] = [
+        ("NG/AK/S0002/toy_0002_NG_AK_C1_1.jpg", mask, "AK"),
+        ("OK/S0003/toy_0003_OK_C5_1.jpg", None, "OK"),
+    ]
+    for entry in (*tables["train"], *tables["test"]):
+        pictures(root / "realiad_256/toy", *filter(None, entry[:2]))
+    content = {
+        split: [dict(zip(("image_path", "mask_path", "anomaly_class"), entry, strict=True)) for entry in entries]
+        for split, entries in tables.items()
+    }
+    (root / "realiad_jsons/realiad_jsons").mkdir(parents=True)
+    (root / "realiad_jsons/realiad_jsons/toy.json").write_text(json.dumps(content))
+    return root
+
+
+def btad(root: Path) -> Path:
+    for name in ("01", "02", "03"):
+        pictures(root / name, "train/ok/0000.bmp", "test/ok/0001.bmp", "test/ko/0002.bmp", "ground_truth/ko/0002.png")
+    return root
+
+
+def mpdd(root: Path) -> Path:
+    for name in SETS["mpdd"].classes:
+        pictures(root / name, "train/good/000.png", "test/good/000.png", "test/hole/000.png")
+        pictures(root / name, "ground_truth/hole/000_mask.png")
+    return root
+
+
+def yes_no(root: Path) -> Path:
+    return pictures(root / "brain_tumor_dataset", *(f"no/{n} no.jpeg" for n in range(7)), "yes/Y1.jpg").parent
+
+
+def head_ct(root: Path) -> Path:
+    pictures(root / "head_ct/head_ct", *(f"{number:03d}.png" for number in range(8)))
+    (root / "labels.csv").write_text("id, hemorrhage\n" + "".join(f"{n},{int(n < 2)}\n" for n in range(8)))
+    return root
+
+
+def bmad(root: Path) -> Path:
+    return pictures(
+        root, "train/good/1.png", "test/good/img/2.png", "test/Ungood/img/3.png", "test/Ungood/label/3.png"
+    )
+
+
+def mvfa(root: Path) -> Path:
+    names = "valid/good/img/1.png valid/Ungood/img/4.png test/good/img/2.png test/Ungood/img/3.png"
+    return pictures(root, *names.split(), "test/Ungood/anomaly_mask/3.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "train", "good", "bad", "masks"),
+    [
+        ("visa", visa, 1, 1, 1, 1),
+        ("visa", visa_reorganised, 1, 1, 1, 1),
+        ("real_iad", real_iad, 2, 1, 1, 1),
+        ("btad", btad, 3, 3, 3, 3),
+        ("mpdd", mpdd, 6, 6, 6, 6),
+        ("brain_mri", yes_no, 2, 5, 1, 0),
+        ("br35h", yes_no, 2, 5, 1, 0),
+        ("head_ct", head_ct, 2, 4, 2, 0),
+        ("liver_ct", bmad, 1, 1, 1, 1),
+        ("resc", mvfa, 1, 1, 1, 1),
+    ],
+)
+def test_a_miniature_is_read_as_it_is_split(tmp_path, name, make, train, good, bad, masks):
+    source = f"{name}:{make(tmp_path)}"
+    learn, test = (read_source(source, split=split) for split in ("train", "test"))
+    assert len(learn) == train and set(learn["label"]) == {0}
+    assert (test["label"][:].count(0), test["label"][:].count(1)) == (good, bad)
+    marked = [row for row in test if row["mask"]]
+    assert len(marked) == masks and all(row["label"] for row in marked)
+    assert all(Path(row["mask"]["path"]).is_file() for row in marked)
+    assert all((tmp_path / row["path"]).exists() or (tmp_path / "1cls" / row["path"]).exists() for row in test)
+    assert not set(learn["path"]) & set(test["path"])
+    assert source_classes(source) == sorted(set(test["class_name"]))
+
+
+def test_the_official_table_decides_what_visa_trains_on(tmp_path):
+    assert read_source(f"visa:{visa(tmp_path)}", split="train")["path"][:] == ["candle/Data/Images/Normal/0002.JPG"]
+
+
+def test_a_fit_draws_its_shots_from_a_public_set(tmp_path):
+    shots = choose_shots(TrainingConfig(data_root=f"btad:{btad(tmp_path)}", shots=1, classes=["02"]))
+    assert shots.files == {"02": ["02/train/ok/0000.bmp"]}
+
+
+def test_views_of_real_iad_are_told_by_name(tmp_path):
+    rows = read_source(f"real_iad:{real_iad(tmp_path)}", split="train")
+    assert [view_of(path) for path in rows["path"]] == ["C1", "C2"] and view_of("toy.jpg") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "lost", "what"),
+    [
+        ("visa", visa, "candle/Data/Images/Anomaly/000.JPG", "1 of 3 photographs are missing, first: .*000.JPG"),
+        ("visa", visa, "candle/Data/Masks/Anomaly/000.png", "1 masks are missing"),
+        ("real_iad", real_iad, "realiad_jsons/realiad_jsons/toy.json", "realiad_jsons/CLASS.json is missing"),
+        ("real_iad", real_iad, "realiad_256/toy/OK/S0003/toy_0003_OK_C5_1.jpg", "1 of 4 photographs are missing"),
+        ("btad", btad, "02/train/ok/0000.bmp", "no photographs in 02/train/ok"),
+        ("head_ct", head_ct, "labels.csv", "labels.csv is missing"),
+        ("head_ct", head_ct, "head_ct/head_ct/003.png", "1 pictures of labels.csv are missing, first: 3"),
+        ("br35h", yes_no, "brain_tumor_dataset/yes/Y1.jpg", "no defective pictures"),
+        ("liver_ct", bmad, "test/Ungood/img/3.png", "no pictures in test/Ungood"),
+    ],
+)
+def test_a_tree_that_is_not_whole_is_refused_with_the_remedy(tmp_path, name, make, lost, what):
+    (make(tmp_path) / lost).unlink()
+    home, licence = SETS[name].home, SETS[name].licence
+    with pytest.raises(ValueError, match=what) as caught:
+        read_source(f"{name}:{tmp_path}", split="train")
+    assert home in str(caught.value) and licence in str(caught.value) and "Expected:" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_an_empty_folder_and_none_are_no_set(tmp_path, name):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=f"is no whole {SETS[name].title}: .*https?://"):
+            read_source(f"{name}:{folder}", split="test")
+
+
+def test_official_numbers_agree_with_their_sums():
+    counts = list(SETS["mvtec"].classes.values())
+    assert tuple(map(sum, zip(*counts, strict=True))) == SETS["mvtec"].totals
+    train, good, bad = SETS["visa"].totals
+    assert tuple(map(sum, zip(*SETS["visa"].normals.values(), strict=True))) == (train + good, bad)
+    assert len(SETS["real_iad"].classes) == 30 and set(READERS) < set(SETS)
+
+
+@pytest.mark.parametrize(
+    ("official", "normals", "said", "agrees"),
+    [
+        ((3, 2, 1), None, "agrees", True),
+        ((3, 2, 2), None, "differs: (3, 2, 2)", False),
+        (None, (5, 1), "agrees", True),
+        (None, (6, 1), "differs: 6 good, 1 defective", False),
+        (None, None, "not known to us", True),
+    ],
+)
+def test_counts_are_compared(official, normals, said, agrees):
+    assert compare((3, 2, 1), official, normals) == (said, agrees)
+
+
+def test_check_prints_counts_beside_the_official_ones(tmp_path, capsys):
+    assert main(["data", "check", "visa", str(visa(tmp_path))]) == 1  # eleven classes are missing
+    printed = capsys.readouterr().out
+    assert "| candle | 1 | 1 | 1 | differs: 1000 good, 100 defective |" in printed
+    assert "| cashew | 0 | 0 | 0 | missing |" in printed and "CC BY 4.0" in printed
+
+
+def test_check_of_a_set_without_official_numbers_passes(tmp_path, capsys):
+    assert main(["data", "check", "br35h", str(yes_no(tmp_path))]) == 0
+    assert "| brain | 2 | 5 | 1 | not known to us |" in capsys.readouterr().out
+
+
+def test_an_unknown_set_is_refused(tmp_path, capsys):
+    assert main(["data", "check", "nothing", str(tmp_path)]) == 2
+    assert "choose from mvtec, visa" in capsys.readouterr().err

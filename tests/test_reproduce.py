@@ -1,0 +1,197 @@
+"""`python -m hub.reproduce`: cells, their records, tables, and that no test photograph is opened before weights are final."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hub.reproduce.__main__ import main
+from hub.reproduce.cells import thin_rows
+from hub.reproduce.options import ReproduceOptions
+from hub.reproduce.report import summarise, to_markdown
+from hub.reproduce.tables import TABLES, tables_of
+from modeling_anople.configuration_anople import AnoPLeConfig
+from modeling_anople.options import TrainingConfig, model_options, parse_options
+
+from .fitting import REPOSITORY, one_process, write_products
+
+
+@pytest.fixture
+def run(tmp_path, photograph, small_clip_folder):
+    data = write_products(tmp_path / "data", photograph)
+
+    def run(table: str, *options: str) -> int:
+        usual = ["--clip", str(small_clip_folder), "--max_steps", "1", "--batch_size", "2", "--evaluation_size", "32"]
+        with one_process():
+            return main([table, "--data_root", str(data), "--output_dir", str(tmp_path / "out"), *usual, *options])
+
+    return run
+
+
+def records(folder) -> dict[str, dict]:
+    return {
+        path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").glob("*.json"))
+    }
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_is_one_that_a_person_could_fit(name):
+    table = TABLES[name]
+    names = [cell.name for cell in table.cells]
+    assert table.reference in names and len(set(names)) == len(names)
+    for cell in table.cells:
+        arguments = ["--data_root", "data", *cell.fit]
+        parse_options("anople fit", TrainingConfig, model_options(), arguments)
+        assert set(cell.changes) <= set(AnoPLeConfig.__annotations__)
+
+
+def test_a_run_goes_on_where_it_stopped(run, tmp_path):
+    assert run("identity", "--seeds", "0", "1", "--cells", "2") == 0
+    first = records(tmp_path / "out")
+    assert len(first) == 4 and len(list((tmp_path / "out/fits").iterdir())) == 2  # cells of a seed share its fit
+    lost = next(name for name in first if name.startswith("given"))
+    (tmp_path / "out/cells" / lost).unlink()
+    weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/fits").rglob("model.safetensors")}
+    assert run("identity", "--seeds", "0", "1", "--cells", "2") == 0
+    again = records(tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert {name: record for name, record in again.items() if name != lost} == {
+        name: record for name, record in first.items() if name != lost
+    }
+    assert again[lost]["mean"] == first[lost]["mean"]
+    (tmp_path / "out/cells" / lost).unlink()
+    assert run("identity", "--seeds", "0", "1", "--cells", "2", "--collect") == 0
+    assert len(records(tmp_path / "out")) == 3  # collecting runs nothing
+    assert run("identity", "--seeds", "0", "1", "--cells", "2") == 0
+    assert run("identity", "--seeds", "0", "--cells", "1", "--shots", "2") == 0
+    assert len(records(tmp_path / "out")) == 5  # another setting is another cell
+
+
+def test_a_record_says_how_it_came_to_be(run, tmp_path):
+    assert run("main", "--seeds", "0", "--cells", "1", "--data_set", "mvtec") == 0
+    (record,) = records(tmp_path / "out").values()
+    assert record["files"].keys() == record["products"].keys() == {"bolt", "nut"}
+    assert all(len(files) == 1 and "/train/good/" in files[0] for files in record["files"].values())
+    assert record["versions"].keys() >= {"python", "torch", "transformers"} and record["date"].startswith("20")
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["command"].startswith("anople fit data --clip small --seed 0 --shots 1 --max_steps 1")
+    table = (tmp_path / "out/main.md").read_text(encoding="utf-8")
+    ours = 100 * record["mean"]["image_auroc"]
+    assert f"| {ours:.1f} |" in table and f"| 94.5 | {ours - 94.5:+.1f} |" in table and "not run" in table
+    assert "--data_set mvtec" in table and str(tmp_path) not in table and "bolt: " in table
+    assert (tmp_path / "out/main.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_product_left_out_is_measured_by_a_detector_that_did_not_learn_it(run, tmp_path):
+    assert run("unseen", "--seeds", "0", "--cells", "1") == 0
+    (record,) = records(tmp_path / "out").values()
+    assert record["products"].keys() == {"bolt", "nut"}
+    fits = [json.loads(path.read_text())["class_names"] for path in (tmp_path / "out/fits").glob("*/config.json")]
+    assert sorted(fits) == [["bolt"], ["nut"]]
+
+
+def test_peers_need_no_step(run, tmp_path):
+    assert run("peers", "--seeds", "0", "--cells", "3") == 0
+    memory, alone, both = (
+        next(record for record in records(tmp_path / "out").values() if record["cell"].startswith(start))
+        for start in ("memory alone", "written prompts alone", "written prompts and memory")
+    )
+    assert {record["max_steps"] for record in (memory, alone, both)} == {0}
+    assert alone["mean"]["pixel_auroc"] is None  # text has no map
+    assert both["mean"]["pixel_auroc"] == pytest.approx(memory["mean"]["pixel_auroc"])
+    assert alone["mean"] != both["mean"]
+
+
+def test_test_photographs_are_thinned_evenly():
+    names, labels = ["a"] * 8 + ["b"] * 2, [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
+    assert thin_rows(names, labels, 2) == [0, 2, 4, 6, 8, 9]
+    assert thin_rows(names, labels, 9) == list(range(10))
+
+
+def test_figures_of_other_products_are_not_subtracted_from_the_papers():
+    mean = {"image_auroc": 0.8, "image_ap": 0.8, "pixel_auroc": None, "aupro": None}
+    record = {"seed": 0, "mean": mean, "files": {}, "products": {}, "seconds": 1.0}
+    lower = {**record, "mean": {**mean, "image_auroc": 0.7}}
+    found = {"multi-scale, prefix": [record, {**record, "seed": 1}], "multi-scale, no prefix": [lower]}
+    made = {"date": "2026", "commit": "abc", "versions": {}}
+    for each in (record, lower):
+        each |= made
+    for data_set, difference in (("other", None), ("mvtec", pytest.approx(70 - 91.8)), ("visa", None)):
+        options = ReproduceOptions(data_root="data", data_set=data_set)
+        rows = {row["cell"]: row for row in summarise("scale", TABLES["scale"], found, options)["rows"]}
+        assert rows["multi-scale, no prefix"]["difference"] == difference
+    assert rows["multi-scale, no prefix"]["to_reference"] == pytest.approx(-10)
+    assert rows["single scale, no prefix"]["image_auroc"] is None
+    text = to_markdown(summarise("scale", TABLES["scale"], found, ReproduceOptions(data_root="data")))
+    assert "only orders can be compared" in text and "| -2.7 |" in text and "| not run |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"shots": 0}, "--shots"), ({"seeds": []}, "--seeds"), ({"cells": -1}, "--cells")]
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReproduceOptions(data_root="data", **options)
+
+
+def test_a_table_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="No table 'nothing': choose from main"):
+        tables_of("main,nothing")
+
+
+WATCHED = """
+import hashlib, json, sys
+from pathlib import Path
+
+data, output, clip, report = sys.argv[1:]
+events = []
+
+
+def hashes():
+    return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in Path(output).rglob("model.safetensors")}
+
+busy = []
+
+def watch(event, arguments):
+    if event != "open" or busy or not isinstance(arguments[0], str) or not arguments[0].startswith(data):
+        return
+    busy.append(True)
+    try:
+        unfinished = [path.name for path in Path(output).glob("fits/*") if not (path / "model.safetensors").exists()]
+        events.append((arguments[0][len(data):], unfinished, hashes()))
+    finally:
+        busy.clear()
+
+sys.addaudithook(watch)
+from modeling_anople.training import main as fit
+from hub.reproduce.__main__ import main as reproduce
+
+usual = ["--clip", clip, "--max_steps", "1", "--batch_size", "2"]
+fit(["--data_root", data, "--output_dir", output + "/alone", "--shots", "1", *usual])
+alone = len(events)
+arguments = ["--data_root", data, "--output_dir", output, "--evaluation_size", "32", "--seeds", "0", "--cells", "1", *usual]
+assert reproduce(["main,unseen", *arguments]) == 0
+Path(report).write_text(json.dumps({"fit": events[:alone], "reproduce": events[alone:], "final": hashes()}))
+"""
+
+
+def test_no_test_photograph_is_opened_before_the_weights_are_final(tmp_path, photograph, small_clip_folder):
+    data = write_products(tmp_path / "data", photograph)
+    report = tmp_path / "report.json"
+    arguments = [str(data), str(tmp_path / "out"), str(small_clip_folder), str(report)]
+    done = subprocess.run([sys.executable, "-c", WATCHED, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(report.read_text(encoding="utf-8"))
+
+    def is_test(path: str) -> bool:
+        return "/test/" in path or "/ground_truth/" in path
+
+    fitted = [path for path, _, _ in seen["fit"]]
+    assert fitted and all("/train/good/" in path for path in fitted)
+    tests = [event for event in seen["reproduce"] if is_test(event[0])]
+    assert {path.split("/")[2] for path, _, _ in tests} == {"test", "ground_truth"}  # the watch does see them
+    for path, unfinished, hashes in tests:
+        assert not unfinished, path
+        assert hashes and all(seen["final"][name] == value for name, value in hashes.items()), path
+    assert len(seen["final"]) == 4  # one alone, one of all, one without each product
