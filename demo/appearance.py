@@ -37,7 +37,7 @@ svg.normals text { fill: currentColor; font-size: 13px }
 svg.normals circle { fill: #4076ba; stroke: var(--background-fill-primary); stroke-width: 1 }
 svg.normals circle.flagged { fill: #da1002 }
 svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.calibrated { stroke-dasharray: 4 3 }
-.why { display: flex; flex-wrap: wrap; gap: .75rem; align-items: flex-start } .why figure { margin: 0; width: 10rem }
+.why { display: flex; flex-wrap: wrap; gap: .75rem; align-items: flex-start } .why figure { margin: 0; flex: 0 1 10rem; min-width: 7rem }
 .why img { width: 100%; border-radius: .4rem; display: block } .why p { flex: 1 1 14rem; margin: 0; overflow-wrap: anywhere }
 .why figcaption { font-size: .8rem; line-height: 1.25; margin-top: .25rem; overflow-wrap: anywhere;
   color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
@@ -45,7 +45,8 @@ svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.ca
 svg.losses { width: 100%; max-width: 40rem; color: var(--body-text-color) }
 svg.losses text { fill: currentColor; font-size: 13px } svg.losses line { stroke: currentColor; stroke-width: 1 }
 svg.losses polyline { fill: none; stroke: #4076ba; stroke-width: 2 }
-@media (max-width: 480px) { .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
+@media (max-width: 480px) { .why figure { flex: 1 1 7rem }
+  .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
 """
 
 
