@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import gather_object
 from datasets import Image, IterableDataset, load_dataset
 from tqdm.auto import tqdm
 
@@ -83,7 +84,7 @@ def predict_shards(
         image_column: the column of photographs; not needed where only one holds images.
 
     Returns:
-        How many photographs this process could not read.
+        How many photographs could not be read, by all processes together.
 
     Raises:
         ValueError: for a shard without such columns, both `class_name` and `class_column`, or an unknown product.
@@ -109,7 +110,8 @@ def predict_shards(
                     failed += sum(entry["error"] is not None for entry in part)
                     writer.write_table(pa.Table.from_pylist(part, SCHEMA))
                     bar.update(len(part))
-    return failed
+    # all end together and alike: a process that ended early with an error would have the launcher end the others
+    return sum(gather_object([failed])) if state.num_processes > 1 else failed
 
 
 def _open(shard: Path) -> IterableDataset:
@@ -170,7 +172,7 @@ def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]
 @contextlib.contextmanager
 def _whole_file(target: Path) -> Iterator[Path]:
     """Give a file to write that is put in place when it is whole."""
-    unfinished = target.with_suffix(f".{os.getpid()}.part")
+    unfinished = target.with_suffix(".part")
     try:
         yield unfinished
         os.replace(unfinished, target)

@@ -11,7 +11,7 @@ from pathlib import Path
 from .cli_data import data
 from .cli_demo import demo
 from .cli_products import add_normals, calibrate, enroll, forget, products
-from .command_line import make_parser, parse, start_logging
+from .command_line import CHECKPOINT, make_parser, parse, start_logging
 
 
 USAGE = """anople COMMAND ...
@@ -98,16 +98,14 @@ def evaluate(arguments: list[str]) -> int:
 
 def predict(arguments: list[str]) -> int:
     """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
-    parser = make_parser(
-        "predict", PredictOptions, checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision)."
-    )
+    parser = make_parser("predict", PredictOptions, checkpoint=CHECKPOINT)
     parser.add_argument(
         "images", nargs="+", help="Photographs, folders of them, or shards of a data set (.parquet, .tar)."
     )
     places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
-    from .loading import load_detector
+    from .loading import load_judge
     from .sources_anople import shards_in
 
     if all(shards_in(place) for place in places.images):
@@ -123,7 +121,7 @@ def predict(arguments: list[str]) -> int:
     from .visualization import overlay, with_legend
 
     paths, failed = list_photographs(places.images), 0
-    model, processor = load_detector(places.checkpoint, options.revision)
+    model, processor = load_judge(places.checkpoint, options.revision)
     if options.threshold is not None:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
@@ -158,12 +156,16 @@ def predict(arguments: list[str]) -> int:
 def _predict_shards(places: Namespace, options: PredictOptions) -> int:
     """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
     from .bulk import list_shards, predict_shards
-    from .loading import load_detector
+    from .loading import load_judge
 
+    given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
+    given["--tiling"] = options.tiling != "same"
+    if unused := [name for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
     shards = list_shards(places.images)
-    model, processor = load_detector(places.checkpoint, options.revision)
+    model, processor = load_judge(places.checkpoint, options.revision)
     if options.threshold is not None:
         model.config.threshold = options.threshold
     failed = predict_shards(

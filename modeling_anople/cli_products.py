@@ -6,11 +6,10 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .command_line import make_parser, parse
+from .command_line import CHECKPOINT, make_parser, parse
 from .support_anople import describe_support
 
 
-CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
 LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
 
 

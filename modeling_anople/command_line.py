@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
+CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
 QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
 
 
@@ -62,4 +63,4 @@ def run_program(
     return 0
 
 
-__all__ = ["make_parser", "parse", "run_program", "start_logging"]
+__all__ = ["CHECKPOINT", "make_parser", "parse", "run_program", "start_logging"]

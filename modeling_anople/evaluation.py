@@ -21,11 +21,11 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .command_line import make_parser, parse, start_logging
+from .command_line import CHECKPOINT, make_parser, parse, start_logging
 from .fingerprint import detector_sha256
 from .fusion_anople import resize_maps
 from .gallery import make_gallery
-from .loading import load_detector
+from .loading import load_judge
 from .metrics import PixelMetrics, image_metrics
 from .modeling_anople import AnoPLeModel
 from .prediction import Part, Prediction, predict
@@ -152,15 +152,10 @@ def _gather(rows: list[ImageRow], numbers: list[int], pixels: PixelMetrics, stat
     if state.num_processes == 1:
         return rows
     together = gather_object([(number, row) for number, row in zip(numbers, rows, strict=True)])
-    pixels.add_up(lambda values: _sum_over_processes(values, state))
+    for number, others in enumerate(gather_object([pixels])):
+        if number != state.process_index:
+            pixels.merge(others)
     return [row for _, row in sorted(together, key=lambda pair: pair[0])]
-
-
-def _sum_over_processes(values: np.ndarray, state: PartialState) -> np.ndarray:
-    """Add arrays of all processes up."""
-    total = torch.from_numpy(values).to(state.device)
-    torch.distributed.all_reduce(total)
-    return total.cpu().numpy()
 
 
 def _image_row(row: dict, prediction: Prediction) -> ImageRow:
@@ -217,15 +212,10 @@ def _share_flagged(rows: list[ImageRow]) -> float | None:
 def main(arguments: list[str] | None = None) -> int:
     """Measure a detector, print the table and write what was asked for; with several processes, the first does."""
     start_logging()
-    parser = make_parser(
-        "evaluate",
-        EvaluateOptions,
-        checkpoint="Folder of a detector, or Hub id (user/name, user/name@revision).",
-        data="Test photographs.",
-    )
+    parser = make_parser("evaluate", EvaluateOptions, checkpoint=CHECKPOINT, data="Test photographs.")
     places, options = parse(parser, arguments)
     state = join_processes()
-    model, processor = load_detector(places.checkpoint, options.revision)
+    model, processor = load_judge(places.checkpoint, options.revision)
     if state.device.type != "cpu" and state.num_processes > 1:
         model.to(state.device)
     if options.class_identity:

@@ -241,7 +241,9 @@ def photograph_name(model: Any, class_name: str, index: int) -> str | None:
     """Look up in the detector's log the name of a product's good photograph; `None` where the log lacks some."""
     files: list[str | None] = []
     for entry in model.config.history:
-        if entry["class_name"] == class_name:
+        if (
+            entry["class_name"] == class_name and entry["action"] != "calibrate"
+        ):  # whose photographs are not remembered
             files = [] if entry["action"] == "forget" else files + entry["files"]
     known = len(model.memory.counts[model.config.class_names.index(class_name)])
     return files[index] if len(files) == known else None

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .command_line import make_parser, parse
+from .command_line import CHECKPOINT, make_parser, parse
 from .exported import GRAPH, LINES, OUTPUTS, PRODUCTS
 from .fusion_anople import fuse_images, fuse_maps
 from .loading import load_detector
@@ -139,7 +139,9 @@ def export_detector(
     )
     lines = {"about": ABOUT, "threshold": config.threshold, "classes": config.calibration}
     (unfinished / LINES).write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
-    config.save_pretrained(unfinished)
+    without_lines = copy.deepcopy(config)
+    without_lines.calibration = {}  # they have a file of their own
+    without_lines.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
@@ -193,7 +195,7 @@ def quantize(path: Path) -> None:
 
 def export(arguments: list[str]) -> int:
     """Write a detector as a graph."""
-    parser = make_parser("export", ExportOptions, checkpoint="Folder of a detector, or Hub id.", folder="Where to.")
+    parser = make_parser("export", ExportOptions, checkpoint=CHECKPOINT, folder="Where to.")
     places, options = parse(parser, arguments)
     import onnxscript  # noqa: F401  needed by the exporter; a missing one is named before anything is loaded
 

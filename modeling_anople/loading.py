@@ -31,17 +31,29 @@ NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository 
 
 def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     """
-    Load model and processor, of a full detector, of an adapter, or of what `anople export` wrote.
+    Load model and processor, of a full detector or of an adapter.
 
     Args:
         checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
         revision: branch, tag or commit hash of a Hub id.
 
     Raises:
-        ValueError: for what is no detector or a damaged one, and for what the Hub refuses, with the remedy.
+        ValueError: for what is no detector or a damaged one, a graph, and for what the Hub refuses, with the remedy.
     """
     folder = _locate(checkpoint, revision)
+    if (folder / GRAPH).is_file():
+        raise ValueError(
+            f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from."
+        )
     return _explained(checkpoint, lambda: _read_detector(folder))
+
+
+def load_judge(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
+    """Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote."""
+    folder = Path(checkpoint)
+    if not (folder / GRAPH).is_file():
+        return load_detector(checkpoint, revision)
+    return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
@@ -74,8 +86,6 @@ def _read_config(folder: Path) -> AnoPLeConfig:
 
 
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    if (folder / GRAPH).is_file():
-        return ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
     return load(folder), AnoPLeProcessor.from_pretrained(folder)
@@ -170,4 +180,4 @@ def _check_files(folder: Path) -> None:
             ) from error
 
 
-__all__ = ["explain", "fetch_detector", "load_detector", "split_revision"]
+__all__ = ["explain", "fetch_detector", "load_config", "load_detector", "load_judge", "split_revision"]

@@ -3,8 +3,6 @@
 `None` stands for "not applicable": a metric that the data cannot define is never replaced by a number.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
@@ -136,12 +134,6 @@ class PixelMetrics:
         self._normal += other._normal
         self._anomalous += other._anomalous
         self._coverage += other._coverage
-
-    def add_up(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Replace all counts by their totals over processes; `total` adds an array up over them."""
-        self.n_regions = int(total(np.array([self.n_regions]))[0])
-        self._normal, self._anomalous = total(self._normal), total(self._anomalous)
-        self._coverage = total(self._coverage)
 
     def compute(self) -> dict[str, float | None]:
         """Return `pixel_auroc`, `pixel_ap` and `aupro` of all images so far, each in [0, 1] up to rounding.

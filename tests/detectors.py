@@ -15,6 +15,14 @@ def normals_of(photograph: Callable[..., Image.Image], class_id: int, count: int
     return [Image.blend(shown, photograph(start + number), 0.1) for number in range(count)]
 
 
+def write_screws(folder: Path, photograph: Callable[..., Image.Image]) -> list[str]:
+    """Write four good photographs of a product that no detector here knows."""
+    paths = [folder / f"screw {number}.png" for number in range(4)]
+    for path, picture in zip(paths, normals_of(photograph, 5, 4), strict=True):
+        picture.save(path)
+    return [str(path) for path in paths]
+
+
 def fit(model: AnoPLeModel, processor: AnoPLeProcessor, photograph: Callable[..., Image.Image]) -> AnoPLeModel:
     """Remember and calibrate three photographs of each class."""
     for class_id in range(len(model.config.class_names)):

@@ -114,15 +114,30 @@ def test_a_killed_run_goes_on(detector, shards, tmp_path, monkeypatch):
 def test_two_processes_share_the_shards(detector, shards, tmp_path):
     arguments = ["predict", str(detector), str(shards), "--class", "nut", "--output"]
     done = launch(2, "modeling_anople.cli", *arguments, str(tmp_path / "two"))
-    assert "ChildFailedError" in done.stderr or done.returncode == 0, done.stderr[-2000:]  # one exits with 1
-    main([*arguments, str(tmp_path / "one")])
+    assert done.returncode == 1, done.stderr[-2000:]  # as alone: one photograph cannot be read
+    assert main([*arguments, str(tmp_path / "one")]) == 1
     assert without_time(answers_in(tmp_path / "two")) == without_time(answers_in(tmp_path / "one"))
+
+
+def test_a_process_with_a_bad_photograph_does_not_end_the_other(detector, images, tmp_path):
+    """The launcher ends all processes when one ends with an error: the short shard's must wait for the long one's."""
+    (tmp_path / "shards").mkdir()
+    for name, files in (("a", [images[4]]), ("b", [images[0]] * 1500)):
+        rows = {"image": [{"bytes": file, "path": None} for file in files]}
+        Dataset.from_dict(rows, features=Features(image=Image())).to_parquet(tmp_path / f"shards/{name}.parquet")
+    places = [str(detector), str(tmp_path / "shards"), "--class", "nut", "--output", str(tmp_path / "out")]
+    assert launch(2, "modeling_anople.cli", "predict", *places).returncode == 1
+    assert {name: len(rows) for name, rows in answers_in(tmp_path / "out").items()} == {
+        "a.results.parquet": 1,
+        "b.results.parquet": 1500,
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "add --output FOLDER"),
+        (["--output", "{}", "--explain", "--tiling", "auto"], "--explain, --tiling cannot be had with shards"),
         (["--output", "{}", "--class_column", "kind"], "has no column 'kind'"),
         (["--output", "{}", "--image_column", "path"], r"of which \['picture'\] hold images"),
         (["--output", "{}", "--class", "nut", "--class_column", "product"], "not both"),

@@ -32,7 +32,7 @@ from modeling_anople.support_anople import describe_support
 from modeling_anople.visualization import overlay
 
 from .demo_app import session_of
-from .detectors import normals_of, write_detector
+from .detectors import normals_of, write_detector, write_screws
 
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -56,10 +56,7 @@ def session(start):
 @pytest.fixture
 def files(tmp_path, photograph) -> list[str]:
     """Four photographs of something new."""
-    paths = [tmp_path / f"screw {number}.png" for number in range(4)]
-    for path, picture in zip(paths, normals_of(photograph, 5, 4), strict=True):
-        picture.save(path)
-    return [str(path) for path in paths]
+    return write_screws(tmp_path, photograph)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from demo.teaching import add_fine, teach
 from modeling_anople.explanation_anople import explain
 
 from .demo_app import session_of
-from .detectors import normals_of, write_detector
+from .detectors import write_detector, write_screws
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,7 @@ def session(start):
 
 @pytest.fixture
 def files(tmp_path, photograph) -> list[str]:
-    paths = [tmp_path / f"screw {number}.png" for number in range(4)]
-    for path, picture in zip(paths, normals_of(photograph, 5, 4), strict=True):
-        picture.save(path)
-    return [str(path) for path in paths]
+    return write_screws(tmp_path, photograph)
 
 
 def test_the_explanation_is_the_detectors_own_with_the_photograph_it_is_nearest_to(session, files):

@@ -13,7 +13,7 @@ from modeling_anople import AnoPLeProcessor
 from modeling_anople.cli import main
 from modeling_anople.exported import ExportedDetector
 from modeling_anople.exporting import export_detector
-from modeling_anople.loading import load_detector
+from modeling_anople.loading import load_detector, load_judge
 from modeling_anople.prediction import predict
 
 from .detectors import normals_of, write_detector
@@ -60,7 +60,7 @@ def pictures(photograph):
 
 
 def assert_alike(folder: Path, graph: Path, pictures: list, **options) -> None:
-    here, there = (list(predict(*load_detector(str(place)), pictures, **options)) for place in (folder, graph))
+    here, there = (list(predict(*load_judge(str(place)), pictures, **options)) for place in (folder, graph))
     for one, other in zip(here, there, strict=True):
         assert (one.label, one.class_name, one.error) == (other.label, other.class_name, None)
         assert other.score == pytest.approx(one.score, abs=1e-4) and one.score > 0
@@ -82,7 +82,7 @@ def test_a_batch_of_several_products(pair, pictures):
 def test_each_part(pair, pictures, part):
     detector, graph = pair
     values = [
-        [one.raw_score for one in predict(*load_detector(str(place)), pictures, class_names="bolt", part=part)]
+        [one.raw_score for one in predict(*load_judge(str(place)), pictures, class_names="bolt", part=part)]
         for place in (detector, graph)
     ]
     assert values[1] == pytest.approx(values[0], abs=1e-5)
@@ -113,20 +113,20 @@ def test_weights_in_8_bits(usual, pictures, tmp_path):
     folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights="int8")
     sizes = [(place / "model.onnx").stat().st_size for place in (graph, folder)]
     assert sizes[1] < 0.95 * sizes[0]  # the CLIP is so small that the graph's own text weighs a lot
-    here, there = (list(predict(*load_detector(str(place)), pictures, class_names="nut")) for place in (graph, folder))
+    here, there = (list(predict(*load_judge(str(place)), pictures, class_names="nut")) for place in (graph, folder))
     away = [abs(one.raw_score - other.raw_score) for one, other in zip(here, there, strict=True)]
     assert 0 < max(away) < 0.02 and [one.label for one in here] == [other.label for other in there]
 
 
 def test_a_line_is_moved_without_the_graph(usual, pictures):
     _, graph = usual
-    model, processor = load_detector(str(graph))
+    model, processor = load_judge(str(graph))
     (score,) = [one.score for one in predict(model, processor, pictures[:1], class_names="bolt")]
     lines = json.loads((graph / "lines.json").read_text(encoding="utf-8"))
     moved = {**lines, "threshold": score / 2}
     (graph / "lines.json").write_text(json.dumps(moved), encoding="utf-8")
     try:
-        (again,) = predict(*load_detector(str(graph)), pictures[:1], class_names="bolt")
+        (again,) = predict(*load_judge(str(graph)), pictures[:1], class_names="bolt")
     finally:
         (graph / "lines.json").write_text(json.dumps(lines), encoding="utf-8")
     assert again.score == score and again.label == "anomalous" and "sigmoid" in lines["about"]
@@ -161,7 +161,11 @@ def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_c
     with pytest.raises(ValueError, match="judges photographs by their tiles"):
         export_detector(model, processor, tmp_path / "empty")
     with pytest.raises(ValueError, match="A graph judges whole photographs"):
-        next(predict(*load_detector(str(graph)), [photograph(1)], explain=True))
+        next(predict(*load_judge(str(graph)), [photograph(1)], explain=True))
+    assert main(["enroll", str(graph), "gasket", "any.png", "--output", str(tmp_path / "more")]) == 2
+    assert json.loads((graph / "config.json").read_text(encoding="utf-8")).get("calibration", {}) == {}
+    with pytest.raises(ValueError, match="holds a graph, which judges and learns nothing"):
+        load_detector(str(graph))
     (tmp_path / "cut").mkdir()
     for path in graph.iterdir():
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 999 if path.suffix == ".onnx" else None])

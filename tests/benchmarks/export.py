@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from modeling_anople.evaluation import evaluate, test_rows
 from modeling_anople.exported import GRAPH
 from modeling_anople.exporting import export_detector
-from modeling_anople.loading import load_detector
+from modeling_anople.loading import load_detector, load_judge
 from modeling_anople.prediction import predict
 
 from .prediction_cost import RESULTS
@@ -43,7 +43,7 @@ def main() -> None:
             )
         expected, base = None, None
         for name, folder in tqdm(forms.items()):
-            model, processor = load_detector(folder)
+            model, processor = load_judge(folder)
             rows = test_rows(options.data, processor.class_names)
             start = time.process_time()
             answers = list(

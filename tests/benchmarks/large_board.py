@@ -25,7 +25,12 @@ DEFECT = 30
 
 
 def draw_board(seed: int, size: tuple[int, int], spot: tuple[int, int] | None = None) -> Image.Image:
-    """Draw a board of traces, pads and chips, with noise of its own, and a burnt spot where that is asked for."""
+    """
+    Draw a board of traces, pads and chips, and a burnt spot where that is asked for.
+
+    Each has noise of its own, and lies and is lit as boards before a camera do: up to 6 pixels off, some 2 grey levels
+    brighter or darker.
+    """
     width, height = size
     board = Image.new("RGB", size, (24, 92, 58))
     pen = ImageDraw.Draw(board)
@@ -39,8 +44,10 @@ def draw_board(seed: int, size: tuple[int, int], spot: tuple[int, int] | None = 
                 pen.rectangle((left + place, top + 70, left + place + 12, top + 82), fill=(190, 180, 120))
     if spot:
         pen.ellipse((*spot, spot[0] + DEFECT - 1, spot[1] + DEFECT - 1), fill=(226, 120, 44))
-    noise = np.random.default_rng(seed).integers(-6, 7, (height, width, 1), dtype=np.int16)
-    return Image.fromarray(np.clip(np.asarray(board, dtype=np.int16) + noise, 0, 255).astype(np.uint8))
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(-6, 7, (height, width, 1), dtype=np.int16) + np.int16(generator.normal(0, 2))
+    pixels = np.roll(np.asarray(board, dtype=np.int16), generator.integers(-6, 7, 2), axis=(0, 1))
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
 def measure(size: tuple[int, int], normals: int) -> tuple[list[dict], np.ndarray]:
@@ -52,7 +59,7 @@ def measure(size: tuple[int, int], normals: int) -> tuple[list[dict], np.ndarray
         model = AnoPLeModel.from_clip("mini", ["board"], tiling=way)
         start = time.perf_counter()
         boards = (draw_board(number, size) for number in range(normals))
-        model.add_normals("board", boards, processor=processor, max_false_alarm_rate=0.2)
+        model.add_normals("board", boards, processor=processor)
         learnt = time.perf_counter() - start
         for number, spot in enumerate((spots[0], None, spots[1], None), start=100):
             found = next(predict(model, processor, [draw_board(number, size, spot)], class_names="board"))
@@ -73,8 +80,8 @@ def write(
     layout = plan_tiles(size[::-1], "auto", 224)
     lines = [
         "# A 30-pixel defect on a board of {} x {}\n".format(*size),
-        f"`python -m tests.benchmarks.large_board`, embedded CLIP, {normals} good boards, no training, line for 0.2 false "
-        f'alarms. "auto" lays {len(layout.boxes)} tiles of {layout.side} pixels; without tiling the board becomes 224 x 224.\n',
+        f"`python -m tests.benchmarks.large_board`, embedded CLIP, {normals} good boards, no training, the usual line. "
+        f'"auto" lays {len(layout.boxes)} tiles of {layout.side} pixels; without tiling the board becomes 224 x 224.\n',
         "| tiling | board | raw score | score | label | peak of the map from the defect, pixels | seconds |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -24,7 +24,8 @@ from modeling_anople.data import read_dataset
 from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.support_anople import describe_support
 
-from .unknown_products import RESULTS, make_detector, share
+from .prediction_cost import RESULTS, keep_table
+from .unknown_products import make_detector, share
 
 
 logger = logging.getLogger(__name__)
@@ -120,9 +121,7 @@ def main() -> None:
         f"`python -m tests.benchmarks.lines DATA --shots {options.shots} --more {options.more} --seeds {seeds} "
         f"--clip {options.clip}`. Each cell: false alarms / detections. {options.about}\n\n{to_table(counts)}\n"
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(f"# What lines do, percent\n\n{text}", encoding="utf-8")
-    print(text)
+    keep_table(options.output, "What lines do, percent", text)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ def make_detector(shots: int = 4, classes: int = 2) -> AnoPLeModel:
     return model
 
 
+def keep_table(file: Path, title: str, text: str) -> None:
+    """Print a table and write it under its title."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    print(text)
+
+
 def paired_ratios(
     first: Callable, second: Callable, repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[tuple[float, float]]:

@@ -21,8 +21,7 @@ from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.prediction import predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 
-
-RESULTS = Path(__file__).parent / "results"
+from .prediction_cost import RESULTS, keep_table
 
 
 class Answer(NamedTuple):
@@ -113,9 +112,7 @@ def main() -> None:
         f"`python -m tests.benchmarks.unknown_products DATA --shots {options.shots} --seeds {seeds} --clip {options.clip}`."
         f" {options.about}\n\n{to_table(answers)}\n"
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(f"# Photographs of an unknown product, percent\n\n{text}", encoding="utf-8")
-    print(text)
+    keep_table(options.output, "Photographs of an unknown product, percent", text)
 
 
 if __name__ == "__main__":
