@@ -174,11 +174,11 @@ def fit_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
 
 def many_product_rows(repeats: int) -> Iterator[dict]:
     """A step of fitting with 100 products against 5, four photographs of five views each."""
-    steps = []
-    for products in (100, 5):
-        model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)])
-        steps.append(fit_step(model, "fit", photographs=4))
     with torch.inference_mode(False), torch.enable_grad():
+        steps = []
+        for products in (100, 5):
+            model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)])
+            steps.append(fit_step(model, "fit", photographs=4))
         yield row("fitting, a step with 100 products, `mini`", "5 products", timed(*steps, repeats), 1.05)
 
 
