@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -60,12 +60,12 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def find(self, identity: str) -> WebElement:
-        """Find a widget."""
-        return self.driver.find_element(By.ID, identity)
+        """Find a widget, once the page has drawn it."""
+        return self.wait(lambda: self.driver.find_element(By.ID, identity))
 
     def text(self, identity: str) -> str:
-        """What a person reads there."""
-        return self.find(identity).text
+        """What a person reads there; asked again where the page redraws it meanwhile."""
+        return self.wait(lambda: (self.find(identity).text,))[0]
 
     def all(self, selector: str) -> list[WebElement]:
         """Find all that is seen and fits a CSS selector."""
@@ -76,13 +76,17 @@ class Page:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
+    def click_when(self, find: Callable[[], WebElement]) -> None:
+        """Click what is found, as soon as it is there and stays in place."""
+        self.wait(lambda: (self.click(find()),))
+
     def open_tab(self, name: str) -> None:
         """Open a tab by its name."""
-        self.click(next(tab for tab in self.all("button[role=tab]") if tab.text == name))
+        self.click_when(lambda: next(tab for tab in self.all("button[role=tab]") if tab.text == name))
 
     def open(self, identity: str) -> None:
         """Open an accordion."""
-        self.click(self.find(identity).find_element(By.CSS_SELECTOR, "button"))
+        self.click_when(lambda: self.find(identity).find_element(By.CSS_SELECTOR, "button"))
 
     def press(self, *keys: str) -> None:
         """Press keys, wherever the focus is."""
@@ -105,7 +109,7 @@ class Page:
 
     def upload(self, identity: str, paths: list[Any]) -> None:
         """Give files to a field."""
-        field = self.find(identity).find_element(By.CSS_SELECTOR, "input[type=file]")
+        field = self.wait(lambda: self.find(identity).find_element(By.CSS_SELECTOR, "input[type=file]"))
         field.send_keys("\n".join(str(path) for path in paths))
 
     def wait(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
@@ -115,7 +119,7 @@ class Page:
             try:
                 if answer := condition():
                     return answer
-            except (StaleElementReferenceException, Exception) as error:  # not there yet
+            except (WebDriverException, StopIteration, IndexError) as error:  # not there yet
                 failure = error
             time.sleep(0.03)
         raise AssertionError(f"It did not come to be within {seconds} s ({failure}).\n{self.read()}")

@@ -49,7 +49,7 @@ def downloads(chrome, tmp_path) -> Path:
 
 
 def click_example(page: Page, number: int) -> None:
-    page.click(page.wait(lambda: page.all("#examples button.thumbnail-item"))[number])
+    page.click_when(lambda: page.all("#examples button.thumbnail-item")[number])
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
@@ -91,10 +91,10 @@ def test_inspect_one_and_many(chrome, address, examples, downloads, tmp_path):
     assert "1 could not be judged" in page.text("many-message") and "3 anomalous" in page.text("many-message")
     page.wait_for("text.png is not a photograph that can be read")
     page.picture(PICTURES / "many-desk-light.png")
-    cells = page.all("#results [role=gridcell], #results td")
-    page.click(next(cell for cell in cells if "wooden_board_missing" in cell.text))
+    cells = "#results [role=gridcell], #results td"
+    page.click_when(lambda: next(cell for cell in page.all(cells) if "wooden_board_missing" in cell.text))
     page.wait(lambda: page.text("verdict").startswith("anomalous"))
-    page.click(page.all("#report a")[0])
+    page.click_when(lambda: page.all("#report a")[0])
     path = page.wait(lambda: next(downloads.glob("anople_results*.zip"), None))
     page.wait(lambda: zipfile.is_zipfile(path))
     assert "results.csv" in zipfile.ZipFile(path).namelist()
@@ -110,7 +110,8 @@ def test_a_folder_of_stills_joins_the_photographs(chrome, address, examples, tmp
     page = Page(chrome, address, dark=False, **DESK)
     page.open("many")
     page.wait(lambda: page.find("folder").is_displayed())
-    page.driver.find_element("css selector", "input[type=file][webkitdirectory]").send_keys(str(folder))
+    field = page.wait(lambda: page.driver.find_element("css selector", "input[type=file][webkitdirectory]"))
+    field.send_keys(str(folder))
     page.wait_for_file(examples.to_inspect[2].name)
     page.click(page.find("inspect-all"))
     page.wait(lambda: "3 photographs:" in page.text("many-message"), 30)
@@ -211,7 +212,8 @@ def test_teach_take_home_and_bring_back(chrome, address, examples, downloads):
     page.open("home")
     page.wait(lambda: page.find("pack").is_displayed())
     page.click(page.find("pack"))
-    page.click(page.wait(lambda: page.all("#packed a"), 30)[0])
+    page.wait(lambda: page.all("#packed a"), 30)
+    page.click_when(lambda: page.all("#packed a")[0])
     path = page.wait(lambda: next(downloads.glob("anople_detector*.zip"), None))
     page.wait(lambda: zipfile.is_zipfile(path))
 
