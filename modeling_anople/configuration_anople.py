@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
+from .copies_anople import MemoryCopies
 from .relations_anople import check_relations
 from .task_anople import PIPELINES, CustomPipelines
 from .tiling_anople import tiling_text
@@ -109,6 +110,10 @@ class AnoPLeConfig(PreTrainedConfig):
             How photographs are cut before they are made smaller: "auto", rows and columns as "2,8", or `None`, as wholes.
         product_tilings (`dict`, *optional*):
             The same for products that were enrolled with a setting of their own. Kept by the model.
+        memory_copies (`str`, *optional*, defaults to `"none"`):
+            Whether the memory also holds turned copies of good photographs, for products that lie any way round:
+            3 copies by `quarter_turns`, 7 by `eighth_turns`, mirrored at the border [U]. A product that lies turned the
+            wrong way is then good. The look-up costs as much more as the memory grows.
         memory_limit (`int`, *optional*, defaults to 16384):
             Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
             remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
@@ -189,6 +194,7 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_boxes: list[bool] | None = None
     tiling: str | None = None
     product_tilings: dict | None = None
+    memory_copies: MemoryCopies = "none"
     memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"

@@ -196,7 +196,7 @@ def _odd_patch_in_tiles(
     model: Any, views: Views, class_id: int | None, region: Tensor
 ) -> tuple[dict[int, Tensor], float]:
     """Do so among the patches of all tiles whose centres lie in the region, or else the one nearest to its middle."""
-    boxes = views.patch_boxes(model.config.grid_size).float()  # (tiles, patches, 4)
+    boxes = views.patch_boxes(model.config.grid_size)[0].float()  # (tiles, patches, 4)
     scale = torch.tensor([region.shape[1] / views.size[1], region.shape[0] / views.size[0]])
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 * scale  # (tiles, patches, 2) as columns and rows of the map
     places = centres.long().minimum(torch.tensor([region.shape[1] - 1, region.shape[0] - 1]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
+from .copies_anople import MemoryCopies, move, turns_of
 from .synthesis import PseudoAnomaly
 
 
@@ -95,6 +96,7 @@ class FewShotDataset(Dataset):
         views: how a photograph becomes views.
         anomaly: the pixel-space pseudo-anomaly; `None` leaves all photographs as they are.
         anomaly_period: the last of every so many samples is made anomalous.
+        turns: by which of [`turns_of`] a photograph is turned before, drawn anew for each sample.
         seed: of all draws.
     """
 
@@ -106,12 +108,14 @@ class FewShotDataset(Dataset):
         views: ViewSettings,
         anomaly: PseudoAnomaly | None,
         anomaly_period: int = 2,
+        turns: MemoryCopies = "none",
         seed: int,
     ):
         if not images:
             raise ValueError("FewShotDataset was given no good photographs: at least one is needed.")
         self.images, self.class_ids = list(images), list(class_ids)
         self.views, self.anomaly, self.anomaly_period, self.seed = views, anomaly, anomaly_period, seed
+        self.turns = turns_of(turns)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Make sample `number`: pixel_values (views, 3, side, side), mask_labels (views, side, side) and ids."""
@@ -121,6 +125,9 @@ class FewShotDataset(Dataset):
         state = np.random.default_rng([self.seed, 1, number]).integers(2**62)
         generator = torch.Generator().manual_seed(int(state))
         image = self.images[chosen].float() / 255
+        if len(self.turns) > 1:
+            turn = self.turns[int(torch.randint(len(self.turns), (1,), generator=generator))]
+            image = move(image[None], turn[None])[0].clamp(0, 1)
         mask = torch.zeros(image.shape[1:], dtype=torch.bool)
         if self.anomaly is not None and (number + 1) % self.anomaly_period == 0:
             others = [other.float() / 255 for other in self._textures(chosen, generator)]

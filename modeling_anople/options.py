@@ -42,6 +42,9 @@ class TrainingConfig:
     pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
         default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
     )
+    normal_turns: Literal["none", "quarter_turns", "eighth_turns"] = field(
+        default="none", metadata={"help": "Turn training photographs, for products that lie any way round."}
+    )
     max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
     white_value: float | None = field(
         default=None, metadata={"help": "White of 16-bit and float greyscale photographs; 4095 for a 12-bit camera."}

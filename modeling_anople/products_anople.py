@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .copies_anople import TURNS, disturbed_copies, turned_boxes, turned_copies
 from .identity_anople import strangeness
 from .lines_anople import ClassLine, fit_line, fit_product_lines
 from .outputs_anople import AnoPLeOutput
-from .tiling_anople import patch_boxes
 from .views_anople import Views, judge_views, remember_views
 
 
@@ -56,13 +56,18 @@ class ProductsMixin:
         known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
         total = self.class_prototypes[class_id].float() * known
         wholes = None if sizes is None else [(0, 0, width, height) for height, width in sizes]
-        boxes = None if wholes is None else patch_boxes(wholes, self.config.grid_size)
+        kind = self.config.memory_copies
+        boxes = None if wholes is None else turned_boxes(wholes, self.config.grid_size, kind).transpose(0, 1)
         for start in range(0, len(pixel_values), batch_size):
             chosen = slice(start, start + batch_size)
-            part, seen = pixel_values[chosen], None if boxes is None else boxes[chosen]
-            features = self.encode_views(part)
-            self.memory.add(self.memory_taps(part, features), class_id, seen)
-            total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
+            taps = []
+            for pixels, _ in turned_copies(pixel_values[chosen], kind):
+                features = self.encode_views(pixels)
+                if not taps:  # the photographs as they are
+                    total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
+                taps.append(self.memory_taps(pixels, features))
+            joined = {layer: torch.cat([part[layer] for part in taps], dim=1) for layer in self.memory.layers}
+            self.memory.add(joined, class_id, None if boxes is None else boxes[chosen].flatten(1, 2))
             if limit and self.memory.sizes[class_id] > 2 * limit:  # however many photographs there are
                 self.memory.reduce(class_id, limit)
         if limit:
@@ -78,7 +83,8 @@ class ProductsMixin:
 
     def _announce_memory(self, class_id: int, photographs: int) -> None:
         """Log how large the memory of a class will be, before it is."""
-        vectors = self.memory.sizes[class_id] + photographs * self.config.grid_size**2
+        copies = TURNS[self.config.memory_copies]
+        vectors = self.memory.sizes[class_id] + photographs * copies * self.config.grid_size**2
         kept = min(vectors, self.config.memory_limit or vectors)
         numbers = kept * len(self.memory.layers) * self.memory.width
         logger.info(
@@ -282,25 +288,4 @@ def _joined(earlier: list[float], new: list[float], held_out: int) -> list[float
     return earlier[:place] + new + earlier[place:]
 
 
-def disturbed_copies(photograph: Tensor) -> Tensor:
-    """
-    Move and relight a photograph (3, side, side) a little, as the next one of the same part might be.
-
-    Four copies: shifted by 2 % either way, turned by 2 degrees with 3 % more contrast, enlarged by 3 % with 3 % less.
-    None is mirrored: many parts have a side.
-    """
-    moves = torch.tensor(
-        [
-            [[1.0, 0.0, 0.04], [0.0, 1.0, 0.04]],
-            [[1.0, 0.0, -0.04], [0.0, 1.0, -0.04]],
-            [[0.9994, -0.0349, 0.0], [0.0349, 0.9994, 0.0]],
-            [[0.97, 0.0, 0.0], [0.0, 0.97, 0.0]],
-        ]
-    ).to(photograph)
-    gains = torch.tensor([1.0, 1.0, 1.03, 0.97]).to(photograph).view(-1, 1, 1, 1)
-    batch = photograph.expand(len(moves), -1, -1, -1)
-    grid = F.affine_grid(moves, list(batch.shape), align_corners=False)
-    return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False) * gains
-
-
-__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin", "disturbed_copies"]
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin"]

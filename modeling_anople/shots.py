@@ -58,6 +58,7 @@ def make_samples(
         [class_id for several in class_ids for class_id in several],
         views=_view_settings(processor, grid),
         anomaly=None if config.pixel_anomaly == "none" else PseudoAnomaly(kind=config.pixel_anomaly),
+        turns=config.normal_turns,
         seed=config.seed,
     )
 

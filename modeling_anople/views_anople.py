@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .copies_anople import MemoryCopies, turned_boxes, turned_copies
 from .ignoring_anople import fill_ignored, hide, ignored_patches
 from .outputs_anople import AnoPLeOutput
 from .processing_anople import AnoPLeProcessor
-from .tiling_anople import Layout, Tiling, blend_maps, patch_boxes, plan_tiles, tiling_of, tiling_text
+from .tiling_anople import Layout, Tiling, blend_maps, plan_tiles, tiling_of, tiling_text
 
 
 TILES_AT_ONCE = 8
@@ -82,9 +83,9 @@ class Views:
         mask[inside] = False if self.mask is None else self.mask[shown]
         return self.photograph.crop(box), mask
 
-    def patch_boxes(self, grid: int) -> Tensor:
-        """Say which pixels of the photograph the patches of its tiles see: (tiles, patches, 4) int32, rounded outwards."""
-        seen = patch_boxes(self.boxes, grid)
+    def patch_boxes(self, grid: int, copies: MemoryCopies = "none") -> Tensor:
+        """Say which pixels of the photograph the patches of its tiles, as they are and turned, see: see [`turned_boxes`]."""
+        seen = turned_boxes(self.boxes, grid, copies)
         return torch.minimum(seen.clamp(min=0), torch.tensor(self.photograph.size * 2, dtype=seen.dtype))
 
 
@@ -224,19 +225,20 @@ def remember_views(model: Any, photographs: Sequence[Views], class_id: int) -> N
     total = model.class_prototypes[class_id].float() * known
     for views in photographs:
         found: dict[int, list[Tensor]] = {layer: [] for layer in memory.layers}
-        kept = []
+        seen, boxes, first = [], views.patch_boxes(model.config.grid_size, model.config.memory_copies), 0
         for inputs in views.batches():
-            pixels = inputs["pixel_values"].to(model.device, model.dtype)
-            counts = ~ignored_patches(inputs["ignore_masks"], model.config.grid_size).flatten(1)
-            taps = model.memory_taps(pixels, model.encode_views(pixels))
-            for layer in memory.layers:
-                found[layer].append(taps[layer][counts.to(model.device)])
-            kept.append(counts)
-        counts = torch.cat(kept)
-        if not counts.any():
+            pixels, masks = inputs["pixel_values"].to(model.device, model.dtype), inputs["ignore_masks"]
+            for number, (turned, ignored) in enumerate(turned_copies(pixels, model.config.memory_copies, masks)):
+                counts = ~ignored_patches(ignored, model.config.grid_size).flatten(1)
+                taps = model.memory_taps(turned, model.encode_views(turned))
+                for layer in memory.layers:
+                    found[layer].append(taps[layer][counts.to(model.device)])
+                seen.append(boxes[number, first : first + len(pixels)][counts])
+            first += len(pixels)
+        if not any(map(len, seen)):
             raise ValueError("The ignore_mask leaves no patch of a good photograph: mark less of it.")
-        boxes = views.patch_boxes(model.config.grid_size)[counts]
-        memory.add({layer: torch.cat(parts)[None] for layer, parts in found.items()}, class_id, boxes[None])
+        joined = {layer: torch.cat(parts)[None] for layer, parts in found.items()}
+        memory.add(joined, class_id, torch.cat(seen)[None])
         whole = views.overview()["pixel_values"].to(model.device, model.dtype)
         total = total + F.normalize(model.encode_views(whole).pooled.float(), dim=-1)[0]
         if limit and memory.sizes[class_id] > 2 * limit:

@@ -3,7 +3,6 @@ import torch
 from torch.nn import functional as F
 
 from modeling_anople.calibration_anople import POOLED
-from modeling_anople.products_anople import disturbed_copies
 
 
 PATCHES = 16
@@ -173,19 +172,3 @@ def test_lines_are_set_as_the_known_class_even_where_classes_are_predicted(make_
     else:
         similarity = output.image_embeds @ predicted.class_embeddings[:, 0].T
         assert torch.equal(output.class_ids, similarity.argmax(1))
-
-
-def test_disturbed_copies_are_the_photograph_moved_and_relit_a_little():
-    side = 64
-    rows, columns = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
-    photograph = torch.stack([rows, columns, rows * columns])
-    copies = disturbed_copies(photograph)
-    assert copies.shape == (4, 3, side, side) and copies.isfinite().all()
-    inner = slice(8, -8)
-    for copy in copies:
-        assert 1e-3 < float((copy - photograph)[:, inner, inner].abs().mean()) < 0.06
-    # shifted by 2 % of the side: the ramp along each axis rises, or falls, by 0.02
-    torch.testing.assert_close(copies[0, :2, inner, inner], photograph[:2, inner, inner] + 0.02, atol=1e-4, rtol=0)
-    torch.testing.assert_close(copies[1, :2, inner, inner], photograph[:2, inner, inner] - 0.02, atol=1e-4, rtol=0)
-    flat = disturbed_copies(torch.ones(3, 8, 8))
-    torch.testing.assert_close(flat.flatten(1).mean(1), torch.tensor([1.0, 1.0, 1.03, 0.97]))

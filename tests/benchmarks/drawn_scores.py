@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from hub.draughtsman.episodes import Draughtsman
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.copies_anople import disturbed_copies
 from modeling_anople.drawing import PRODUCTS, draw_product
 from modeling_anople.drawing_defects import DEFECTS, draw_defect
 from modeling_anople.fusion_anople import harmonic_mean
-from modeling_anople.products_anople import disturbed_copies
 
 
 @dataclass
