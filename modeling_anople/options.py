@@ -1,5 +1,6 @@
 """Command line options, made from dataclasses, so that an option has one home."""
 
+import argparse
 import dataclasses
 import re
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from transformers import HfArgumentParser
 
 from .backbone_anople import MINI_CLIP
 from .configuration_anople import AnoPLeConfig
+from .recipes import RECIPES, Recipe
 
 
 @dataclass
@@ -27,7 +29,21 @@ class TrainingConfig:
         default=None, metadata={"help": "Branch, tag or commit of the CLIP, where it is a Hub id."}
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
+    recipe: Recipe = field(
+        default="paper",
+        metadata={
+            "help": "A preset, which single options override: paper, as faithfully as it is known, or best, which did "
+            "better on good photographs with drawn defects."
+        },
+    )
     shots: int = field(default=4, metadata={"help": "Good photographs per product."})
+    view_pattern: str | None = field(
+        default=None,
+        metadata={
+            "help": "Take so many photographs of each view: a regular expression whose group tells the view by the file's "
+            "name, such as _(C[1-5])_ for Real-IAD."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})
     max_steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
     batch_size: int = field(default=8, metadata={"help": "Photographs per step over all processes, times the views."})
@@ -74,6 +90,15 @@ class TrainingConfig:
             )
         if self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
+        if self.view_pattern is not None:
+            try:
+                groups = re.compile(self.view_pattern).groups
+            except re.error as error:
+                raise ValueError(f"view_pattern {self.view_pattern!r} is no regular expression: {error}.") from error
+            if groups != 1:
+                raise ValueError(
+                    f"view_pattern {self.view_pattern!r} has {groups} groups: give it one, as in _(C[1-5])_."
+                )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal parts: choose "
@@ -126,12 +151,16 @@ def field_helps(docstring: str) -> dict[str, str]:
 
 def parse_options(program: str, options: type, model: type, arguments: list[str] | None) -> tuple[Any, dict]:
     """
-    Parse a command line into `options` and the model options that were changed.
+    Parse a command line into `options` and the model options that were changed; `--recipe` sets the defaults of both.
 
     Returns:
         The options, and a dict of the fields of [`AnoPLeConfig`] that differ from their defaults.
     """
     parser = HfArgumentParser([options, model], prog=program, allow_abbrev=False)
+    preset = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    preset.add_argument("--recipe", default="paper")
+    recipe = preset.parse_known_args(arguments)[0].recipe
+    parser.set_defaults(**RECIPES.get(recipe, {}))  # the parser itself refuses others
     parsed, chosen = parser.parse_args_into_dataclasses(args=arguments)
     defaults = model()
     values = dataclasses.asdict(chosen).items()

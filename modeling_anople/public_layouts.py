@@ -60,12 +60,6 @@ def read_real_iad(root: Path, facts: PublicSet) -> Iterator[Row]:
                 )
 
 
-def view_of(path: str) -> str | None:
-    """Return the camera of a Real-IAD photograph, "C1" to "C5", by its name."""
-    found = re.search(r"_(C[1-5])_", Path(path).name)
-    return found and found[1]
-
-
 def read_btad(root: Path, facts: PublicSet) -> Iterator[Row]:
     """Read `01`, `02` and `03`; ok is good, ko is defective, masks have the photograph's stem."""
     for name in facts.classes:
@@ -175,4 +169,4 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-__all__ = ["READERS", "Row", "list_rows", "view_of"]
+__all__ = ["READERS", "Row", "list_rows"]

@@ -1,7 +1,9 @@
 """Which photographs a fit learns from, and which it is watched on."""
 
 import logging
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,15 +38,41 @@ def choose_shots(config: TrainingConfig) -> Shots:
     shots = Shots({}, [], [], [])
     spare = max(1, config.monitor_images // len(rows))
     for class_id, name in enumerate(sorted(rows)):
-        chosen = sample_few_shot(list(rows[name]), config.shots, seed=config.seed, class_name=name)
-        if len(chosen) < config.shots:
-            logger.warning("%s has %d good photographs; %d were asked for.", name, len(chosen), config.shots)
+        chosen = []
+        for view, paths in group_views(list(rows[name]), config.view_pattern).items():
+            drawn = sample_few_shot(paths, config.shots, seed=config.seed, class_name=name)
+            if len(drawn) < config.shots:
+                seen = f"{name}, view {view}," if view else name
+                logger.warning("%s has %d good photographs; %d were asked for.", seen, len(drawn), config.shots)
+            chosen += drawn
         shots.files[name] = chosen
         shots.images += [normals[rows[name][path]]["image"] for path in chosen]
         shots.class_ids += [class_id] * len(chosen)
         others = sample_few_shot(list(rows[name].keys() - chosen) or chosen, spare, seed=config.seed, class_name=name)
         shots.held_back += [(normals[rows[name][path]]["image"], class_id) for path in others]
     return shots
+
+
+def group_views(paths: list[str], pattern: str | None) -> dict[str, list[str]]:
+    """
+    Sort the photographs of one product by view, as the group of a regular expression tells it by their file names.
+
+    Without a pattern they are all of one view, "".
+
+    Raises:
+        ValueError: if a name does not fit.
+    """
+    if pattern is None:
+        return {"": paths}
+    views: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found = re.search(pattern, Path(path).name)
+        if found is None:
+            raise ValueError(
+                f"view_pattern {pattern!r} does not fit {Path(path).name}: it must fit every good photograph."
+            )
+        views.setdefault(found[1], []).append(path)
+    return dict(sorted(views.items()))
 
 
 def make_samples(

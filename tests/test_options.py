@@ -7,6 +7,7 @@ import pytest
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.options import model_options, parse_options
+from modeling_anople.recipes import RECIPES, Recipe
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
 
 
@@ -146,3 +147,22 @@ def test_the_data_must_be_named(capsys):
 def test_an_impossible_budget_is_refused_before_anything_is_fitted(rate):
     with pytest.raises(ValueError, match=f"within 0 and 0.5, got {rate}.*it is a share, 0.05 is 5 %"):
         TrainingConfig(data_root="products", max_false_alarm_rate=rate)
+
+
+def test_a_recipe_sets_defaults_and_single_options_override_it():
+    training, chosen = parse()
+    assert training.recipe == "paper" and chosen == {}
+    for name, preset in RECIPES.items():
+        training, chosen = parse("--recipe", name)
+        found = {**dataclasses.asdict(training), **chosen}
+        assert {key: found[key] for key in preset} == preset
+    assert RECIPES["best"] and RECIPES.keys() == set(typing.get_args(Recipe))
+    assert parse("--recipe", "best", "--memory_copies", "none")[1] == {
+        key: value for key, value in parse("--recipe", "best")[1].items() if key != "memory_copies"
+    }
+
+
+def test_an_unknown_recipe_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse("--recipe", "worst")
+    assert "--recipe: invalid choice: 'worst'" in capsys.readouterr().err

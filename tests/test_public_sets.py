@@ -9,7 +9,7 @@ from PIL import Image
 from modeling_anople.cli import main
 from modeling_anople.cli_data import compare
 from modeling_anople.options import TrainingConfig
-from modeling_anople.public_layouts import READERS, view_of
+from modeling_anople.public_layouts import READERS
 from modeling_anople.public_sets import SETS
 from modeling_anople.shots import choose_shots
 from modeling_anople.sources import read_source, source_classes
@@ -129,9 +129,21 @@ def test_a_fit_draws_its_shots_from_a_public_set(tmp_path):
     assert shots.files == {"02": ["02/train/ok/0000.bmp"]}
 
 
-def test_views_of_real_iad_are_told_by_name(tmp_path):
-    rows = read_source(f"real_iad:{real_iad(tmp_path)}", split="train")
-    assert [view_of(path) for path in rows["path"]] == ["C1", "C2"] and view_of("toy.jpg") is None
+def test_shots_of_each_view_are_told_by_name(tmp_path):
+    source = f"real_iad:{real_iad(tmp_path)}"
+    names = ["OK/S0001/toy_0001_OK_C1_1.jpg", "OK/S0001/toy_0001_OK_C2_1.jpg"]
+    per_class = choose_shots(TrainingConfig(data_root=source, shots=1))
+    per_view = choose_shots(TrainingConfig(data_root=source, shots=1, view_pattern="_(C[1-5])_"))
+    assert [len(files) for files in per_class.files.values()] == [1]
+    assert [path.endswith(name) for path, name in zip(per_view.files["toy"], names, strict=True)] == [True, True]
+    with pytest.raises(ValueError, match="does not fit toy_0001_OK_C1_1.jpg: it must fit every good photograph"):
+        choose_shots(TrainingConfig(data_root=source, view_pattern="_(D)_"))
+
+
+@pytest.mark.parametrize(("pattern", "what"), [("_C[1-5]_", "has 0 groups"), ("_(C", "is no regular expression")])
+def test_a_wrong_view_pattern_is_refused(pattern, what):
+    with pytest.raises(ValueError, match=what):
+        TrainingConfig(data_root="data", view_pattern=pattern)
 
 
 @pytest.mark.parametrize(

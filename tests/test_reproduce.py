@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hub.reproduce.__main__ import main
-from hub.reproduce.cells import thin_rows
+from hub.reproduce.measuring import thin_rows
 from hub.reproduce.options import ReproduceOptions
 from hub.reproduce.report import summarise, to_markdown
 from hub.reproduce.tables import TABLES, tables_of
@@ -101,6 +101,58 @@ def test_peers_need_no_step(run, tmp_path):
     assert alone["mean"]["pixel_auroc"] is None  # text has no map
     assert both["mean"]["pixel_auroc"] == pytest.approx(memory["mean"]["pixel_auroc"])
     assert alone["mean"] != both["mean"]
+
+
+def test_each_kind_of_defect_alone(run, tmp_path, photograph):
+    for name in ("bolt", "nut"):
+        (tmp_path / f"data/{name}/test/dent").mkdir()
+        photograph(77).save(tmp_path / f"data/{name}/test/dent/000.png")
+    assert run("defects", "--seeds", "0") == 0
+    alone, together, worst = (
+        next(record for record in records(tmp_path / "out").values() if record["cell"].startswith(start))
+        for start in ("each kind", "all kinds", "each product's")
+    )
+    assert len(list((tmp_path / "out/fits").iterdir())) == 1
+    for name in ("bolt", "nut"):
+        kinds = alone["products"][name]["defects"]
+        assert kinds.keys() == {"dent", "scratch"} and kinds == worst["products"][name]["defects"]
+        aurocs = {kind: entry["image_auroc"] for kind, entry in kinds.items()}
+        assert alone["products"][name]["image_auroc"] == pytest.approx(sum(aurocs.values()) / 2)
+        assert worst["products"][name]["image_auroc"] == min(aurocs.values())
+        assert kinds["dent"]["pixel_auroc"] is None or kinds["scratch"]["pixel_auroc"] is not None
+        assert together["products"][name]["anomalous"] == alone["products"][name]["anomalous"] == 2
+
+
+def test_a_detector_is_taken_to_other_pictures(run, tmp_path, photograph):
+    scans = tmp_path / "scans"
+    for number, place in enumerate(("no/0 no.jpg", "no/1 no.jpg", "no/2 no.jpg", "yes/Y1.jpg")):
+        path = scans / "brain_tumor_dataset" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(40 + number).save(path)
+    assert run("transfer", "--seeds", "0", "--transfer_root", f"brain_mri:{scans}") == 0
+    made = records(tmp_path / "out")
+    assert len(made) == 3 and str(tmp_path) not in json.dumps(made)
+    for record in made.values():
+        (files,) = record["files"].values()
+        assert len(record["products"]) == 1 and len(files) == 1 and "no/0 no.jpg" in files[0]
+    fits = [json.loads(path.read_text())["class_names"] for path in (tmp_path / "out/fits").glob("*/config.json")]
+    assert sorted(map(len, fits)) == [1, 1, 2]  # of the products, and twice of the scans
+    table = (tmp_path / "out/transfer.md").read_text(encoding="utf-8")
+    assert "--transfer_root scans" in table and "enrolled without a step" in table
+
+
+def test_shots_of_every_view(run, tmp_path):
+    assert run("views", "--seeds", "0", "--view_pattern", "00([0-4])") == 0
+    shots = {record["cell"]: record["files"]["bolt"] for record in records(tmp_path / "out").values()}
+    assert len(shots["k of each product"]) == 1 and len(shots["k of each product and view"]) == 5
+
+
+@pytest.mark.parametrize(("name", "option"), [("views", "view_pattern"), ("transfer", "transfer_root")])
+def test_a_table_without_what_it_needs_is_refused(run, caplog, name, option):
+    with pytest.raises(ValueError, match=f"The table '{name}' needs --{option}"):
+        tables_of(name)
+    assert name not in tables_of("all") and name in tables_of("all", [option])
+    assert run(name, "--seeds", "0") != 0
 
 
 def test_test_photographs_are_thinned_evenly():

@@ -36,7 +36,7 @@ def cells_of(table: Table, options: ReproduceOptions, blocks: int) -> list[Cell]
 
 def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     """Run every cell of the tables named, all of one seed before the next, and write a table when a seed of it is done."""
-    tables, folder = tables_of(places.table), Path(options.output_dir)
+    tables, folder = tables_of(places.table, options.given), Path(options.output_dir)
     blocks = load_clip_config(options.clip).vision_config.num_hidden_layers
     rows = {name: cells_of(table, options, blocks) for name, table in tables.items()}
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}
@@ -56,7 +56,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; return the exit code."""
-    text = f"One of {', '.join(TABLES)}; several with commas between; or all."
+    text = f"One of {', '.join(TABLES)}; several with commas between; or all (that make sense)."
     return run_program("hub.reproduce", ReproduceOptions, reproduce, arguments, table=text)
 
 

@@ -26,6 +26,14 @@ class ReproduceOptions:
         default=0,
         metadata={"help": "Most good and most defective test photographs per product, evenly spaced; 0: all."},
     )
+    transfer_root: list[str] | None = field(
+        default=None,
+        metadata={"help": "Sets that a detector of the products is taken to; the table transfer needs it."},
+    )
+    view_pattern: str | None = field(
+        default=None,
+        metadata={"help": "As for `anople fit`, _(C[1-5])_ for Real-IAD; the table views needs it."},
+    )
     cells: int = field(default=0, metadata={"help": "Run only the first so many cells of each table; 0: all."})
     collect: bool = field(
         default=False, metadata={"help": "Run nothing; write the tables of the cells that are done."}
@@ -42,6 +50,11 @@ class ReproduceOptions:
         if not self.seeds:
             raise ValueError("--seeds is empty: give at least one, for instance --seeds 0 1 2.")
 
+    @property
+    def given(self) -> list[str]:
+        """The options that tables may need and that were given."""
+        return [name for name in ("transfer_root", "view_pattern") if getattr(self, name)]
+
     def settings(self) -> dict:
         """Return what a cell's figure depends on, folders by their names alone."""
         kept = ("data_set", "max_steps", "batch_size", "evaluation_size", "classes", "test_images")
@@ -57,6 +70,8 @@ class ReproduceOptions:
         words += [f"--seeds {' '.join(map(str, self.seeds))}", f"--max_steps {self.max_steps}"]
         words += [f"--batch_size {self.batch_size}", f"--evaluation_size {self.evaluation_size}"]
         words += [f"--test_images {self.test_images}"] if self.test_images else []
+        words += [f"--transfer_root {' '.join(map(name_of, self.transfer_root))}"] if self.transfer_root else []
+        words += [f"--view_pattern '{self.view_pattern}'"] if self.view_pattern else []
         words += [f"--classes {' '.join(self.classes)}"] if self.classes else []
         return f"python -m hub.reproduce {table} --data_root {name_of(self.data_root)} {' '.join(words)}"
 

@@ -1,0 +1,15 @@
+"""Presets of options: the paper's, as faithfully as it is known, and what did better where we could choose."""
+
+from typing import Literal
+
+
+Recipe = Literal["paper", "best"]
+
+# `python -m tests.benchmarks.recipes` says what each change did to good photographs with drawn defects.
+RECIPES: dict[str, dict[str, object]] = {
+    "paper": {},
+    "best": {"memory_copies": "eighth_turns"},
+}
+
+
+__all__ = ["RECIPES", "Recipe"]
