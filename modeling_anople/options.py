@@ -88,6 +88,7 @@ KEPT_FIELDS = {
     "memory_photographs",
     "memory_boxes",
     "product_tilings",
+    "ignore_mask_sizes",
     "calibration",
     "fit",
     "clip_source",

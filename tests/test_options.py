@@ -18,6 +18,7 @@ KEPT = {
     "memory_photographs",
     "memory_boxes",
     "product_tilings",
+    "ignore_mask_sizes",
     "calibration",
     "fit",
     "history",
