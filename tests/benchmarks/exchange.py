@@ -6,6 +6,8 @@ things may break that: our own scoring, or the photographs. They are told apart.
 photographs of each product, as in `lines`, and all others are scored. Then the line is drawn many times through the largest
 of some of the other good photographs of the *train* split, and false alarms are counted among the rest of that split, and
 among the good ones of the *test* split. The first must keep the budget if the scoring is fair, whatever the photographs are.
+Where the second does not, two things are looked at: light (are test photographs darker than train ones, and are dark ones
+of the train split set aside as often?), and designs of a product that the train split does not have.
 """
 
 import argparse
@@ -13,8 +15,10 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from datasets import Dataset
 from PIL import ImageStat
 from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
@@ -32,47 +36,62 @@ from .unknown_products import make_detector
 DRAWS = 1000
 
 
+class Scored(NamedTuple):
+    """A good photograph that is not remembered: where it is from, its raw score and its mean grey within 0 and 255."""
+
+    split: str
+    path: str
+    score: float
+    grey: float
+
+
 def score_all(
-    model: AnoPLeModel, processor: AnoPLeProcessor, train, test, name: str, *, shots: int, seed: int
-) -> dict[str, list[float]]:
-    """Score the good photographs of one product that are not remembered, by split."""
-    rows = {
+    model: AnoPLeModel, processor: AnoPLeProcessor, rows: dict[tuple[str, str], dict], name: str, shown: Sequence[str]
+) -> list[Scored]:
+    """Score the good photographs of one product, {(split, path): image}, but those that were shown."""
+    rows = {key: image for key, image in rows.items() if key[0] == "test" or key[1] not in shown}
+    results = model.as_pipeline(processor)(iter(rows.values()), class_name=name, batch_size=8, on_error="raise")
+    return [
+        Scored(split, path, result["raw_score"], mean_grey(image))
+        for ((split, path), image), result in zip(rows.items(), results, strict=True)
+    ]
+
+
+def good_photographs(tables: dict[str, Dataset], name: str) -> dict[tuple[str, str], dict]:
+    """Find the good photographs of one product: {(split, path): image}."""
+    return {
         (split, row["path"]): row["image"]
-        for split, table in (("train", train), ("test", test))
+        for split, table in tables.items()
         for row in table.select([place for place, owner in enumerate(table["class_name"]) if owner == name])
         if row["label"] == 0
     }
-    shown = sample_few_shot([path for split, path in rows if split == "train"], shots, seed=seed, class_name=name)
-    rows = {key: image for key, image in rows.items() if key[0] == "test" or key[1] not in shown}
-    results = model.as_pipeline(processor)(iter(rows.values()), class_name=name, batch_size=8, on_error="raise")
-    scores: dict[str, list[float]] = {"train": [], "test": []}
-    for (split, _), result in zip(rows, results, strict=True):
-        scores[split].append(result["raw_score"])
-    return scores
 
 
-def false_alarms(scores: dict[str, list[float]], *, more: int, rate: float, seed: int) -> dict[str, float]:
-    """Draw the line through `more` of the train split, many times; share of the others of each split above it."""
+def mean_grey(image: dict) -> float:
+    """Measure the light of a photograph."""
+    return ImageStat.Stat(load_photograph(image).convert("L")).mean[0]
+
+
+def split_alarms(scored: Sequence[Scored], *, more: int, rate: float, seed: int) -> np.ndarray:
+    """
+    Draw the line through `more` of the train split, many times.
+
+    Returns:
+        (photographs,) how often each was above a line that it did not set; NaN where it set all.
+    """
     generator = np.random.default_rng(seed)
-    train, test = np.array(scores["train"]), np.array(scores["test"])
+    scores = np.array([each.score for each in scored])
+    train = np.array([number for number, each in enumerate(scored) if each.split == "train"])
     count = min(more, len(train) - 1)
-    found = {"train": [], "test": []}
+    above, judged = np.zeros(len(scored)), np.zeros(len(scored))
     for _ in range(DRAWS):
-        order = generator.permutation(len(train))
-        line = np.sort(train[order[:count]])[-rank_from_top(count, rate)]
-        found["train"].append(float((train[order[count:]] > line).mean()))
-        found["test"].append(float((test > line).mean()))
-    return {split: statistics.fmean(values) for split, values in found.items()}
-
-
-def light_of(table, name: str) -> list[tuple[float, float]]:
-    """Measure the mean grey and the contrast (its standard deviation) of each good photograph of a product."""
-    stats = [
-        ImageStat.Stat(load_photograph(row["image"]).convert("L"))
-        for row in table.select([place for place, owner in enumerate(table["class_name"]) if owner == name])
-        if row["label"] == 0
-    ]
-    return [(stat.mean[0], stat.stddev[0]) for stat in stats]
+        chosen = generator.permutation(train)[:count]
+        line = np.sort(scores[chosen])[-rank_from_top(count, rate)]
+        free = np.ones(len(scored), dtype=bool)
+        free[chosen] = False
+        above += free & (scores > line)
+        judged += free
+    return above / np.maximum(judged, 1)
 
 
 def odds(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
@@ -81,22 +100,67 @@ def odds(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]
     return float(result.statistic) / (len(first) * len(second)), float(result.pvalue)
 
 
-def to_table(rows: Sequence[dict], more: int) -> str:
-    """Write a line for each product, means over seeds; the p-value is the median over them."""
+def parts_of(scored: Sequence[Scored], dark: float, prefix: int | None) -> dict[str, list[bool]]:
+    """Name parts of the photographs: splits, dark ones, and those of designs (by file name) that train has or not."""
+    train = np.array([each.split == "train" for each in scored])
+    darker = np.array([each.grey <= dark for each in scored])
+    parts = {"train": train, "test": ~train, "train, dark": train & darker, "test, dark": ~train & darker}
+    if prefix:
+        designs = [Path(each.path).name[:prefix] for each in scored]
+        seen = np.isin(designs, [design for design, is_train in zip(designs, train, strict=True) if is_train])
+        parts |= {"test, design in train": ~train & seen, "test, design not in train": ~train & ~seen}
+    return parts
+
+
+def measure(rounds: Sequence[Sequence[Scored]], *, more: int, rate: float, prefix: int | None) -> dict:
+    """Put the rounds of one product, a seed each, together."""
+    dark = float(np.quantile([each.grey for each in rounds[0] if each.split == "train"], 0.25))
+    alarms: dict[str, list[float]] = {}
+    values, ps = [], []
+    for seed, scored in enumerate(rounds):
+        above = split_alarms(scored, more=more, rate=rate, seed=seed)
+        for part, chosen in parts_of(scored, dark, prefix).items():
+            alarms.setdefault(part, []).extend(above[chosen])
+        share, p = odds(*([each.score for each in scored if each.split == split] for split in ("test", "train")))
+        values.append(share)
+        ps.append(p)
+    last = parts_of(rounds[-1], dark, prefix)
+    return {
+        "alarms": {part: statistics.fmean(each) if each else None for part, each in alarms.items()},
+        "above": statistics.fmean(values),
+        "p": statistics.median(ps),
+        "dark": last["test, dark"].sum() / last["test"].sum(),
+        "grey_p": odds(*([each.grey for each in rounds[0] if each.split == split] for split in ("test", "train")))[1],
+        "unseen": last["test, design not in train"].sum() / last["test"].sum() if prefix else None,
+    }
+
+
+def to_table(products: dict[str, dict]) -> str:
+    """Write a line for each product."""
     lines = [
-        "| product | false alarms, other train photographs | false alarms, test photographs | a good test photograph "
-        "scores above a train one | p | test above train in mean grey (p) | in contrast (p) |",
-        "|---|---|---|---|---|---|---|",
+        "| product | false alarms, other train | false alarms, test | a test one scores above a train one (p) "
+        "| test as dark as the darkest quarter of train (p of grey) | false alarms, train that dark | test that dark "
+        "| test of a design that train lacks | false alarms, test of known designs | of others |",
+        "|---" * 10 + "|",
     ]
-    for row in rows:
-        alarms = [statistics.fmean(each[split] for each in row["alarms"]) for split in ("train", "test")]
-        above = statistics.fmean(each[0] for each in row["odds"])
-        p = statistics.median(each[1] for each in row["odds"])
-        light = " | ".join(f"{100 * share:.0f} ({value:.2g})" for share, value in row["light"])
-        lines.append(
-            f"| {row['product']} | {100 * alarms[0]:.1f} | {100 * alarms[1]:.1f} | {100 * above:.0f} | {p:.2g} | {light} |"
-        )
+    for name, row in products.items():
+        alarms = [_share(row["alarms"].get(part)) for part in ("train", "test", "train, dark", "test, dark")]
+        designs = [_share(row["alarms"].get(f"test, design {part}")) for part in ("in train", "not in train")]
+        cells = [
+            name,
+            *alarms[:2],
+            f"{_share(row['above'])} ({row['p']:.2g})",
+            f"{_share(row['dark'])} ({row['grey_p']:.2g})",
+            *alarms[2:],
+            _share(row["unseen"]),
+            *designs,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def main() -> None:
@@ -108,36 +172,50 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.05, help="Budget of false alarms.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--clip", default="mini")
+    parser.add_argument(
+        "--designs", nargs="*", default=[], help="PRODUCT=N: its file names begin with N letters that name a design."
+    )
     parser.add_argument("--about", default="", help="A sentence on the data, for the file.")
-    parser.add_argument("--scores", type=Path, help="Write all raw scores into this JSON file.")
+    parser.add_argument("--scores", type=Path, help="JSON file of all scores: written, or read where it exists.")
     parser.add_argument("--output", type=Path, default=RESULTS / "exchange.md")
     options = parser.parse_args()
-    train, test = (read_dataset(options.data, split=split) for split in ("train", "test"))
-    names = sorted(set(train["class_name"]))
-    rows = {name: {"product": name, "alarms": [], "odds": [], "scores": []} for name in names}
-    for seed in tqdm(options.seeds, desc="seeds"):
-        model, processor = make_detector(train, names, shots=options.shots, seed=seed, clip=options.clip)
-        for name in names:
-            scores = score_all(model, processor, train, test, name, shots=options.shots, seed=seed)
-            alarms = false_alarms(scores, more=options.more, rate=options.rate, seed=seed)
-            for key, value in {
-                "scores": scores,
-                "alarms": alarms,
-                "odds": odds(scores["test"], scores["train"]),
-            }.items():
-                rows[name][key].append(value)
-    for name, row in rows.items():
-        light = [light_of(table, name) for table in (test, train)]
-        row["light"] = [odds(*([each[part] for each in split] for split in light)) for part in (0, 1)]
-    if options.scores:
-        options.scores.write_text(json.dumps({name: row["scores"] for name, row in rows.items()}), encoding="utf-8")
-    seeds = " ".join(map(str, options.seeds))
+    if options.scores and options.scores.exists():
+        kept = json.loads(options.scores.read_text(encoding="utf-8"))
+        rounds = {name: [[Scored(*each) for each in one] for one in several] for name, several in kept.items()}
+    else:
+        tables = {split: read_dataset(options.data, split=split) for split in ("train", "test")}
+        rounds = score_rounds(tables, options.seeds, shots=options.shots, clip=options.clip)
+        if options.scores:
+            options.scores.write_text(json.dumps(rounds), encoding="utf-8")
+    prefixes = {name: int(count) for name, _, count in (entry.partition("=") for entry in options.designs)}
+    products = {
+        name: measure(several, more=options.more, rate=options.rate, prefix=prefixes.get(name))
+        for name, several in rounds.items()
+    }
+    seeds, designs = " ".join(map(str, options.seeds)), " ".join(["", "--designs", *options.designs])
     text = (
         f"`python -m tests.benchmarks.exchange DATA --shots {options.shots} --more {options.more} --rate {options.rate:g} "
-        f"--seeds {seeds} --clip {options.clip}`. All in percent but p; {DRAWS} draws of the photographs behind the line "
-        f"for each seed. {options.about}\n\n{to_table(list(rows.values()), options.more)}\n"
+        f"--seeds {seeds} --clip {options.clip}{designs if options.designs else ''}`. Good photographs alone; percent, but "
+        f"p (two-sided, Mann and Whitney; the median over seeds). {DRAWS} draws of those behind the line for each seed. "
+        f"{options.about}\n\n{to_table(products)}\n"
     )
     keep_table(options.output, "Do good photographs to come score like those that set the line?", text)
+
+
+def score_rounds(
+    tables: dict[str, Dataset], seeds: Sequence[int], *, shots: int, clip: str
+) -> dict[str, list[list[Scored]]]:
+    """Enrol a detector for each seed, and score with it."""
+    names = sorted(set(tables["train"]["class_name"]))
+    rounds: dict[str, list[list[Scored]]] = {name: [] for name in names}
+    for seed in tqdm(seeds, desc="seeds"):
+        model, processor = make_detector(tables["train"], names, shots=shots, seed=seed, clip=clip)
+        for name in names:
+            rows = good_photographs(tables, name)
+            train = [path for split, path in rows if split == "train"]
+            shown = sample_few_shot(train, shots, seed=seed, class_name=name)
+            rounds[name].append(score_all(model, processor, rows, name, shown))
+    return rounds
 
 
 if __name__ == "__main__":
