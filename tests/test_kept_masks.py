@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from demo.inspecting import inspect_photographs
+from demo.session import start_session
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
@@ -237,3 +239,15 @@ def test_a_fit_takes_a_folder_of_masks(tmp_path, small_clip_folder, photograph, 
     Image.fromarray(mask).save(masks / "washer.png")
     with pytest.raises(ValueError, match="washer"):
         fit_program(*options, data=data, clip=small_clip_folder, output=tmp_path / "again")
+
+
+def test_the_demo_uses_the_kept_mask(tmp_path, small_clip_folder, photograph, mask):
+    session = start_session(str(write_detector(tmp_path / "detector", small_clip_folder, photograph)))
+    session.model.set_ignore_mask("bolt", mask)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths[:2]):
+        with_another_number(photograph(3), number).save(path)
+    photograph(3, size=(60, 60)).save(paths[2])
+    first, second, other = inspect_photographs(session, [str(path) for path in paths], "bolt")
+    given = next(predict(session.model, session.processor, paths[:1], class_names="bolt", ignore_mask=mask))
+    assert first.score == second.score == given.score and "keeps an ignore_mask" in other.error
