@@ -82,6 +82,8 @@ def inspect_photograph(session: Session, path: str | Path | None, product: str |
     source = read_photograph(path)
     photograph = load_photograph(source, white_value=session.processor.white_value)
     prediction = next(predict(session.model, session.processor, [photograph], class_names=name, batch_size=1))
+    if prediction.error:  # the product keeps an ignore mask of another size
+        raise ValueError(prediction.error)
     milliseconds = 1000 * (time.perf_counter() - start)
     finding = _finding(source["path"], photograph, prediction, line=session.threshold, asked=name, spent=milliseconds)
     finding.path = str(path)

@@ -11,6 +11,9 @@ from modeling_anople.support_anople import describe_support, percent
 from .card_text import cell, code, joined
 
 
+REMEMBERING = ("fit", "enroll", "add_normals", "forget")  # what changes the photographs that a product remembers
+
+
 @dataclass
 class Backbone:
     """
@@ -92,7 +95,7 @@ def shown_files(config: AnoPLeConfig, name: str) -> list[str]:
     fitted = ((config.fit or {}).get("files") or {}).get(name, [])
     files = list(fitted)
     for entry in config.history:
-        if entry["class_name"] != name or entry["action"] == "calibrate":  # not remembered
+        if entry["class_name"] != name or entry["action"] not in REMEMBERING:
             continue
         if entry["action"] == "fit":  # the fit's own list has the folders too
             files = list(fitted) or list(entry["files"])

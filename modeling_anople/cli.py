@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .cli_data import data
 from .cli_demo import demo
-from .cli_products import add_normals, calibrate, enroll, forget, products
+from .cli_products import add_normals, calibrate, enroll, forget, ignore, products
 from .command_line import CHECKPOINT, make_parser, parse, start_logging
 
 
@@ -30,6 +30,8 @@ USAGE = """anople COMMAND ...
   calibrate CHECKPOINT NAME [IMAGES...]
                     set a product's line anew, by more good photographs or for
                     another rate of false alarms; nothing else changes
+  ignore CHECKPOINT NAME MASK
+                    keep what does not count on a product's photographs
   forget CHECKPOINT NAME
                     remove a product
   export CHECKPOINT FOLDER
@@ -60,7 +62,11 @@ class PredictOptions:
         default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learnt."}
     )
     ignore_mask: str | None = field(
-        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+        default=None,
+        metadata={
+            "help": "Picture of the photographs' size; what is not black there does not count. By default what the product "
+            "keeps; none ignores nothing."
+        },
     )
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
@@ -216,6 +222,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "add_normals": add_normals,
     "calibrate": calibrate,
     "forget": forget,
+    "ignore": ignore,
     "export": export,
     "draw": draw,
     "data": data,

@@ -1,4 +1,4 @@
-"""`anople products, enroll, add_normals, calibrate, forget`: what a detector knows, and how that changes without training."""
+"""`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
 
 import os
 import sys
@@ -31,7 +31,11 @@ class AddOptions(ForgetOptions):
     )
     batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
     ignore_mask: str | None = field(
-        default=None, metadata={"help": "Picture of the photographs' size; what is not black there does not count."}
+        default=None,
+        metadata={
+            "help": "Picture of the photographs' size; what is not black there does not count. enroll keeps it for the "
+            "product; later it is taken where none is given; none ignores nothing."
+        },
     )
 
 
@@ -112,6 +116,30 @@ def forget(arguments: list[str]) -> int:
     return 0
 
 
+def ignore(arguments: list[str]) -> int:
+    """Keep what does not count on a product's photographs, or nothing any more."""
+    parser = make_parser("ignore", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
+    parser.add_argument(
+        "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
+    )
+    places, options = parse(parser, arguments)
+    from .loading import load_config, load_detector
+
+    target = _target(places.checkpoint, options.output)
+    model, processor = load_detector(places.checkpoint)
+    model.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
+    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    sys.stdout.write(f"{places.name}: {_kept_mask(model.config, places.name)} The detector is in {target}.\n")
+    return 0
+
+
+def _kept_mask(config, name: str) -> str:
+    if name not in config.ignore_mask_sizes:
+        return "No ignore mask is kept."
+    height, width = config.ignore_mask_sizes[name]
+    return f"An ignore mask of {width} x {height} pixels is kept ({-(-height * width // 8) / 1e3:.1f} kB)."
+
+
 def products(arguments: list[str]) -> int:
     """List the products of a detector, their normals, memory and lines, and the log."""
     places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
@@ -128,6 +156,8 @@ def products(arguments: list[str]) -> int:
     for name in config.class_names:
         if line := config.calibration.get(name):
             rows.append(f"{name}: {describe_support(line)}")
+        if name in config.ignore_mask_sizes:
+            rows.append(f"{name}: {_kept_mask(config, name)}")
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}" + (f": {files}" if files else ""))
@@ -159,4 +189,4 @@ def _save(model, processor, target: Path, *, adapter: bool) -> None:
             os.replace(path, target / path.name)
 
 
-__all__ = ["add_normals", "calibrate", "enroll", "forget", "products"]
+__all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]

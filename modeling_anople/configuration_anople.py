@@ -114,6 +114,8 @@ class AnoPLeConfig(PreTrainedConfig):
             Whether the memory also holds turned copies of good photographs, for products that lie any way round:
             3 copies by `quarter_turns`, 7 by `eighth_turns`, mirrored at the border [U]. A product that lies turned the
             wrong way is then good. The look-up costs as much more as the memory grows.
+        ignore_mask_sizes (`dict`, *optional*):
+            Height and width of the ignore masks that products keep, by name. Kept by the model; sizes the buffers.
         memory_limit (`int`, *optional*, defaults to 16384):
             Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
             remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
@@ -195,6 +197,7 @@ class AnoPLeConfig(PreTrainedConfig):
     tiling: str | None = None
     product_tilings: dict | None = None
     memory_copies: MemoryCopies = "none"
+    ignore_mask_sizes: dict | None = None
     memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
     map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
@@ -220,6 +223,7 @@ class AnoPLeConfig(PreTrainedConfig):
         self.memory_boxes = list(self.memory_boxes or [False] * len(self.class_names))
         self.tiling = tiling_text(self.tiling)
         self.product_tilings = dict(self.product_tilings or {})
+        self.ignore_mask_sizes = dict(self.ignore_mask_sizes or {})
         self.history = list(self.history or [])
         self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .folder_anople import FolderMixin
 from .lines_anople import ClassLine
+from .masks_anople import KeptMasksMixin
 from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins
 from .processing_anople import AnoPLeProcessor
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
@@ -31,7 +32,7 @@ CONFIG_FIELDS = (
 )
 
 
-class EnrolmentMixin(FolderMixin):
+class EnrolmentMixin(KeptMasksMixin, FolderMixin):
     """Methods of [`AnoPLeModel`] that add, extend and remove products; each is done whole or not at all."""
 
     @torch.no_grad()
@@ -62,7 +63,8 @@ class EnrolmentMixin(FolderMixin):
             batch_size: photographs encoded at once.
             date: ISO date for the log; by default now.
             tiling: how this product's photographs are cut, now and whenever one is judged; by default as the others.
-            ignore_mask: places that do not count, one mask for all photographs, or a list with one for each.
+            ignore_mask: places that do not count, one mask for all photographs, which the product keeps for all later
+                ones, or a list with one for each, which is not kept.
 
         Returns:
             The line that was set.
@@ -101,6 +103,8 @@ class EnrolmentMixin(FolderMixin):
             self._append_class(class_name, ids)
             if setting != config.tiling:
                 config.product_tilings = {**config.product_tilings, class_name: setting}
+            if (mask := normals.common_mask(ignore_mask)) is not None:
+                self.masks.keep(class_name, mask, self.device)
             self._take_in(normals, class_name, max_false_alarm_rate, batch_size)
             self.log_history("enroll", class_name, files=normals.files, digests=normals.digests, date=date)
         processor.class_names = list(config.class_names)
@@ -122,11 +126,12 @@ class EnrolmentMixin(FolderMixin):
         Let a product know more good photographs, and set its line anew (see [`calibrate_further`] for how, and its limits).
 
         Arguments and errors are those of [`enroll`]; the product must exist, and none of the photographs may have been
-        added before.
+        added before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
         """
         self._class_id(class_name)
         processor = self.processor_beside(processor)
         tiling = tiling_of(self.config, class_name)
+        ignore_mask = self.ignore_mask_for(class_name, ignore_mask)
         normals = open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
         refuse_twins(normals, known_digests(self.config.history, class_name))
         refuse_copies(self, normals, class_name, batch_size)
@@ -164,6 +169,7 @@ class EnrolmentMixin(FolderMixin):
         normals = None
         if images is not None:
             tiling = tiling_of(self.config, class_name)
+            ignore_mask = self.ignore_mask_for(class_name, ignore_mask)
             normals = open_normals(images, self.processor_beside(processor), tiling=tiling, ignore_mask=ignore_mask)
             refuse_twins(normals, known_digests(self.config.history, class_name))
             refuse_copies(self, normals, class_name, batch_size)
@@ -198,9 +204,10 @@ class EnrolmentMixin(FolderMixin):
             self.class_token_ids = self.class_token_ids[rows].clone()
             self.class_embeddings = self.class_embeddings[others].clone()
             self.class_prototypes = self.class_prototypes[others].clone()
-            contents = self.memory.contents
+            contents, masks = self.memory.contents, self.masks.contents
             self.memory.restore([contents[number] for number in others])
             config.class_names = [config.class_names[number] for number in others]
+            self.masks.restore({name: kept for name, kept in masks.items() if name != class_name})
             self.note_memory()
             self.calibration.remove(class_name)
             config.product_tilings = {
@@ -274,7 +281,7 @@ class EnrolmentMixin(FolderMixin):
         """Put everything back if what is done inside fails."""
         config = {name: copy.deepcopy(getattr(self.config, name)) for name in CONFIG_FIELDS}
         buffers = {name: getattr(self, name).clone() for name in CLASS_BUFFERS}
-        contents = self.memory.contents
+        contents, masks = self.memory.contents, self.masks.contents
         try:
             yield
         except BaseException:
@@ -283,6 +290,7 @@ class EnrolmentMixin(FolderMixin):
             self.memory.restore(contents)
             for name, value in config.items():
                 setattr(self.config, name, value)
+            self.masks.restore(masks)
             raise
 
 

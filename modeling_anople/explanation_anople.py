@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from .identity_anople import strangeness
 from .ignoring_anople import ignored_patches, load_ignore_mask
-from .photographs_anople import load_photograph
+from .judging_anople import judge_batch
+from .masks_anople import kept_masks
+from .photographs_anople import ImageError, load_photograph
 from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor
+from .reading_anople import read_batches
 from .tiling_anople import Tiling
 from .views_anople import SAME, TILES_AT_ONCE, Views, judge_views, lay_out, needs_views
 
@@ -77,7 +80,7 @@ def explain(
         image: anything that [`load_photograph`] opens.
         class_name: the product; without it, predicted.
         tiling: how it is cut; by default as the product was learnt.
-        ignore_mask: places that do not count.
+        ignore_mask: places that do not count; by default what the product keeps.
 
     Raises:
         ImageError: if the photograph cannot be read.
@@ -85,13 +88,18 @@ def explain(
     """
     model.eval()
     photograph = load_photograph(image, white_value=processor.white_value)
-    if needs_views(model.config, tiling, ignore_mask):
+    if needs_views(model.config, tiling):
         mask = None if ignore_mask is None else load_ignore_mask(ignore_mask, photograph.size[::-1])
         views = lay_out(model, processor, photograph, mask, class_name, tiling)
         class_id = None if class_name is None else processor.class_id(class_name)
         return explain_views(model, processor, views, judge_views(model, views, class_id))
-    inputs = processor(photograph, class_names=class_name).to(model.device, model.dtype)
-    return explain_outputs(model, processor, inputs["pixel_values"], model(**inputs), [photograph.size[::-1]])[0]
+    reading = {"class_names": class_name, "ignore_mask": ignore_mask, "masks": kept_masks(model)}
+    batch = next(read_batches(processor, [photograph], **reading))
+    output = judge_batch(model, processor, batch)
+    if output is None:
+        raise ImageError(batch.errors[0])
+    pixels = batch.inputs["pixel_values"].to(model.device, model.dtype)
+    return explain_outputs(model, processor, pixels, output, batch.readable_sizes)[0]
 
 
 @torch.no_grad()

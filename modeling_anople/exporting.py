@@ -126,6 +126,11 @@ def export_detector(
         raise ValueError(
             "This detector judges photographs by their tiles, which a graph cannot: learn it without tiling."
         )
+    if config.ignore_mask_sizes:
+        raise ValueError(
+            f"The products {sorted(config.ignore_mask_sizes)} keep an ignore_mask, which a graph cannot lay over photographs: "
+            "drop it with model.set_ignore_mask(name, None), or forget them."
+        )
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .photographs_anople import load_mask
 
 
+NOTHING = "none"  # an ignore_mask by which all counts
 MOSTLY = 0.5  # a patch is ignored where more than this share of it is
 
 
@@ -19,12 +20,18 @@ def load_ignore_mask(source: Any, size: tuple[int, int]) -> np.ndarray:
     Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored.
 
     Args:
-        source: anything that [`load_photograph`] opens.
+        source: anything that [`load_photograph`] opens; `"none"`, by which nothing is ignored; or a function of the size.
         size: (height, width) of its photograph.
 
     Raises:
         ImageError: if it cannot be read or has another size.
     """
+    if isinstance(source, str) and source == NOTHING:
+        return np.zeros(size, dtype=bool)
+    if callable(source):
+        return source(size)
+    if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.shape == tuple(size):
+        return source
     return load_mask(source, size=size)
 
 
@@ -86,4 +93,4 @@ def clear_ignored(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarra
     return np.where(np.array(near) > 0, 0, anomaly_map).astype(np.float32)
 
 
-__all__ = ["clear_ignored", "fill_ignored", "hide", "ignored_patches", "load_ignore_mask", "mask_tensor"]
+__all__ = ["NOTHING", "clear_ignored", "fill_ignored", "hide", "ignored_patches", "load_ignore_mask", "mask_tensor"]

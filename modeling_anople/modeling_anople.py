@@ -20,6 +20,7 @@ from .fusion_anople import fuse_images, fuse_maps
 from .identity_anople import IdentityMixin
 from .ignoring_anople import hide, ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
+from .masks_anople import KeptMasks
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
 from .products_anople import ProductsMixin
@@ -58,7 +59,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, AnomalyDecoder):
             module.reset_head()
-        elif isinstance(module, (NormalMemory, AnoPLeModel)):
+        elif isinstance(module, (NormalMemory, KeptMasks, AnoPLeModel)):
             for buffer in module.buffers(recurse=False):
                 init.zeros_(buffer)
 
@@ -78,6 +79,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         self.prefix = None if config.prefix == "none" else ScalePrefix(config)
         self.decoder = AnomalyDecoder(config)
         self.memory = NormalMemory(config)
+        self.masks = KeptMasks(config)
         self.calibration = ScoreCalibration(config)
         classes, width = len(config.class_names), config.clip_config.projection_dim
         length = config.clip_config.text_config.max_position_embeddings

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,6 +43,11 @@ class Normals:
     def ready(self, device: torch.device, dtype: torch.dtype) -> Tensor | list[Views]:
         """Return what [`remember`] and [`calibrate`] take."""
         return self.pixel_values.to(device, dtype) if self.views is None else self.views
+
+    def common_mask(self, given: Any) -> np.ndarray | None:
+        """Return what is ignored on all of them, where one mask was given that marks anything."""
+        mask = None if self.views is None or isinstance(given, (list, tuple)) else self.views[0].mask
+        return mask if mask is not None and mask.any() else None
 
 
 def open_normals(

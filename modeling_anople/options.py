@@ -65,6 +65,12 @@ class TrainingConfig:
     white_value: float | None = field(
         default=None, metadata={"help": "White of 16-bit and float greyscale photographs; 4095 for a 12-bit camera."}
     )
+    ignore_masks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with a picture NAME.png per product that wants one; what is not black does not count."
+        },
+    )
     mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
     num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})
@@ -116,6 +122,7 @@ KEPT_FIELDS = {
     "memory_photographs",
     "memory_boxes",
     "product_tilings",
+    "ignore_mask_sizes",
     "calibration",
     "fit",
     "clip_source",

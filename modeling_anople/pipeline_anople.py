@@ -13,6 +13,8 @@ from transformers.utils import ModelOutput
 
 from .explanation_anople import explain_outputs, explain_views
 from .ignoring_anople import clear_ignored
+from .judging_anople import judge_batch
+from .masks_anople import kept_masks
 from .photographs_anople import ImageError, source_path
 from .reading_anople import Batch, read_batches
 from .sources_anople import is_one_photograph, photographs_of
@@ -43,7 +45,8 @@ class AnomalyDetectionPipeline(Pipeline):
         image_column (`str`): of a `datasets.Dataset` with several columns of images.
         explain (`bool`, defaults to `False`): whether each result has an `explanation`, see [`Explanation`].
         tiling (`"auto"`, (rows, columns) or `None`): how photographs are cut; by default as each product was learnt.
-        ignore_mask: places that do not count (nonzero), one mask for all photographs, or a list with one for each.
+        ignore_mask: places that do not count (nonzero), one mask for all photographs, or a list with one for each; by
+            default what each product keeps. `"none"` ignores nothing.
     """
 
     _load_processor = True
@@ -118,8 +121,9 @@ class AnomalyDetectionPipeline(Pipeline):
         given = self._sanitize_parameters(**options)
         reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
         sources = photographs_of(inputs, image_column=reading.pop("image_column", None))
-        tiling, mask = reading.pop("tiling", SAME), reading.get("ignore_mask")
-        reading["by_views"] = needs_views(self.model.config, tiling, mask)
+        tiling = reading.pop("tiling", SAME)
+        reading["by_views"] = needs_views(self.model.config, tiling)
+        reading["masks"] = kept_masks(self.model)
         batches = read_batches(self.processor, sources, batch_size=batch_size or self._batch_size or 1, **reading)
         results = self._answer(batches, {**answering, "tiling": tiling}, **failing)
         if is_one_photograph(inputs):
@@ -131,7 +135,8 @@ class AnomalyDetectionPipeline(Pipeline):
     ) -> Iterator[dict[str, Any]]:
         tiling = options.pop("tiling")
         for batch in batches:
-            answers = [self._judge_opened(*opened, tiling, **options) for opened in batch.opened]
+            opened = batch.opened if batch.inputs is None else ()
+            answers = [self._judge_opened(*each, tiling, **options) for each in opened]
             known = self.postprocess((batch, None), **options) if answers else None
             for number, answer in zip([n for n, e in enumerate(batch.errors) if not e], answers, strict=False):
                 known[number] = {**known[number], **answer}
@@ -153,16 +158,20 @@ class AnomalyDetectionPipeline(Pipeline):
         line = self.model.config.threshold if threshold is None else threshold
         class_id = None if class_name is None else self.processor.class_id(class_name)
         with self.device_placement(), torch.inference_mode():
-            views = lay_out(self.model, self.processor, photograph, mask, class_name, tiling)
+            try:
+                views = lay_out(self.model, self.processor, photograph, mask, class_name, tiling)
+            except ImageError as error:  # its product's mask has another size
+                return {"error": str(error)}
             output = judge_views(self.model, views, class_id)
             told = explain_views(self.model, self.processor, views, output, line) if explain else None
         result = self.processor.post_process_anomaly_detection(output, target_sizes=[views.size], threshold=line)[0]
-        result["anomaly_map"] = clear_ignored(result["anomaly_map"], mask)
+        result["anomaly_map"] = clear_ignored(result["anomaly_map"], views.mask)
         return {**result, "explanation": told} if explain else result
 
     def preprocess(self, input_: Any, class_names: str | Iterable[str] | None = None) -> Batch:
         """Read one photograph."""
-        return next(read_batches(self.processor, [input_], class_names=class_names, batch_size=1))
+        masks = kept_masks(self.model)
+        return next(read_batches(self.processor, [input_], class_names=class_names, batch_size=1, masks=masks))
 
     def forward(self, model_inputs: Batch, **forward_params) -> ModelOutput | None:
         """Run the model on a batch where the model is."""
@@ -170,9 +179,7 @@ class AnomalyDetectionPipeline(Pipeline):
             return self._forward(model_inputs, **forward_params)
 
     def _forward(self, input_tensors: Batch) -> ModelOutput | None:
-        if input_tensors.inputs is None:
-            return None
-        return self.model(**input_tensors.inputs.to(self.model.device, self.model.dtype))
+        return judge_batch(self.model, self.processor, input_tensors)
 
     def postprocess(
         self, model_outputs: tuple[Batch, ModelOutput | None], threshold: float | None = None, explain: bool = False
@@ -185,6 +192,8 @@ class AnomalyDetectionPipeline(Pipeline):
             results = self.processor.post_process_anomaly_detection(
                 outputs, target_sizes=batch.readable_sizes, threshold=line
             )
+            for result, mask in zip(results, batch.hidden, strict=True):
+                result["anomaly_map"] = clear_ignored(result["anomaly_map"], mask)
             if explain:
                 self._explain(batch, outputs, results, line)
         unread = {**UNREAD, "explanation": None} if explain else UNREAD

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from .explanation_anople import Explanation, explain_outputs, explain_views
 from .fusion_anople import resize_maps, smooth_maps
-from .ignoring_anople import clear_ignored
+from .ignoring_anople import clear_ignored, hide, ignored_patches
+from .judging_anople import judge_batch
+from .masks_anople import kept_masks
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
+from .photographs_anople import ImageError
 from .processing_anople import AnoPLeProcessor
 from .reading_anople import Batch, read_batches
 from .tiling_anople import Tiling
@@ -77,7 +80,8 @@ def predict(
         part: which score and map the raw values are of.
         explain: whether to say what stands behind each answer.
         tiling: "auto", (rows, columns) or `None`; by default as each product was learnt. A line holds for that alone.
-        ignore_mask: places that do not count, one mask for all photographs, or a list with one (or `None`) for each.
+        ignore_mask: places that do not count, one mask for all photographs, or a list with one (or `None`) for each; by
+            default what each product keeps. `"none"` ignores nothing.
 
     Yields:
         One [`Prediction`] for each source, in order; an unreadable one has `error` set.
@@ -88,11 +92,11 @@ def predict(
     """
     model.eval()
     start = time.perf_counter()
-    by_views = needs_views(model.config, tiling, ignore_mask)
-    if (explain or by_views) and not hasattr(model, "encode_views"):
+    by_views = needs_views(model.config, tiling)
+    if (explain or by_views or ignore_mask is not None) and not hasattr(model, "encode_views"):
         raise ValueError("A graph judges whole photographs: explain, tiling and ignore_mask need the detector itself.")
     reading = {"class_names": class_names, "batch_size": batch_size, "by_views": by_views, "ignore_mask": ignore_mask}
-    for batch in read_batches(processor, sources, **reading):
+    for batch in read_batches(processor, sources, **reading, masks=kept_masks(model)):
         if by_views:
             predictions = _judge_opened(model, processor, batch, part, explain, tiling)
         else:
@@ -107,21 +111,26 @@ def predict(
 def _judge(
     model: AnoPLeModel, processor: AnoPLeProcessor, batch: Batch, part: Part, explain: bool
 ) -> list[Prediction]:
-    predictions = [Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)]
-    if batch.inputs is None:
-        return predictions
     with torch.inference_mode():
-        outputs = model(**batch.inputs.to(model.device, model.dtype))
+        outputs = judge_batch(model, processor, batch)
+        predictions = [
+            Prediction(error=error, size=size) for error, size in zip(batch.errors, batch.sizes, strict=True)
+        ]
+        if outputs is None:
+            return predictions
         scores, maps = part_scores(model, outputs, part)
+        if "ignore_masks" in batch.inputs:
+            maps = hide(maps, ignored_patches(batch.inputs["ignore_masks"], model.config.grid_size).to(scores.device))
         pixels, sizes = batch.inputs["pixel_values"].to(model.device, model.dtype), batch.readable_sizes
         explanations = explain_outputs(model, processor, pixels, outputs, sizes) if explain else []
     results = processor.post_process_anomaly_detection(outputs, threshold=model.config.threshold)
     judged = [prediction for prediction in predictions if prediction.error is None]
-    for number, (prediction, result) in enumerate(zip(judged, results, strict=True)):
+    for number, (prediction, result, mask) in enumerate(zip(judged, results, batch.hidden, strict=True)):
         prediction.score, prediction.label, prediction.p_value = result["score"], result["label"], result["p_value"]
         prediction.raw_score = float(scores[number])
-        prediction.raw_map = None if maps is None else maps[number].float().cpu().numpy()
-        prediction.anomaly_map = None if result["label"] is None else result["anomaly_map"]
+        prediction.ignored = mask
+        prediction.raw_map = None if maps is None else clear_ignored(maps[number].float().cpu().numpy(), mask)
+        prediction.anomaly_map = None if result["label"] is None else clear_ignored(result["anomaly_map"], mask)
         prediction.class_name = result["class_name"]
         prediction.explanation = explanations[number] if explain else None
     return predictions
@@ -136,8 +145,12 @@ def _judge_opened(
     for prediction, (photograph, mask, name) in zip(readable, batch.opened, strict=True):
         with torch.inference_mode():
             class_id = None if name is None else processor.class_id(name)
-            views = lay_out(model, processor, photograph, mask, name, tiling)
-            output = judge_views(model, views, class_id)
+            try:
+                views = lay_out(model, processor, photograph, mask, name, tiling)
+            except ImageError as error:  # its product's mask has another size
+                prediction.error, prediction.size = str(error), None
+                continue
+            mask, output = views.mask, judge_views(model, views, class_id)
             raw = output
             if part != "fused":
                 raw = judge_views(model, views, class_id, score=lambda tiles: part_scores(model, tiles, part))

@@ -2,15 +2,19 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
+from .ignoring_anople import load_ignore_mask
 from .options import TrainingConfig
-from .processing_anople import AnoPLeProcessor, load_photograph
+from .photographs_anople import load_mask, load_photograph
+from .processing_anople import AnoPLeProcessor
 from .sources import read_source
+from .sources_anople import list_photographs
 from .synthesis import PseudoAnomaly
 from .views_anople import Views
 
@@ -20,12 +24,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Shots:
-    """The good photographs of a fit: their names per class, and what was held back to watch the decoder."""
+    """The good photographs of a fit: names per class, what was held back to watch the decoder, and what is ignored."""
 
     files: dict[str, list[str]]
     images: list[dict]
     class_ids: list[int]
     held_back: list[tuple[dict, int]]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def mask_of(self, class_id: int) -> np.ndarray | None:
+        """Return what is ignored on the photographs of a class."""
+        return self.masks.get(list(self.files)[class_id]) if self.masks else None
 
 
 def choose_shots(config: TrainingConfig) -> Shots:
@@ -50,6 +59,7 @@ def choose_shots(config: TrainingConfig) -> Shots:
         shots.class_ids += [class_id] * len(chosen)
         others = sample_few_shot(list(rows[name].keys() - chosen) or chosen, spare, seed=config.seed, class_name=name)
         shots.held_back += [(normals[rows[name][path]]["image"], class_id) for path in others]
+    shots.masks = read_ignore_masks(config.ignore_masks, list(shots.files))
     return shots
 
 
@@ -75,11 +85,27 @@ def group_views(paths: list[str], pattern: str | None) -> dict[str, list[str]]:
     return dict(sorted(views.items()))
 
 
+def read_ignore_masks(folder: str | None, names: list[str]) -> dict[str, np.ndarray]:
+    """
+    Read the ignore masks of products, pictures NAME.png (or another kind) in a folder.
+
+    Raises:
+        ValueError: for a picture of no product.
+    """
+    masks = {path.stem: load_mask(path) for path in (list_photographs([folder]) if folder else [])}
+    if unknown := sorted(masks.keys() - names):
+        raise ValueError(f"{folder} holds ignore masks of {unknown}, which are not fitted; products are {names}.")
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
 def make_samples(
     config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int, tiling: str | None = None
 ) -> FewShotDataset:
     """Load the photographs, or each of their tiles, at the size from which views are cut."""
-    tiles = [_squares(image, processor, grid, tiling) for image in shots.images]
+    tiles = [
+        _squares(image, processor, grid, tiling, shots.mask_of(class_id))
+        for image, class_id in zip(shots.images, shots.class_ids, strict=True)
+    ]
     class_ids = [[class_id] * len(several) for several, class_id in zip(tiles, shots.class_ids, strict=True)]
     return FewShotDataset(
         [tile for several in tiles for tile in several],
@@ -101,7 +127,7 @@ def make_watched(
     """
     if config.monitor_images < 1:
         return None
-    tiles = [_squares(image, processor, 1, tiling) for image, _ in shots.held_back]
+    tiles = [_squares(image, processor, 1, tiling, shots.mask_of(class_id)) for image, class_id in shots.held_back]
     images = [several[len(several) // 2] for several in tiles]
     kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
     samples = FewShotDataset(
@@ -116,10 +142,16 @@ def make_watched(
     return batch if batch["mask_labels"].any() else None
 
 
-def _squares(image: dict, processor: AnoPLeProcessor, grid: int, tiling: str | None) -> list[torch.Tensor]:
-    """Make the whole photograph, or each tile, a square; what is beyond the border repeats it."""
+def _squares(
+    image: dict, processor: AnoPLeProcessor, grid: int, tiling: str | None, mask: np.ndarray | None
+) -> list[torch.Tensor]:
+    """Make the whole photograph, or each tile, a square; what is ignored or beyond the border is painted over."""
     photograph = load_photograph(image, white_value=processor.white_value)
-    parts = Views.of(photograph, processor, tiling).pictures() if tiling else [photograph]
+    if tiling is None and mask is None:
+        parts = [photograph]
+    else:
+        mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
+        parts = Views.of(photograph, processor, tiling, mask).pictures()
     return [square_image(part, processor.image_size * grid) for part in parts]
 
 
@@ -128,4 +160,4 @@ def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
     return ViewSettings(processor.image_size, grid, tuple(normalisation.image_mean), tuple(normalisation.image_std))
 
 
-__all__ = ["Shots", "choose_shots", "make_samples", "make_watched"]
+__all__ = ["Shots", "choose_shots", "make_samples", "make_watched", "read_ignore_masks"]

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 LOG_FILE = "training_log.jsonl"
+NAMED = ("data_root", "clip", "ignore_masks")  # folders, of which a detector keeps the names alone
 
 # Not part of what a resumed fit must repeat.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
@@ -136,6 +137,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **options).freeze_clip()
     processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision)
     processor.white_value = config.white_value
+    for name, mask in shots.masks.items():
+        model.masks.keep(name, mask, model.device)
     optimizer = make_optimizer(model, config)
     # 3. Where an earlier, killed run stopped.
     settings = {**dataclasses.asdict(config), **options, "files": shots.files}
@@ -175,7 +178,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         health = finish(model, processor, shots, watched, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
         # a detector may be published: names of folders, not the way to them
-        model.config.fit = {**settings, **seen, **{key: name_of(settings[key]) for key in ("data_root", "clip")}}
+        model.config.fit = {**settings, **seen, **{key: name_of(settings[key]) for key in NAMED if settings[key]}}
         save(model, processor, output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -253,8 +256,12 @@ def finish(
         images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
         photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
         digests.append([digest_of(photograph) for photograph in photographs])
-        if model.config.tiling:
-            pixels.append([Views.of(photograph, processor, model.config.tiling) for photograph in photographs])
+        mask, tiling = model.masks.wanted(model.config.class_names[class_id]), model.config.tiling
+        if tiling or mask:
+            masks = [mask(photograph.size[::-1]) if mask else None for photograph in photographs]
+            pixels.append(
+                [Views.of(one, processor, tiling, mask) for one, mask in zip(photographs, masks, strict=True)]
+            )
         else:
             pixels.append(processor(photographs)["pixel_values"].to(device))
         model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])

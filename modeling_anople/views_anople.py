@@ -31,12 +31,14 @@ class Views:
         processor: turns tiles into tensors.
         layout: where the tiles lie; `None` for the photograph as a whole.
         mask: (height, width) what is ignored, or `None`.
+        class_id: the product, where it was found out before a mask was laid over.
     """
 
     photograph: Image.Image
     processor: AnoPLeProcessor
     layout: Layout | None
     mask: np.ndarray | None = None
+    class_id: int | None = None
 
     @classmethod
     def of(cls, photograph: Image.Image, processor: AnoPLeProcessor, tiling: Tiling, mask: np.ndarray | None = None):
@@ -89,11 +91,11 @@ class Views:
         return torch.minimum(seen.clamp(min=0), torch.tensor(self.photograph.size * 2, dtype=seen.dtype))
 
 
-def needs_views(config: Any, tiling: Tiling = SAME, ignore_mask: Any = None) -> bool:
-    """Say whether photographs are judged by [`Views`]; without tiles and masks, whole batches are judged at once."""
+def needs_views(config: Any, tiling: Tiling = SAME) -> bool:
+    """Say whether photographs are judged by [`Views`]; without tiles, whole batches are judged at once."""
     if tiling == SAME:
-        return ignore_mask is not None or bool(config.tiling or config.product_tilings)
-    return ignore_mask is not None or tiling_text(tiling) is not None or bool(config.product_tilings)
+        return bool(config.tiling or config.product_tilings)
+    return tiling_text(tiling) is not None or bool(config.product_tilings)
 
 
 @torch.no_grad()
@@ -105,16 +107,28 @@ def lay_out(
     class_name: str | None,
     tiling: Tiling = SAME,
 ) -> Views:
-    """Cut a photograph as its product wants it, or as it is said; an unnamed product is found out where that matters."""
-    if tiling != SAME:
-        return Views.of(photograph, processor, tiling, mask)
-    if model.config.class_identity == "pooled" or (class_name is None and not model.config.product_tilings):
-        return Views.of(photograph, processor, model.config.tiling, mask)
-    if class_name is None or model.config.class_identity == "predicted":
+    """
+    Cut a photograph as its product wants it, or as it is said, and lay the product's own mask over it where none is given.
+
+    An unnamed product is found out where that matters, on the photograph as it came.
+
+    Raises:
+        ImageError: if the product's mask is of another size than the photograph.
+    """
+    config, found = model.config, None
+    unnamed = config.class_identity == "predicted" or (class_name is None and config.class_identity == "given")
+    if unnamed and (mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings):
         whole = Views(photograph, processor, None, mask).overview()["pixel_values"].to(model.device, model.dtype)
         embeds = F.normalize(model.encode_views(whole).pooled, dim=-1)
-        class_name = model.config.class_names[int(model.identify(embeds, model.class_embeddings, None))]
-    return Views.of(photograph, processor, tiling_of(model.config, class_name), mask)
+        found = int(model.identify(embeds, model.class_embeddings, None))
+        class_name = config.class_names[found]
+    if mask is None and (wanted := model.masks.wanted(class_name)):
+        mask = wanted(photograph.size[::-1])
+    if tiling == SAME:
+        tiling = config.tiling if config.class_identity == "pooled" else tiling_of(config, class_name)
+    views = Views.of(photograph, processor, tiling, mask)
+    views.class_id = found
+    return views
 
 
 @torch.no_grad()
@@ -154,7 +168,9 @@ def judge_views(
     if pooled:
         class_id = None
     elif given is None:
-        class_id = int(model.identify(embeds[:1], model.class_embeddings, None))
+        class_id = views.class_id
+        if class_id is None:
+            class_id = int(model.identify(embeds[:1], model.class_embeddings, None))
     tiles = []
     for inputs in views.batches():
         pixels = inputs["pixel_values"].to(model.device, model.dtype)

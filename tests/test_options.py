@@ -19,6 +19,7 @@ KEPT = {
     "memory_photographs",
     "memory_boxes",
     "product_tilings",
+    "ignore_mask_sizes",
     "calibration",
     "fit",
     "history",

@@ -6,9 +6,13 @@ are the good test photographs above a line (false alarms) and the defective ones
 the detector sets, for two naive ones through the same scores of its normals (their maximum; their mean and three
 standard deviations), and for the detector's line after it was calibrated further with more good photographs, which are not
 remembered.
+
+`python -m tests.benchmarks.lines --fitted EVALUATION.json ...` puts beside it what `anople evaluate` counted of detectors
+that were fitted, prompts and decoder trained.
 """
 
 import argparse
+import json
 import logging
 import statistics
 from collections.abc import Sequence
@@ -29,6 +33,8 @@ from .unknown_products import make_detector, share
 
 
 logger = logging.getLogger(__name__)
+
+FITTED = "\n## Fitted detectors\n"
 
 
 class Count(NamedTuple):
@@ -96,17 +102,59 @@ def to_table(counts: Sequence[Count]) -> str:
     return "\n".join(rows)
 
 
+def fitted_section(evaluations: Sequence[dict], about: str) -> str:
+    """Write false alarms / detections of fitted detectors at their lines, a column for each seed and one for all."""
+    seeds = [f"seed {each['seed']}" for each in evaluations]
+    names = sorted(set().union(*(each["classes"] for each in evaluations)))
+    lines = [f"| product | {' | '.join(seeds)} | all seeds |", "|---" * (2 + len(seeds)) + "|"]
+    for name in [*names, None]:
+        cells = []
+        for chosen in (*([each] for each in evaluations), evaluations):
+            entries = [each["classes"][one] for each in chosen for one in names if name in (one, None)]
+            cells.append(" / ".join(_rate(entries, *keys) for keys in RATES))
+        lines.append(f"| {name or 'all photographs'} | {' | '.join(cells)} |")
+    return f"{FITTED}\n{about}\n\n" + "\n".join(lines) + "\n"
+
+
+RATES = (("false_alarm_rate", "normal"), ("detection_rate", "anomalous"))
+
+
+def _rate(entries: Sequence[dict], rate: str, count: str) -> str:
+    """Percentage of all photographs, of a rate that was counted in parts."""
+    total = sum(entry[count] for entry in entries)
+    return f"{100 * sum(entry[rate] * entry[count] for entry in entries) / total:.1f}"
+
+
+def keep_fitted(file: Path, paths: Sequence[Path], about: str) -> None:
+    """Put the section on fitted detectors into the file of the table, in the place of an earlier one."""
+    evaluations = sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in paths), key=lambda each: each["seed"]
+    )
+    section = fitted_section(evaluations, about)
+    file.write_text(file.read_text(encoding="utf-8").split(FITTED)[0] + section, encoding="utf-8")
+    print(section)
+
+
 def main() -> None:
     """Measure, print and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", help="Products in any layout that `anople fit` reads, with test photographs.")
+    parser.add_argument(
+        "data", nargs="?", help="Products in any layout that `anople fit` reads, with test photographs."
+    )
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--more", type=int, default=20, help="Good photographs that calibrate it later.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--clip", default="mini")
     parser.add_argument("--about", default="", help="A sentence on the data, for the file.")
     parser.add_argument("--output", type=Path, default=RESULTS / "lines.md")
+    parser.add_argument(
+        "--fitted", type=Path, nargs="+", help="evaluation.json of fitted detectors; nothing is measured."
+    )
     options = parser.parse_args()
+    if options.fitted:
+        return keep_fitted(options.output, options.fitted, options.about)
+    if options.data is None:
+        parser.error("DATA, or --fitted, is needed")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train, test = (read_dataset(options.data, split=split) for split in ("train", "test"))
     counts = []
@@ -121,7 +169,9 @@ def main() -> None:
         f"`python -m tests.benchmarks.lines DATA --shots {options.shots} --more {options.more} --seeds {seeds} "
         f"--clip {options.clip}`. Each cell: false alarms / detections. {options.about}\n\n{to_table(counts)}\n"
     )
-    keep_table(options.output, "What lines do, percent", text)
+    earlier = options.output.read_text(encoding="utf-8") if options.output.exists() else ""
+    fitted = FITTED + earlier.split(FITTED)[1] if FITTED in earlier else ""
+    keep_table(options.output, "What lines do, percent", text + fitted)
 
 
 if __name__ == "__main__":
