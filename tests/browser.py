@@ -30,6 +30,8 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 ]
+PICTURES = Path(os.environ.get("ANOPLE_PICTURES", Path(__file__).resolve().parents[1] / "out" / "demo"))
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1600, "height": 1000}
 INSTALL = "apt-get install chromium chromium-driver"
 
 
@@ -164,12 +166,12 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """Start Chromium with an empty profile."""
+def browser(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
+    """Start Chromium with an empty profile, and more flags."""
     chromium, driver = needs_chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))

@@ -28,12 +28,18 @@ def running(start: Session, examples: Examples) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_program(
-    command: list[str], folder: Path, environment: dict[str, str], *, log: Path, wait: float = 120
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    log: Path,
+    wait: float = 120,
+    python: str = sys.executable,
 ) -> Iterator[str]:
     """Run a program that starts the demo in a folder; gives the address it prints."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     with log.open("w") as output:
-        program = subprocess.Popen([sys.executable, *command], cwd=folder, env=variables, stdout=output, stderr=output)
+        program = subprocess.Popen([python, *command], cwd=folder, env=variables, stdout=output, stderr=output)
         try:
             yield _address(program, log, time.monotonic() + wait)
         finally:
