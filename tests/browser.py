@@ -140,6 +140,7 @@ class Page:
 
     def picture(self, path: Path) -> None:
         """Photograph the whole page."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         time.sleep(0.4)
         needed = self.driver.execute_script("return document.querySelector('.gradio-container').scrollHeight")
         self.resize(max(self.height, min(needed, 3000)))

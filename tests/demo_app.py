@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gradio_client import Client
+
 from demo.app import build_demo, serve
 from demo.examples import Examples
 from demo.session import Session
@@ -53,6 +55,11 @@ def _address(program: subprocess.Popen, log: Path, until: float) -> str:
             return found[1]
         time.sleep(0.1)
     raise AssertionError(f"The demo did not start:\n{log.read_text()}")
+
+
+def new_client(address: str, **options) -> Client:
+    """Connect as a program does; the client's own 5 s for an answer are too few where the machine is busy."""
+    return Client(address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120}, **options)
 
 
 def free_port() -> int:

@@ -7,13 +7,12 @@ import pytest
 from demo.examples import write_examples
 from demo.session import start_session
 
-from .browser import PICTURES, browser, needs_chromium
+from .browser import browser, needs_chromium
 from .demo_app import running
 
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory):
-    PICTURES.mkdir(parents=True, exist_ok=True)
     with browser(tmp_path_factory.mktemp("profile")) as chrome:
         yield chrome
 

@@ -5,13 +5,13 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import yaml
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hub.push_space import main
 
-from .demo_app import free_port, running_program
+from .demo_app import free_port, new_client, running_program
 from .hub_client import api, download_space, files_of, push, push_space
 
 
@@ -40,9 +40,7 @@ def test_the_space_is_all_there_and_starts_from_what_was_sent(client, hub, publi
     program = _WITHOUT_THE_CHECKOUT.format(checkout=str(ROOT), hidden=not_required(space / "requirements.txt"))
     command = ["-c", program, "--port", str(free_port())]
     with running_program(command, space, environment, log=tmp_path / "log") as address:
-        answer = Client(address, verbose=False).predict(
-            handle_file(published.photographs[0]), "bolt", api_name="/inspect"
-        )
+        answer = new_client(address).predict(handle_file(published.photographs[0]), "bolt", api_name="/inspect")
     assert answer[0]["product"] == "bolt"
 
 
