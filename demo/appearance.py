@@ -10,6 +10,8 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
 .gradio-container main { width: 100% }
 #examples .grid-wrap { min-height: 0; max-height: none }
+#examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) }
+.block:has(> .html-container > .prose:empty) { display: none }
 #examples .thumbnail-item { height: auto; aspect-ratio: auto; overflow: hidden }
 #examples .thumbnail-item img { height: auto; aspect-ratio: 1 }
 #examples .caption-label { position: static; display: block; max-width: 100%; border: 0; white-space: normal;
@@ -45,6 +47,7 @@ svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.ca
 svg.losses { width: 100%; max-width: 40rem; color: var(--body-text-color) }
 svg.losses text { fill: currentColor; font-size: 13px } svg.losses line { stroke: currentColor; stroke-width: 1 }
 svg.losses polyline { fill: none; stroke: #4076ba; stroke-width: 2 }
+@media (max-width: 640px) { footer .divider { display: none } }
 @media (max-width: 480px) { .why figure { flex: 1 1 7rem }
   .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
 """

@@ -29,6 +29,9 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
     name = f"{'phone' if screen is PHONE else 'desk'}-{'dark' if dark else 'light'}"
     assert not page.too_wide() and "No photograph yet" in page.text("verdict")
     page.picture(PICTURES / f"first-{name}.png")
+    edge = page.find("examples").rect
+    assert all(one.rect["x"] + one.rect["width"] < edge["x"] + edge["width"] for one in page.all("#examples button"))
+    assert not page.find("why").is_displayed()  # nothing to say yet: no gap either
     click_example(page, 1)
     page.wait(lambda: "line at 0.50" in page.text("verdict"))
     assert page.text("verdict").startswith("anomalous, 0.") and "judged as wooden board" in page.text("verdict")
@@ -132,7 +135,7 @@ def test_screen_readers_are_told_what_everything_is(chrome, address):
     assert any(role == "status" for role, _ in told) and any("Colour scale" in name for _, name in told)
     names = " ".join(name for _, name in told)
     assert "The worst region of this photograph" in names and "The nearest good place, in wooden board" in names
-    asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox"}
+    asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox", "image"}
     assert [role for role, name in told if role in asked and not name.strip()] == []
     for tab, fields in (("Teach", {"Name of the new product"}), ("Judge", {"Product"})):
         page.open_tab(tab)
