@@ -114,7 +114,7 @@ class Page:
         field = self.wait(lambda: self.find(identity).find_element(By.CSS_SELECTOR, "input[type=file]"))
         field.send_keys("\n".join(str(path) for path in paths))
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         """Wait until something is so, and return it."""
         until, failure = time.monotonic() + seconds, None
         while time.monotonic() < until:
@@ -130,7 +130,7 @@ class Page:
         """All that can be read on the page."""
         return self.driver.find_element(By.TAG_NAME, "body").text
 
-    def wait_for(self, text: str, seconds: float = 20) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Wait until a text can be read somewhere on the page."""
         self.wait(lambda: text in self.read(), seconds)
 
