@@ -47,7 +47,6 @@ svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.ca
 svg.losses { width: 100%; max-width: 40rem; color: var(--body-text-color) }
 svg.losses text { fill: currentColor; font-size: 13px } svg.losses line { stroke: currentColor; stroke-width: 1 }
 svg.losses polyline { fill: none; stroke: #4076ba; stroke-width: 2 }
-@media (max-width: 640px) { footer .divider { display: none } }
 @media (max-width: 480px) { .why figure { flex: 1 1 7rem }
   .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
 """

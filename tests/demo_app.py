@@ -35,7 +35,7 @@ def running_program(
     environment: dict[str, str],
     *,
     log: Path,
-    wait: float = 120,
+    wait: float = 300,
     python: str = sys.executable,
 ) -> Iterator[str]:
     """Run a program that starts the demo in a folder; gives the address it prints."""
