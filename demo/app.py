@@ -25,6 +25,7 @@ from demo.inspect_tab import inspect_tab
 from demo.isolation import Isolation
 from demo.judge_tab import judge_tab
 from demo.reading import MAX_UPLOAD
+from demo.scripts import SCRIPT
 from demo.session import Session, start_session
 from demo.teach_tab import teach_tab
 from demo.tools import offers_tools, restrict_tools
@@ -65,6 +66,7 @@ def serve(demo: gr.Blocks, **options) -> str:
     _, address, _ = demo.launch(
         theme=appearance.theme(),
         css=appearance.CSS,
+        js=SCRIPT,
         footer_links=["api", "settings"],
         max_file_size=MAX_UPLOAD,
         state_session_capacity=200,

@@ -10,6 +10,8 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 84rem !important; margin: 0 auto !important }
 .gradio-container main { width: 100% }
 #examples .grid-wrap { min-height: 0; max-height: none }
+#examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) }
+.block:has(> .html-container > .prose:empty) { display: none }
 #examples .thumbnail-item { height: auto; aspect-ratio: auto; overflow: hidden }
 #examples .thumbnail-item img { height: auto; aspect-ratio: 1 }
 #examples .caption-label { position: static; display: block; max-width: 100%; border: 0; white-space: normal;

@@ -9,11 +9,26 @@ from .photograph import Photograph
 
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one question to the model at a time
 HIDDEN = {"api_visibility": "private"}
+# The camera that looks away from the person, and its picture as it is: a mirrored product is another one.
+CAMERA = gr.WebcamOptions(
+    mirror=False,
+    constraints={
+        "video": {"facingMode": {"ideal": "environment"}, "width": {"ideal": 1920}, "height": {"ideal": 1440}}
+    },
+)
 
 
 def photograph_field(label: str, identity: str, sources: list[str], height: int) -> Photograph:
     """Make a field for one photograph, which reaches the handler as the file that was sent."""
-    return Photograph(label=label, elem_id=identity, type="filepath", image_mode=None, sources=sources, height=height)
+    return Photograph(
+        label=label,
+        elem_id=identity,
+        type="filepath",
+        image_mode=None,
+        sources=sources,
+        height=height,
+        webcam_options=CAMERA,
+    )
 
 
 def photographs_field(label: str, identity: str, height: int, **options: Any) -> gr.File:

@@ -46,8 +46,10 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
     clicked = inspect.click(handlers.inspect, asked, answers, api_name="inspect", **MODEL)
     clicked.success(**explaining, api_name="explain")
     chosen = shown.select(handlers.choose_example, session, [photograph, shown], **HIDDEN)
-    judged = chosen.success(handlers.inspect, asked, answers, **HIDDEN, **MODEL)
-    judged.success(**explaining, **HIDDEN)
+    for event in (photograph.upload, chosen.success):  # dropped, pasted and taken photographs are judged at once too
+        event(handlers.inspect, asked, answers, **HIDDEN, **MODEL).success(**explaining, **HIDDEN)
+    emptied = [numbers, verdict, pictures, explained, why]
+    photograph.clear(lambda: (None, words.WELCOME, None, None, ""), None, emptied, queue=False, **HIDDEN)
     with gr.Accordion("Many photographs", open=False, elem_id="many"):
         files = photographs_field(f"Up to {MAX_PHOTOGRAPHS} photographs", "files", 160)
         folder = gr.UploadButton("Add a folder of stills", file_count="directory", size="sm", elem_id="folder")

@@ -8,7 +8,10 @@ from .inspecting import Finding
 from .judging import scale_picture
 
 
-WELCOME = '<div class="verdict waiting" role="status">No photograph yet. Click an example, or drop your own.</div>'
+WELCOME = (
+    '<div class="verdict waiting" role="status">No photograph yet. Click an example, or drop, paste (Ctrl+V) or take one '
+    "of your own.</div>"
+)
 
 
 def verdict_html(finding: Finding) -> str:

@@ -30,6 +30,8 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 ]
+PICTURES = Path(os.environ.get("ANOPLE_PICTURES", Path(__file__).resolve().parents[1] / "out" / "demo"))
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1600, "height": 1000}
 INSTALL = "apt-get install chromium chromium-driver"
 
 
@@ -112,7 +114,7 @@ class Page:
         field = self.wait(lambda: self.find(identity).find_element(By.CSS_SELECTOR, "input[type=file]"))
         field.send_keys("\n".join(str(path) for path in paths))
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         """Wait until something is so, and return it."""
         until, failure = time.monotonic() + seconds, None
         while time.monotonic() < until:
@@ -128,7 +130,7 @@ class Page:
         """All that can be read on the page."""
         return self.driver.find_element(By.TAG_NAME, "body").text
 
-    def wait_for(self, text: str, seconds: float = 20) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Wait until a text can be read somewhere on the page."""
         self.wait(lambda: text in self.read(), seconds)
 
@@ -138,6 +140,7 @@ class Page:
 
     def picture(self, path: Path) -> None:
         """Photograph the whole page."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         time.sleep(0.4)
         needed = self.driver.execute_script("return document.querySelector('.gradio-container').scrollHeight")
         self.resize(max(self.height, min(needed, 3000)))
@@ -164,12 +167,12 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """Start Chromium with an empty profile."""
+def browser(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
+    """Start Chromium with an empty profile, and more flags."""
     chromium, driver = needs_chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gradio_client import Client
+
 from demo.app import build_demo, serve
 from demo.examples import Examples
 from demo.session import Session
@@ -28,12 +30,18 @@ def running(start: Session, examples: Examples) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_program(
-    command: list[str], folder: Path, environment: dict[str, str], *, log: Path, wait: float = 120
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    log: Path,
+    wait: float = 300,
+    python: str = sys.executable,
 ) -> Iterator[str]:
     """Run a program that starts the demo in a folder; gives the address it prints."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     with log.open("w") as output:
-        program = subprocess.Popen([sys.executable, *command], cwd=folder, env=variables, stdout=output, stderr=output)
+        program = subprocess.Popen([python, *command], cwd=folder, env=variables, stdout=output, stderr=output)
         try:
             yield _address(program, log, time.monotonic() + wait)
         finally:
@@ -47,6 +55,11 @@ def _address(program: subprocess.Popen, log: Path, until: float) -> str:
             return found[1]
         time.sleep(0.1)
     raise AssertionError(f"The demo did not start:\n{log.read_text()}")
+
+
+def new_client(address: str, **options) -> Client:
+    """Connect as a program does; the client's own 5 s for an answer are too few where the machine is busy."""
+    return Client(address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120}, **options)
 
 
 def free_port() -> int:

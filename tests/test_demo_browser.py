@@ -1,9 +1,7 @@
 """The demo as a person meets it: Chromium clicks and uploads, and what it then shows is read. Pictures go to out/demo."""
 
-import os
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,41 +9,12 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from demo.examples import write_examples
-from demo.session import start_session
 from modeling_anople.drawing import draw_product
 
-from .browser import Page, browser, needs_chromium
-from .demo_app import running
+from .browser import DESK, PHONE, PICTURES, Page
 
 
-PICTURES = Path(os.environ.get("ANOPLE_PICTURES", Path(__file__).resolve().parents[1] / "out" / "demo"))
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1600, "height": 1000}
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    with browser(tmp_path_factory.mktemp("profile")) as chrome:
-        yield chrome
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return write_examples(tmp_path_factory.mktemp("examples"))
-
-
-@pytest.fixture(scope="module")
-def address(examples):
-    needs_chromium()  # before anything slow
-    with running(start_session(), examples) as address:
-        yield address
-
-
-@pytest.fixture
-def downloads(chrome, tmp_path) -> Path:
-    chrome.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    return tmp_path
+pytest_plugins = "tests.demo_fixtures"
 
 
 def click_example(page: Page, number: int) -> None:
@@ -60,6 +29,9 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
     name = f"{'phone' if screen is PHONE else 'desk'}-{'dark' if dark else 'light'}"
     assert not page.too_wide() and "No photograph yet" in page.text("verdict")
     page.picture(PICTURES / f"first-{name}.png")
+    edge = page.find("examples").rect
+    assert all(one.rect["x"] + one.rect["width"] < edge["x"] + edge["width"] for one in page.all("#examples button"))
+    assert not page.find("why").is_displayed()  # nothing to say yet: no gap either
     click_example(page, 1)
     page.wait(lambda: "line at 0.50" in page.text("verdict"))
     assert page.text("verdict").startswith("anomalous, 0.") and "judged as wooden board" in page.text("verdict")
@@ -163,7 +135,7 @@ def test_screen_readers_are_told_what_everything_is(chrome, address):
     assert any(role == "status" for role, _ in told) and any("Colour scale" in name for _, name in told)
     names = " ".join(name for _, name in told)
     assert "The worst region of this photograph" in names and "The nearest good place, in wooden board" in names
-    asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox"}
+    asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox", "image"}
     assert [role for role, name in told if role in asked and not name.strip()] == []
     for tab, fields in (("Teach", {"Name of the new product"}), ("Judge", {"Product"})):
         page.open_tab(tab)

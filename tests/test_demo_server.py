@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -16,7 +16,7 @@ from demo.inspecting import FIND_IT, inspect_photograph
 from demo.session import start_session
 from demo.teaching import teach
 
-from .demo_app import running, session_of
+from .demo_app import new_client, running, session_of
 from .detectors import write_detector
 
 
@@ -38,10 +38,6 @@ def pictures(tmp_path_factory, photograph) -> list[str]:
 def address(start, pictures):
     with running(start, Examples([Path(pictures[0])], [Path(path) for path in pictures[:2]])) as address:
         yield address
-
-
-def new_client(address: str) -> Client:
-    return Client(address, verbose=False, analytics_enabled=False)
 
 
 def without_time(numbers: dict) -> dict:
@@ -121,7 +117,7 @@ def test_eight_clients_at_once_get_the_answers_they_would_get_alone(address, sta
 
 def test_a_picture_that_somebody_may_be_reading_is_not_written_again(address, pictures):
     def ask() -> list[Path]:
-        client = Client(address, verbose=False, analytics_enabled=False, download_files=False)
+        client = new_client(address, download_files=False)
         shown = client.predict(handle_file(pictures[0]), "nut", api_name="/inspect")[2]
         return [Path(picture["path"]) for picture in shown]
 

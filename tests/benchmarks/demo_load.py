@@ -15,14 +15,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 
 from demo.examples import draw_normals
 from demo.inspecting import inspect_photograph
 from demo.session import start_session
 from demo.teaching import teach
 
-from ..demo_app import free_port, running_program
+from ..demo_app import free_port, new_client, running_program
 
 
 NAME = "mine"
@@ -47,7 +47,7 @@ def ask_for_a_while(address: str, folder: Path, session, number: int, until: flo
         picture.save(paths[-1])
     teach(session, NAME, paths[:3])
     expected = {path: inspect_photograph(session, path, NAME).score for path in paths[3:]}
-    client, answers = Client(address, verbose=False, analytics_enabled=False), []
+    client, answers = new_client(address), []
     client.predict(NAME, [handle_file(path) for path in paths[:3]], api_name="/enroll")
     while time.monotonic() < until:
         path, start = paths[3 + len(answers) % 3], time.monotonic()

@@ -1,0 +1,130 @@
+"""Photographs from the camera and from the clipboard, by Gradio's own buttons and by Ctrl+V, in Chromium."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from .browser import DESK, PICTURES, Page, browser
+
+
+pytest_plugins = "tests.demo_fixtures"
+DEFECT, CAPSULE = 1, 2  # of the examples: a wooden board without a part, and a broken capsule
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory, examples):
+    """Chromium with a camera that looks at a wooden board all the time, and whose use is granted."""
+    seen = tmp_path_factory.mktemp("camera") / "board.mjpeg"
+    Image.open(examples.to_inspect[DEFECT]).save(seen, "JPEG", quality=95)
+    flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    with browser(tmp_path_factory.mktemp("profile"), *flags, f"--use-file-for-fake-video-capture={seen}") as chrome:
+        yield chrome
+
+
+def copy_picture(page: Page, path: Path) -> None:
+    """Put a picture on the clipboard, as another program would."""
+    origin = page.address.rstrip("/")
+    allowed = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": origin}
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", allowed)
+    script = """
+    const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), done = arguments[1];
+    const picture = new Blob([bytes], {type: "image/png"});
+    navigator.clipboard.write([new ClipboardItem({"image/png": picture})]).then(() => done(""), error => done(`${error}`));
+    """
+    assert page.driver.execute_async_script(script, base64.b64encode(path.read_bytes()).decode()) == ""
+
+
+def press_paste(page: Page) -> None:
+    ActionChains(page.driver).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
+
+
+def source(page: Page, name: str) -> None:
+    page.click_when(lambda: page.all(f"#photograph button[aria-label='{name}']")[0])
+
+
+def sent(page: Page) -> Image.Image:
+    """The photograph in the field, as the server got it."""
+    address = page.wait(lambda: page.all("#photograph img")[0].get_attribute("src"))
+    path = Path(page.driver.execute_script("return decodeURIComponent(arguments[0].split('file=')[1])", address))
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def likeness(first: Image.Image, second: Image.Image) -> float:
+    """Correlation of two pictures in grey."""
+    small = [np.asarray(picture.convert("L").resize((64, 64)), float).ravel() for picture in (first, second)]
+    return float(np.corrcoef(*small)[0, 1])
+
+
+def test_the_camera_takes_what_it_sees_unmirrored(chrome, address, examples):
+    page = Page(chrome, address, dark=False, **DESK)
+    source(page, "Capture from camera")
+    page.click_when(lambda: next(one for one in page.all("#photograph button") if "Access Webcam" in one.text))
+    page.wait(lambda: page.driver.execute_script("return document.querySelector('#photograph video').videoWidth"))
+    page.picture(PICTURES / "camera-desk-light.png")
+    page.click_when(lambda: page.all("#photograph button[aria-label='capture photo']")[0])
+    page.wait(lambda: page.text("verdict").startswith("anomalous, 0."))
+    assert "judged as wooden board (found by the detector)" in page.text("verdict")
+    page.wait(lambda: "past the line of wooden board" in page.text("why"))
+    taken, board = sent(page), Image.open(examples.to_inspect[DEFECT])
+    assert likeness(taken, board) > 0.95 > likeness(taken, board.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert not page.faults()
+
+
+def test_a_picture_is_pasted_by_the_button(chrome, address, examples):
+    page = Page(chrome, address, dark=False, **DESK)
+    copy_picture(page, examples.to_inspect[CAPSULE])
+    source(page, "Paste from clipboard")
+    page.wait(lambda: page.text("verdict").startswith("anomalous") and "as capsule" in page.text("verdict"))
+    assert np.array_equal(sent(page), Image.open(examples.to_inspect[CAPSULE]).convert("RGB"))
+    assert not page.faults()
+
+
+def test_a_picture_is_pasted_by_the_keyboard_again_and_again(chrome, address, examples):
+    page = Page(chrome, address, dark=False, **DESK)
+    copy_picture(page, examples.to_inspect[CAPSULE])
+    press_paste(page)
+    page.wait(lambda: "as capsule" in page.text("verdict"))
+    assert page.text("verdict").splitlines()[1].startswith("pasted ")
+    copy_picture(page, examples.to_inspect[DEFECT])
+    press_paste(page)
+    page.wait(lambda: "as wooden board" in page.text("verdict"))
+    page.open_tab("Judge")
+    page.wait_for("measurements of 4 good photographs")
+    copy_picture(page, examples.to_inspect[0])
+    page.click_when(lambda: page.all("#was-fine button[aria-label='Remove Image']")[0])
+    page.wait(lambda: not page.all("#was-fine img"))
+    press_paste(page)
+    page.wait(lambda: page.all("#was-fine img"))
+    assert not page.faults()
+
+
+def test_text_is_pasted_into_the_field_that_has_the_focus(chrome, address):
+    page = Page(chrome, address, dark=False, **DESK)
+    copied = "navigator.clipboard.writeText('gasket').then(() => arguments[0](true))"
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardSanitizedWrite"]})
+    assert page.driver.execute_async_script(copied)
+    page.open_tab("Teach")
+    field = page.wait(lambda: page.find("name").find_element("css selector", "textarea, input"))
+    page.click(field)
+    press_paste(page)
+    page.wait(lambda: field.get_attribute("value") == "gasket")
+
+
+def test_a_photograph_is_judged_as_soon_as_it_is_dropped_and_goes_with_its_verdict(chrome, address, examples):
+    page = Page(chrome, address, dark=False, **DESK)
+    page.upload("photograph", [examples.to_inspect[DEFECT]])
+    page.wait(lambda: page.text("verdict").startswith("anomalous"))
+    assert examples.to_inspect[DEFECT].name in page.text("verdict")
+    page.wait(lambda: len(page.all("#why img")) == 2)
+    page.click_when(lambda: page.all("#photograph button[aria-label='Remove Image']")[0])
+    page.wait(lambda: page.text("verdict").startswith("No photograph yet"))
+    assert not page.all("#why img") and not page.all("#pictures img")
+    page.upload("photograph", [examples.to_inspect[CAPSULE]])
+    page.wait(lambda: "as capsule" in page.text("verdict"))
+    assert not page.faults()
