@@ -24,9 +24,9 @@ from .command_line import CHECKPOINT, make_parser, parse
 from .exported import GRAPH, LINES, OUTPUTS, PRODUCTS
 from .fusion_anople import fuse_images, fuse_maps
 from .loading import load_detector
-from .memory_anople import nearest_distance
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
+from .searching_anople import nearest_distance
 
 
 logger = logging.getLogger(__name__)
