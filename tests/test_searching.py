@@ -76,7 +76,7 @@ def test_a_bank_that_changed_is_searched_anew():
     assert torch.equal(twin(query, ids), before)
     memory.add({layer: taps[:1] for layer, taps in query.items()}, 0)
     assert float(memory(query, ids)[0].max()) < 1e-6
-    memory.restore([entry for entry in other.contents])
+    memory.restore(other.contents)
     assert torch.equal(memory(query, ids), other(query, ids))
     memory.clear(0)
     with pytest.raises(ValueError, match="class id 0 is empty"):
