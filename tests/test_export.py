@@ -188,3 +188,26 @@ def test_an_export_may_be_replaced_and_leaves_the_model_as_it_was(usual, tmp_pat
     after = model.state_dict()
     assert all(tensor.dtype == after[name].dtype and tensor.equal(after[name]) for name, tensor in before.items())
     assert (tmp_path / "graph/model.onnx").stat().st_mtime > (graph / "model.onnx").stat().st_mtime
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_openvino_answers_as_the_model_too(exports, pictures, tmp_path, variant):
+    pytest.importorskip("openvino")
+    detector, _ = exports(variant)
+    graph = tmp_path / "graph"
+    assert main(["export", str(detector), str(graph), "--format", "openvino"]) == 0
+    assert sorted(path.name for path in graph.glob("model.*")) == ["model.bin", "model.xml"]
+    for options in ({"class_names": "nut"}, {}, {"batch_size": 3}):
+        assert_alike(detector, graph, pictures, **options)
+    state = load_judge(str(graph))[0].state_dict()
+    assert {"graph.bin", "graph.xml"} <= set(state)
+    with pytest.raises(ValueError, match="holds a graph, which judges and learns nothing"):
+        load_detector(str(graph))
+    (graph / "model.xml").write_text("<net/>", encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be run .* make it again with anople export"):
+        ExportedDetector(graph)
+
+
+def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path):
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        export_detector(*load_detector(str(usual[0])), tmp_path / "graph", format="openvino", weights="int8")

@@ -254,6 +254,9 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
         yield compare(
             "predict by ONNX Runtime", lambda: graph(pixels, class_ids=class_ids), f"exported in {spent:.0f} s"
         )
+        names = model.config.class_names
+        other = ExportedDetector(export_detector(model, processor_of(names), Path(place) / "other", format="openvino"))
+        yield compare("predict by OpenVINO", lambda: other(pixels, class_ids=class_ids))
     half = copy.deepcopy(model).bfloat16()
     yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
     compiled = copy.deepcopy(model)
