@@ -18,15 +18,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from hub.small_clip import byte_tokenizer
-from modeling_anople import AnoPLeProcessor
-from modeling_anople.exported import ExportedDetector
-from modeling_anople.exporting import export_detector
-
-from .prediction_cost import RESULTS, make_detector
-from .speed_rows import SIDE, row, timed
 
 
 # A torchvision that does not fit torch's build cannot load its operators; neither method calls one, but its import asks.
@@ -59,7 +50,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="Pairs of each row.")
     repeats = parser.parse_args().repeats
     warnings.simplefilter("ignore")
-    _, winclip, patchcore = load_anomalib()
+    _, winclip, patchcore = load_anomalib()  # before transformers, which imports torchvision where it finds one
+    from modeling_anople.exported import ExportedDetector
+    from modeling_anople.exporting import export_detector
+
+    from .prediction_cost import RESULTS, make_detector
+    from .speed_rows import SIDE, processor_of, row, timed
+
     about = {
         name: version(name) for name in ("torch", "anomalib", "open_clip_torch", "timm", "onnxruntime", "openvino")
     }
@@ -79,7 +76,6 @@ def main() -> None:
         rival.setup("object", torch.rand(4, 3, SIDE, SIDE))
         pairs = timed(lambda: model(pixels, class_ids=class_ids), lambda: rival(pixels), max(2, repeats // 2))
         keep("predict, B/16+ at 240 pixels, 4 shots", "anomalib's WinClip, the same", pairs, 0.1)
-        del rival
         core = patchcore(layers=("layer2", "layer3"), pre_trained=False)
         core.train()
         core(torch.rand(4, 3, 256, 256))
@@ -93,8 +89,7 @@ def main() -> None:
             timed(lambda: model(pixels, class_ids=class_ids), lambda: core(picture), repeats),
             None,
         )
-        images = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
-        processor = AnoPLeProcessor(images, byte_tokenizer(), class_names=model.config.class_names)
+        processor = processor_of(model.config.class_names)
         with tempfile.TemporaryDirectory() as place:
             for form, name in (("openvino", "OpenVINO"), ("onnx", "ONNX Runtime")):
                 graph = ExportedDetector(export_detector(model, processor, Path(place) / form, format=form))
