@@ -1,29 +1,39 @@
-"""AnoPLe: few-shot multi-class anomaly detection by bidirectional prompts on a frozen CLIP."""
+"""
+AnoPLe: few-shot multi-class anomaly detection by bidirectional prompts on a frozen CLIP.
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+Importing the package costs nothing but its name. The first use of one of its names, or the import itself where
+transformers' models are loaded already, loads it and registers its Auto classes and its pipeline task with transformers.
+"""
 
-from .configuration_anople import AnoPLeConfig
-from .modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLePreTrainedModel
-from .photographs_anople import ImageError, load_photograph
-from .pipeline_anople import AnomalyDetectionPipeline
-from .processing_anople import AnoPLeProcessor
-from .task_anople import TASK
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from .configuration_anople import AnoPLeConfig
+    from .modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLePreTrainedModel
+    from .photographs_anople import ImageError, load_photograph
+    from .pipeline_anople import AnomalyDetectionPipeline
+    from .processing_anople import AnoPLeProcessor
+    from .task_anople import TASK
 
 __version__ = "0.1.0"
 
-AutoConfig.register(AnoPLeConfig.model_type, AnoPLeConfig)
-AutoModel.register(AnoPLeConfig, AnoPLeModel)
-AutoProcessor.register(AnoPLeConfig, AnoPLeProcessor)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=AnomalyDetectionPipeline, pt_model=AutoModel, type="image")
-
-# A saved detector carries its own code, so that `trust_remote_code=True` loads it where the package is not installed.
-AnoPLeConfig.register_for_auto_class()
-AnoPLeModel.register_for_auto_class("AutoModel")
-AnoPLeProcessor.register_for_auto_class("AutoProcessor")
+_HOMES = {
+    "AnoPLeConfig": "configuration_anople",
+    "AnoPLeModel": "modeling_anople",
+    "AnoPLeOutput": "modeling_anople",
+    "AnoPLePreTrainedModel": "modeling_anople",
+    "AnoPLeProcessor": "processing_anople",
+    "AnomalyDetectionPipeline": "pipeline_anople",
+    "ImageError": "photographs_anople",
+    "TASK": "task_anople",
+    "load_photograph": "photographs_anople",
+}
 
 __all__ = [
+    "TASK",
     "AnoPLeConfig",
     "AnoPLeModel",
     "AnoPLeOutput",
@@ -33,3 +43,20 @@ __all__ = [
     "ImageError",
     "load_photograph",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(f"{__name__}.registration")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "transformers.models.auto.modeling_auto" in sys.modules:
+    importlib.import_module(f"{__name__}.registration")

@@ -159,6 +159,7 @@ class AnoPLeConfig(PreTrainedConfig):
     """
 
     model_type = "anople"
+    _auto_class = "AutoConfig"  # a saved detector carries its own code, for `trust_remote_code=True`
     sub_configs_defaults = {"clip_config": CLIPConfig}
 
     clip_config: dict | CLIPConfig | None = None

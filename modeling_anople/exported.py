@@ -1,4 +1,4 @@
-"""Run an exported detector by ONNX Runtime, with the answers of the model it was made from."""
+"""Run an exported detector by ONNX Runtime or OpenVINO, with the answers of the model it was made from."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,19 @@ from torch.nn import functional as F
 
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
+from .engines import GRAPHS, graph_in, open_engine
 from .identity_anople import IdentityMixin
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
 
 
-GRAPH, PRODUCTS, LINES = "model.onnx", "products.safetensors", "lines.json"
+PRODUCTS, LINES = "products.safetensors", "lines.json"
 OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_scores", "image_embeds")
 
 
 class ExportedDetector(IdentityMixin):
     """
-    A detector whose graph runs in ONNX Runtime. It judges as [`AnoPLeModel`] in evaluation does, and learns nothing.
+    A detector whose graph runs in ONNX Runtime or OpenVINO. It judges as [`AnoPLeModel`] in evaluation does, and learns nothing.
 
     A batch of several products takes one run for each. Where products are predicted, a first run, as the first product,
     finds them, and those of other products are judged again: at most twice the time.
@@ -36,15 +37,14 @@ class ExportedDetector(IdentityMixin):
         Open the folder that `anople export` wrote.
 
         Args:
-            threads: of ONNX Runtime; by default as many as torch uses.
+            threads: of what runs the graph; by default as many as torch uses.
 
         Raises:
             ValueError: if a file is missing or damaged.
         """
-        import onnxruntime
-
         folder = Path(folder)
-        if missing := [name for name in (GRAPH, PRODUCTS, LINES, "config.json") if not (folder / name).is_file()]:
+        path = graph_in(folder) or folder / GRAPHS["onnx"]
+        if missing := [name for name in (path.name, PRODUCTS, LINES, "config.json") if not (folder / name).is_file()]:
             raise ValueError(
                 f"{folder} is no whole export ({missing[0]} is missing): make it again with anople export."
             )
@@ -57,15 +57,13 @@ class ExportedDetector(IdentityMixin):
             [(tensors[f"bank_{number}"], counts) for number, counts in enumerate(self.config.memory_photographs)]
         )
         self.class_embeddings, self.class_prototypes = tensors["class_embeddings"], tensors["class_prototypes"]
-        self.path, options = folder / GRAPH, onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        self.path = path
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=onnxruntime.get_available_providers()
-            )
-        except Exception as error:  # ONNX Runtime has many of its own
+            self.engine = open_engine(path, threads or torch.get_num_threads())
+        except ImportError:
+            raise  # the command line says which extra is missing
+        except Exception as error:  # engines have many of their own
             raise ValueError(f"{self.path} cannot be run ({error}): make it again with anople export.") from error
-        self.inputs = {entry.name for entry in self.session.get_inputs()}
 
     def eval(self) -> "ExportedDetector":
         """Return itself: it never trains."""
@@ -75,7 +73,14 @@ class ExportedDetector(IdentityMixin):
         """Return all that the answers depend on, but the lines: the products' tensors and the bytes of the graph."""
         own = {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
         own |= {"class_embeddings": self.class_embeddings, "class_prototypes": self.class_prototypes}
-        return own | {"graph": torch.frombuffer(bytearray(self.path.read_bytes()), dtype=torch.uint8)}
+        files = {
+            path.suffix: path for path in sorted(self.path.parent.glob(f"{self.path.stem}.*"))
+        }  # weights beside it
+        graph = {
+            f"graph{end}": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            for end, path in files.items()
+        }
+        return own | graph
 
     def __call__(self, pixel_values: Tensor, class_ids: Tensor | None = None) -> AnoPLeOutput:
         """Judge images (batch, 3, side, side), as [`AnoPLeModel.forward`] does."""
@@ -120,10 +125,10 @@ class ExportedDetector(IdentityMixin):
         else:
             bank, text = self.memory.bank(class_id), self.class_embeddings[class_id]
         given = {"pixel_values": pixel_values, "bank": bank, "class_embeddings": text}
-        if "memory_scale" in self.inputs:
+        if "memory_scale" in self.engine.inputs:
             scales = self.calibration.memory_scales(ids)
             given["memory_scale"] = torch.ones(1) if scales is None else scales
-        answers = self.session.run(list(OUTPUTS), {name: _array(tensor) for name, tensor in given.items()})
+        answers = self.engine.run({name: _array(tensor) for name, tensor in given.items()}, OUTPUTS)
         return AnoPLeOutput(**dict(zip(OUTPUTS, map(torch.from_numpy, answers), strict=True)))
 
 
@@ -137,4 +142,4 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
-__all__ = ["GRAPH", "LINES", "OUTPUTS", "PRODUCTS", "ExportedDetector"]
+__all__ = ["LINES", "OUTPUTS", "PRODUCTS", "ExportedDetector"]

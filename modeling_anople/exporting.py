@@ -1,5 +1,5 @@
 """
-`anople export`: a detector as an ONNX graph that needs neither torch nor transformers to run.
+`anople export`: a detector as a graph, of ONNX or OpenVINO, that needs neither torch nor transformers to run.
 
 The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
 (its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .command_line import CHECKPOINT, make_parser, parse
-from .exported import GRAPH, LINES, OUTPUTS, PRODUCTS
+from .engines import GRAPHS, graph_in, to_openvino
+from .exported import LINES, OUTPUTS, PRODUCTS
 from .fusion_anople import fuse_images, fuse_maps
 from .loading import load_detector
-from .memory_anople import nearest_distance
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
+from .searching_anople import nearest_distance
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class DetectorGraph(nn.Module):
 class ExportOptions:
     """Options of `anople export`."""
 
-    format: Literal["onnx"] = field(default="onnx", metadata={"help": "Of the graph."})
+    format: Literal["onnx", "openvino"] = field(default="onnx", metadata={"help": "Of the graph."})
     weights: Literal["float32", "int8"] = field(
         default="float32", metadata={"help": "int8 halves the file or better and moves scores by some hundredths."}
     )
@@ -97,15 +98,17 @@ def export_detector(
     processor: AnoPLeProcessor,
     folder: str | Path,
     *,
+    format: Literal["onnx", "openvino"] = "onnx",
     weights: Literal["float32", "int8"] = "float32",
     overwrite: bool = False,
 ) -> Path:
     """
-    Write a detector as an ONNX graph with its products and lines.
+    Write a detector as a graph with its products and lines.
 
     Args:
-        folder: new or empty; gets `model.onnx`, `products.safetensors`, `lines.json`, `config.json` and the processor.
-        weights: `int8` stores the matrices of the towers in 8 bits, in blocks of 32 with a scale each; all is still
+        folder: new or empty; gets `model.onnx` or `model.xml` and `model.bin`, `products.safetensors`, `lines.json`, `config.json` and the processor.
+        format: `onnx` for ONNX Runtime, `openvino` for OpenVINO.
+        weights: `int8` (of ONNX) stores the matrices of the towers in 8 bits, in blocks of 32 with a scale each; all is still
             computed in single precision.
         overwrite: whether an earlier export there may be replaced.
 
@@ -113,10 +116,11 @@ def export_detector(
         The folder.
 
     Raises:
-        ValueError: if the folder holds something, or the detector has no memory or an empty one.
+        ValueError: if the folder holds something, the detector has no memory or an empty one, or OpenVINO is to have
+            weights of 8 bits.
     """
     folder, config = Path(folder), model.config
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and (folder / GRAPH).exists()):
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and graph_in(folder)):
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
     if empty := [name for name, size in zip(config.class_names, model.memory.sizes, strict=True) if not size]:
         raise ValueError(
@@ -131,12 +135,17 @@ def export_detector(
             f"The products {sorted(config.ignore_mask_sizes)} keep an ignore_mask, which a graph cannot lay over photographs: "
             "drop it with model.set_ignore_mask(name, None), or forget them."
         )
+    if format == "openvino" and weights == "int8":
+        raise ValueError("OpenVINO was given --weights int8, which is a form of ONNX: leave one of the two out.")
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write_graph(model, unfinished / GRAPH)
+    graph = unfinished / GRAPHS["onnx"]
+    write_graph(model, graph)
     if weights == "int8":
-        quantize(unfinished / GRAPH)
+        quantize(graph)
+    if format == "openvino":
+        to_openvino(graph)
     tensors = {f"bank_{number}": model.memory.bank(number) for number in range(len(config.class_names))}
     tensors |= {name: getattr(model, name) for name in ("class_embeddings", "class_prototypes")}
     save_file(
@@ -204,8 +213,18 @@ def export(arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     import onnxscript  # noqa: F401  needed by the exporter; a missing one is named before anything is loaded
 
+    if options.format == "openvino":
+        import openvino  # noqa: F401
+
     model, processor = load_detector(places.checkpoint, options.revision)
-    folder = export_detector(model, processor, places.folder, weights=options.weights, overwrite=options.overwrite)
+    folder = export_detector(
+        model,
+        processor,
+        places.folder,
+        format=options.format,
+        weights=options.weights,
+        overwrite=options.overwrite,
+    )
     logger.info("%s holds the graph: anople predict %s PHOTOGRAPHS", folder, folder)
     return 0
 

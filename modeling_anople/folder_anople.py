@@ -82,7 +82,6 @@ class FolderMixin:
                 f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
                 f"({error}): give processor=..."
             ) from error
-        AnoPLeProcessor.register_for_auto_class("AutoProcessor")  # here its code may have come without the package
         processor.class_names = list(self.config.class_names)
         return processor
 

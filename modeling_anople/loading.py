@@ -18,7 +18,8 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .configuration_anople import AnoPLeConfig
-from .exported import GRAPH, ExportedDetector
+from .engines import graph_in
+from .exported import ExportedDetector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 
@@ -41,7 +42,7 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
         ValueError: for what is no detector or a damaged one, a graph, and for what the Hub refuses, with the remedy.
     """
     folder = _locate(checkpoint, revision)
-    if (folder / GRAPH).is_file():
+    if graph_in(folder):
         raise ValueError(
             f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from."
         )
@@ -51,7 +52,7 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
 def load_judge(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
     """Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote."""
     folder = Path(checkpoint)
-    if not (folder / GRAPH).is_file():
+    if not graph_in(folder):
         return load_detector(checkpoint, revision)
     return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
 

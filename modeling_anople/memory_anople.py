@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from .configuration_anople import AnoPLeConfig
 from .coreset_anople import k_center
+from .searching_anople import NearestSearch, nearest_distance
+
+
+MANY = 4096  # vectors of a class from which on they are searched by bounds
 
 
 class NormalMemory(nn.Module):
@@ -25,6 +29,7 @@ class NormalMemory(nn.Module):
         self.width = config.clip_config.vision_config.hidden_size
         self.chunk_size = config.memory_chunk_size
         self.counts: list[list[int]] = []
+        self._searches: dict[int, tuple[tuple, list[NearestSearch]]] = {}  # class id -> what was searched, and how
         for counts, boxed in zip(config.memory_photographs, config.memory_boxes, strict=True):
             boxes = torch.zeros(sum(counts), 4, dtype=torch.int32) if boxed else None
             self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts, boxes)
@@ -63,7 +68,7 @@ class NormalMemory(nn.Module):
         for class_id in range(len(self.counts)):
             delattr(self, f"bank_{class_id}")
             delattr(self, f"boxes_{class_id}")
-        self.counts = []
+        self.counts, self._searches = [], {}
         for entry in contents:
             self.append_class(*entry)
 
@@ -190,41 +195,49 @@ class NormalMemory(nn.Module):
         """Bring taps to unit length as (layers, batch, patches, width)."""
         return nn.functional.normalize(torch.stack([taps[layer] for layer in self.layers]), dim=-1)
 
-    def _parts(self, class_id: int, exclude: tuple[int, slice] | None) -> list[Tensor]:
-        """Return the bank of one class, in two pieces around what is left out."""
+    def _parts(
+        self, class_id: int, exclude: tuple[int, slice] | None
+    ) -> list[tuple[Tensor, list[NearestSearch] | None]]:
+        """Return the bank of one class and its searches, or two pieces of it around what is left out, to be compared whole."""
         bank = self.bank(class_id)
         if bank.shape[1] == 0:
             raise ValueError(
                 f"The memory of class id {class_id} is empty: fit the model, or fill it with model.remember(...)."
             )
         if exclude is None or exclude[0] != class_id:
-            return [bank]
+            return [(bank, self._searches_of(class_id))]
         pieces = (bank[:, : exclude[1].start], bank[:, exclude[1].stop :])
-        return [piece for piece in pieces if piece.shape[1]]
+        return [(piece, None) for piece in pieces if piece.shape[1]]
 
-    def _distance(self, features: Tensor, banks: list[Tensor]) -> Tensor:
+    def _searches_of(self, class_id: int) -> list[NearestSearch] | None:
+        """Return a search for each layer of a large bank on the CPU, prepared when it is first looked up or has changed."""
+        bank = self.bank(class_id)
+        if bank.shape[1] < MANY or bank.dtype != torch.float32 or bank.device.type != "cpu":
+            return None
+        state = (id(bank), bank.data_ptr(), None if bank.is_inference() else bank._version)
+        known, searches = self._searches.get(class_id, (None, []))
+        if known != state:
+            with torch.inference_mode(False), torch.no_grad():
+                searches = [NearestSearch(vectors) for vectors in bank]
+            self._searches[class_id] = state, searches
+        return searches
+
+    def _distance(self, features: Tensor, banks: list[tuple[Tensor, list[NearestSearch] | None]]) -> Tensor:
         """Search all banks in chunks of queries, so that at most `chunk_size` similarities exist at once."""
         if not banks:
             raise ValueError("exclude leaves nothing of the memory to compare with: remember more photographs.")
         queries = features.flatten(1, 2)  # (layers, batch x patches, width)
-        rows = max(1, self.chunk_size // max(bank.shape[1] for bank in banks))
+        rows = max(1, self.chunk_size // max(bank.shape[1] for bank, _ in banks))
         total = 0.0
         for layer in range(len(self.layers)):
-            found = [nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows) for bank in banks]
+            found = [
+                nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows)
+                if searches is None or queries.dtype != bank.dtype
+                else searches[layer].distance(queries[layer], rows)
+                for bank, searches in banks
+            ]
             total = total + torch.stack(found).amin(0)
         return (total / len(self.layers)).clamp(0, 1).unflatten(0, features.shape[1:3])
 
 
-def nearest_distance(queries: Tensor, bank: Tensor, rows: int | None = None) -> Tensor:
-    """
-    Return the distance (queries,) of unit vectors (queries, width) to the nearest of a bank (vectors, width), `rows` at once.
-
-    It is (1 - cosine) / 2, taken as |query - nearest|^2 / 4, which is the same for unit vectors: 1 - cosine would leave
-    little but rounding where they are almost equal.
-    """
-    parts = [queries] if rows is None else queries.split(rows)
-    nearest = torch.cat([(part @ bank.T).argmax(1) for part in parts])
-    return (queries - bank[nearest]).square().sum(1) / 4
-
-
-__all__ = ["NormalMemory", "nearest_distance"]
+__all__ = ["NormalMemory"]

@@ -72,6 +72,8 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
     with [`AnoPLeModel.from_pretrained`]. Prediction runs the vision tower once; the text side is stored.
     """
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: AnoPLeConfig, clip: CLIPModel | None = None):
         super().__init__(config)
         self.clip = CLIPModel(config.clip_config) if clip is None else clip

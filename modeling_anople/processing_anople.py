@@ -33,6 +33,8 @@ class AnoPLeProcessor(ProcessorMixin):
         white_value (`float`, *optional*): white of 16-bit and float greyscale, 4095 for a 12-bit camera.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(self, image_processor=None, tokenizer=None, class_names=None, white_value=None, **kwargs):
         if image_processor is not None and not isinstance(image_processor, CLIPImageProcessorPil):
             settings = image_processor.to_dict()

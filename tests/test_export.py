@@ -11,6 +11,7 @@ import pytest
 
 from modeling_anople import AnoPLeProcessor
 from modeling_anople.cli import main
+from modeling_anople.engines import to_openvino
 from modeling_anople.exported import ExportedDetector
 from modeling_anople.exporting import export_detector
 from modeling_anople.loading import load_detector, load_judge
@@ -188,3 +189,30 @@ def test_an_export_may_be_replaced_and_leaves_the_model_as_it_was(usual, tmp_pat
     after = model.state_dict()
     assert all(tensor.dtype == after[name].dtype and tensor.equal(after[name]) for name, tensor in before.items())
     assert (tmp_path / "graph/model.onnx").stat().st_mtime > (graph / "model.onnx").stat().st_mtime
+
+
+@pytest.mark.parametrize("options", [{"class_names": "nut"}, {}, {"batch_size": 3}], ids=str)
+def test_openvino_answers_as_the_model_too(pair, pictures, tmp_path, options):
+    pytest.importorskip("openvino")
+    detector, graph = pair
+    shutil.copytree(graph, tmp_path / "graph")
+    to_openvino(tmp_path / "graph/model.onnx")
+    assert sorted(path.name for path in (tmp_path / "graph").glob("model.*")) == ["model.bin", "model.xml"]
+    assert_alike(detector, tmp_path / "graph", pictures, **options)
+
+
+def test_the_command_writes_an_openvino_graph(usual, tmp_path):
+    pytest.importorskip("openvino")
+    graph = tmp_path / "graph"
+    assert main(["export", str(usual[0]), str(graph), "--format", "openvino"]) == 0
+    assert {"graph.bin", "graph.xml"} <= set(load_judge(str(graph))[0].state_dict())
+    with pytest.raises(ValueError, match="holds a graph, which judges and learns nothing"):
+        load_detector(str(graph))
+    (graph / "model.xml").write_text("<net/>", encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be run .* make it again with anople export"):
+        ExportedDetector(graph)
+
+
+def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path):
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        export_detector(*load_detector(str(usual[0])), tmp_path / "graph", format="openvino", weights="int8")

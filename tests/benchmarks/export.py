@@ -1,7 +1,7 @@
 """
 How far graphs answer from their detector: `python -m tests.benchmarks.export CHECKPOINT DATA`.
 
-The test photographs, judged by the detector in torch, by its ONNX graph, and by the graph with weights of 8 bits.
+The test photographs, judged by the detector in torch, by its ONNX graph, by the graph with weights of 8 bits, and by OpenVINO.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from modeling_anople.engines import graph_in
 from modeling_anople.evaluation import evaluate, test_rows
-from modeling_anople.exported import GRAPH
 from modeling_anople.exporting import export_detector
 from modeling_anople.loading import load_detector, load_judge
 from modeling_anople.prediction import predict
@@ -23,6 +23,7 @@ from modeling_anople.prediction import predict
 from .prediction_cost import RESULTS
 
 
+FORMS = {"ONNX": {}, "ONNX, int8 weights": {"weights": "int8"}, "OpenVINO": {"format": "openvino"}}
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 
 
@@ -37,10 +38,9 @@ def main() -> None:
     lines.append("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         forms = {"torch": options.checkpoint}
-        for name, weights in (("ONNX", "float32"), ("ONNX, int8 weights", "int8")):
-            forms[name] = str(
-                export_detector(*load_detector(options.checkpoint), Path(place) / weights, weights=weights)
-            )
+        for name, kind in FORMS.items():
+            target = Path(place) / str(len(forms))
+            forms[name] = str(export_detector(*load_detector(options.checkpoint), target, **kind))
         expected, base = None, None
         for name, folder in tqdm(forms.items()):
             model, processor = load_judge(folder)
@@ -53,7 +53,9 @@ def main() -> None:
             mean = evaluate(model, processor, rows, progress=False).mean
             expected, base = expected or answers, base or spent
             pairs = [(one, other) for one, other in zip(expected, answers, strict=True) if one.error is None]
-            size = Path(folder, GRAPH).stat().st_size / 1e6 if Path(folder, GRAPH).exists() else None
+            graph = graph_in(folder)
+            files = graph.parent.glob(f"{graph.stem}.*") if graph else []
+            size = sum(path.stat().st_size for path in files) / 1e6 or None
             figures = " / ".join(f"{100 * mean[key]:.2f}" for key in FIGURES)
             cells = (
                 name,
@@ -65,7 +67,9 @@ def main() -> None:
                 f"{spent / base:.2f}",
             )
             lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+    )
     head = f"`python -m tests.benchmarks.export CHECKPOINT DATA`. {options.about} Python {platform.python_version()}, {versions}. Time: processor time from file to result."
     text = "\n".join(lines)
     RESULTS.mkdir(exist_ok=True)

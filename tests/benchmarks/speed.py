@@ -13,13 +13,13 @@ import platform
 
 import torch
 
-from . import speed_rows
+from . import memory_rows, speed_rows
 from .prediction_cost import RESULTS, make_detector
 
 
 PARTS = {
     "predict": lambda model, repeats: speed_rows.predict_rows(model, repeats),
-    "memory": lambda model, repeats: speed_rows.memory_rows(model, max(2, repeats // 2)),
+    "memory": lambda model, repeats: memory_rows.memory_rows(model, max(2, repeats // 2)),
     "forms": lambda model, repeats: speed_rows.form_rows(model, max(2, repeats // 2)),
     "fit": lambda model, repeats: speed_rows.fit_rows(model, max(2, repeats // 2)),
     "fit_products": lambda model, repeats: speed_rows.many_product_rows(max(2, repeats // 2)),

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -58,9 +57,9 @@ def timed(first: Callable, second: Callable, repeats: int) -> list[tuple[float, 
     return paired_ratios(first, second, repeats, clock=time.process_time)
 
 
-def processor_of(names: list[str]) -> AnoPLeProcessor:
+def processor_of(names: list[str], side: int = SIDE) -> AnoPLeProcessor:
     """The processor of the B/16+ sized detector."""
-    images = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
+    images = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False)
     return AnoPLeProcessor(images, byte_tokenizer(), class_names=names)
 
 
@@ -94,47 +93,6 @@ def product_rows(repeats: int) -> Iterator[dict]:
             lambda many=many, last=last: many(pixels, class_ids=last), lambda: one(pixels, class_ids=last * 0), repeats
         )
         yield row(f"predict with {products} products, class given, `mini`", "1 product", pairs, 1.05)
-
-
-def memory_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
-    """Predictions and look-ups with more normals; beyond `memory_limit` vectors the coreset bounds both."""
-    patches, width = model.config.grid_size**2, model.memory.width
-    pixels, class_ids = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long)
-    taps = model.memory_taps(pixels, model.walk_views(pixels))
-    kept = model.memory.contents
-    for normals in (64, 1024):
-        vectors = min(normals * patches, model.config.memory_limit)
-        bank = F.normalize(torch.randn(len(model.memory.layers), vectors, width), dim=-1)
-        megabytes = bank.numel() * 4 / 1e6
-        scratch = 4 * model.memory.chunk_size / 1e6
-
-        def with_bank(call: Callable, bank=bank, vectors=vectors) -> Callable:
-            def run() -> None:
-                model.memory.restore([(bank, [vectors]), *kept[1:]])
-                call()
-
-            return run
-
-        def with_few(call: Callable) -> Callable:
-            def run() -> None:
-                model.memory.restore(kept)
-                call()
-
-            return run
-
-        note = f"{vectors} vectors, {megabytes:.0f} MB, at most {scratch:.0f} MB of similarities at once"
-        judge, look = (lambda: model(pixels, class_ids=class_ids)), (lambda: model.memory(taps, class_ids))
-        yield row(
-            f"predict, {normals} normals", "4 normals", timed(with_bank(judge), with_few(judge), repeats), 1.3, note
-        )
-        yield row(
-            f"look-up alone, {normals} normals",
-            "4 normals",
-            timed(with_bank(look), with_few(look), repeats),
-            1.3,
-            note,
-        )
-    model.memory.restore(kept)
 
 
 def fit_step(model: AnoPLeModel, kind: str, photographs: int = 1) -> Callable[[], None]:
@@ -254,6 +212,9 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
         yield compare(
             "predict by ONNX Runtime", lambda: graph(pixels, class_ids=class_ids), f"exported in {spent:.0f} s"
         )
+        names = model.config.class_names
+        other = ExportedDetector(export_detector(model, processor_of(names), Path(place) / "other", format="openvino"))
+        yield compare("predict by OpenVINO", lambda: other(pixels, class_ids=class_ids))
     half = copy.deepcopy(model).bfloat16()
     yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
     compiled = copy.deepcopy(model)
