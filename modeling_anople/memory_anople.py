@@ -29,7 +29,9 @@ class NormalMemory(nn.Module):
         self.width = config.clip_config.vision_config.hidden_size
         self.chunk_size = config.memory_chunk_size
         self.counts: list[list[int]] = []
-        self._searches: dict[int, tuple[tuple, list[NearestSearch]]] = {}  # class id -> what was searched, and how
+        self._searches: dict[
+            int, tuple[Tensor, tuple, list[NearestSearch]]
+        ] = {}  # class id -> the bank, its state, how
         for counts, boxed in zip(config.memory_photographs, config.memory_boxes, strict=True):
             boxes = torch.zeros(sum(counts), 4, dtype=torch.int32) if boxed else None
             self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts, boxes)
@@ -214,12 +216,16 @@ class NormalMemory(nn.Module):
         bank = self.bank(class_id)
         if bank.shape[1] < MANY or bank.dtype != torch.float32 or bank.device.type != "cpu":
             return None
-        state = (id(bank), bank.data_ptr(), None if bank.is_inference() else bank._version)
-        known, searches = self._searches.get(class_id, (None, []))
-        if known != state:
+        state = (bank.data_ptr(), None if bank.is_inference() else bank._version)
+        searched, known, searches = self._searches.get(class_id, (None, None, []))
+        if searched is not bank or known != state:
             with torch.inference_mode(False), torch.no_grad():
                 searches = [NearestSearch(vectors) for vectors in bank]
-            self._searches[class_id] = state, searches
+            self._searches[class_id] = (
+                bank,
+                state,
+                searches,
+            )  # the bank is held, so that no other takes its place unseen
         return searches
 
     def _distance(self, features: Tensor, banks: list[tuple[Tensor, list[NearestSearch] | None]]) -> Tensor:
