@@ -2,7 +2,7 @@
 AnoPLe: few-shot multi-class anomaly detection by bidirectional prompts on a frozen CLIP.
 
 Importing the package costs nothing but its name. The first use of one of its names, or the import itself where
-transformers' models are loaded already, loads it and registers its Auto classes and its pipeline task with transformers.
+transformers is imported already, loads it and registers its Auto classes and its pipeline task with transformers.
 """
 
 import importlib
@@ -58,5 +58,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "transformers.models.auto.modeling_auto" in sys.modules:
+if "transformers" in sys.modules:
     importlib.import_module(f"{__name__}.registration")

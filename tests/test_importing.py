@@ -23,8 +23,9 @@ assert type(AutoModel.from_config(AutoConfig.for_model("anople", class_names=["a
         "from modeling_anople import TASK" + REGISTERED,
         "import modeling_anople; modeling_anople.AnoPLeConfig" + REGISTERED,
         "from transformers import pipeline, AutoModel; import modeling_anople" + REGISTERED,
+        "import transformers; import modeling_anople" + REGISTERED,
     ],
-    ids=["nothing heavy", "a name", "an attribute", "after transformers"],
+    ids=["nothing heavy", "a name", "an attribute", "after its models", "after transformers"],
 )
 def test_an_import_is_light_and_the_first_use_registers(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
