@@ -63,7 +63,8 @@ class ExportedDetector(IdentityMixin):
         except ImportError:
             raise  # the command line says which extra is missing
         except Exception as error:  # engines have many of their own
-            raise ValueError(f"{self.path} cannot be run ({error}): make it again with anople export.") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self.path} cannot be run ({reason}): make it again with anople export.") from error
 
     def eval(self) -> "ExportedDetector":
         """Return itself: it never trains."""

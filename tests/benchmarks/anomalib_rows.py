@@ -4,7 +4,7 @@ Predictions against anomalib's WinClip and PatchCore: `ENVIRONMENT/bin/python -m
 It needs an environment of its own, of anomalib 2.7 without what it would bring (torch is there already):
 `pip install --no-deps anomalib==2.7.0 lightning lightning-utilities torchmetrics timm kornia kornia-rs open_clip_torch
 torchvision opencv-python-headless FrEIA jsonargparse omegaconf ftfy einops platformdirs scikit-image imageio lazy_loader
-tifffile` beside `.[openvino]`. All weights are random, which cost what trained ones do; 4 normal photographs; pairs run
+tifffile wcwidth` beside `.[openvino]`. All weights are random, which cost what trained ones do; 4 normal photographs; pairs run
 in turn in one process, processor time.
 """
 
