@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 
+from . import registration  # noqa: F401 - transformers must know what is loaded
 from .configuration_anople import AnoPLeConfig
 from .engines import graph_in
 from .exported import ExportedDetector

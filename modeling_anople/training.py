@@ -20,6 +20,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from . import registration  # noqa: F401 - transformers must know what is loaded
 from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .command_line import start_logging

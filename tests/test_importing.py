@@ -24,8 +24,10 @@ assert type(AutoModel.from_config(AutoConfig.for_model("anople", class_names=["a
         "import modeling_anople; modeling_anople.AnoPLeConfig" + REGISTERED,
         "from transformers import pipeline, AutoModel; import modeling_anople" + REGISTERED,
         "import transformers; import modeling_anople" + REGISTERED,
+        "import modeling_anople.loading" + REGISTERED,
+        "import modeling_anople.training" + REGISTERED,
     ],
-    ids=["nothing heavy", "a name", "an attribute", "after its models", "after transformers"],
+    ids=["nothing heavy", "a name", "an attribute", "after its models", "after transformers", "loading", "training"],
 )
 def test_an_import_is_light_and_the_first_use_registers(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
