@@ -174,6 +174,10 @@ def test_figures_of_other_products_are_not_subtracted_from_the_papers():
         rows = {row["cell"]: row for row in summarise("scale", TABLES["scale"], found, options)["rows"]}
         assert rows["multi-scale, no prefix"]["difference"] == difference
     assert rows["multi-scale, no prefix"]["to_reference"] == pytest.approx(-10)
+    easier = {**record, "seed": 2, "mean": {**mean, "image_auroc": 0.95}}  # a seed that the other row lacks
+    unequal = {**found, "multi-scale, prefix": [record, easier]}
+    rows = {row["cell"]: row for row in summarise("scale", TABLES["scale"], unequal, options)["rows"]}
+    assert rows["multi-scale, no prefix"]["to_reference"] == pytest.approx(-10)
     assert rows["single scale, no prefix"]["image_auroc"] is None
     text = to_markdown(summarise("scale", TABLES["scale"], found, ReproduceOptions(data_root="data")))
     assert "only orders can be compared" in text and "| -2.7 |" in text and "| not run |" in text

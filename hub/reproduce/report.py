@@ -24,7 +24,7 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
     rows = [_row(cell, records.get(cell.name, ()), options) for cell in table.cells]
     reference = next(row for row in rows if row["cell"] == table.reference)
     for row in rows:
-        row["to_reference"] = _difference(row["image_auroc"], reference["image_auroc"])
+        row["to_reference"] = _difference(records.get(row["cell"], ()), records.get(table.reference, ()))
         row["paper_to_reference"] = _minus(row["paper"], reference["paper"])
     some = next((record for found in records.values() for record in found), {})
     first = {seed: record["files"] for found in records.values() for record in found for seed in [record["seed"]]}
@@ -61,8 +61,11 @@ def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _difference(left: list[float] | None, right: list[float] | None) -> float | None:
-    return _minus(left and left[0], right and right[0])
+def _difference(left: Sequence[dict], right: Sequence[dict]) -> float | None:
+    """Compare image AUROCs, percent, over the seeds that both have: another seed's shots are easier or harder."""
+    first, second = ({record["seed"]: record["mean"]["image_auroc"] for record in found} for found in (left, right))
+    common = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
+    return 100 * statistics.fmean(first[seed] - second[seed] for seed in common) if common else None
 
 
 def to_markdown(summary: dict) -> str:
@@ -96,7 +99,8 @@ def to_markdown(summary: dict) -> str:
         f"Percent; mean over products with equal weight, then mean ± standard deviation over seeds {protocol['seeds']}. "
         f"Backbone `{protocol['clip']}`, {protocol['shots']} shot(s) unless a row says otherwise, {steps}, the last step "
         f"kept; class given unless a row says otherwise; maps measured at {protocol['evaluation_size']} pixels. Tested on "
-        f"{tests['normal']} good and {tests['anomalous']} defective photographs."
+        f"{tests['normal']} good and {tests['anomalous']} defective photographs. `to reference` is the difference of image "
+        "AUROCs over the seeds that both rows have."
     )
     if protocol["data_set"] == "other":
         lines.append("\nThe paper's column is another data set: only orders can be compared, hence no difference.")
