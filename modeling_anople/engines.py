@@ -52,10 +52,14 @@ def open_engine(path: Path, threads: int) -> OnnxEngine | OpenVinoEngine:
 
 
 def to_openvino(path: Path) -> None:
-    """Turn an ONNX graph into OpenVINO's form in the same folder, with weights as they are, and remove it."""
+    """
+    Turn an ONNX graph into OpenVINO's form in the same folder, with weights as they are, and remove it.
+
+    It is read by the engine itself: `openvino.convert_model` does the same and then tells its makers over the network.
+    """
     import openvino
 
-    openvino.save_model(openvino.convert_model(path), path.with_name(GRAPHS["openvino"]), compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(path), path.with_name(GRAPHS["openvino"]), compress_to_fp16=False)
     for name in (path.name, f"{path.name}.data"):
         path.with_name(name).unlink(missing_ok=True)
 
