@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from urllib.request import Request, urlopen
 
 import pytest
@@ -12,6 +13,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from hub.local_hub import LocalHub
 
 from .hub_client import api, download, files_of
 
@@ -140,3 +143,18 @@ def test_nothing_of_the_users_own_is_used(hub, tmp_path):
     variables = hub.environment(tmp_path, "token-of-me")
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH"):
         assert variables[name].startswith(str(tmp_path)), name
+
+
+def test_a_hub_leaves_the_logging_of_its_process_alone(tmp_path):
+    """uvicorn's own settings close all handlers, and some close the stream that they write to."""
+    closed = []
+
+    class Handler(logging.StreamHandler):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    handler = Handler()
+    with LocalHub(tmp_path, {}):
+        pass
+    assert closed == [] and handler.stream is not None

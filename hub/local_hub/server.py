@@ -29,7 +29,9 @@ class LocalHub:
         state = self.application.state
         state.store, state.users, state.grants = self.store, users, {}
         served = around(self.application) if around else self.application
-        self._server = uvicorn.Server(uvicorn.Config(served, log_level="critical", access_log=False, lifespan="off"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(served, log_config=None, log_level="critical", access_log=False, lifespan="off")
+        )
         self._socket = socket.socket()
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
