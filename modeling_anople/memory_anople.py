@@ -29,9 +29,8 @@ class NormalMemory(nn.Module):
         self.width = config.clip_config.vision_config.hidden_size
         self.chunk_size = config.memory_chunk_size
         self.counts: list[list[int]] = []
-        self._searches: dict[
-            int, tuple[Tensor, tuple, list[NearestSearch]]
-        ] = {}  # class id -> the bank, its state, how
+        # class id -> the bank, which is held so that no other takes its place unseen; its state; a search for each layer
+        self._searches: dict[int, tuple[Tensor, tuple, list[NearestSearch]]] = {}
         for counts, boxed in zip(config.memory_photographs, config.memory_boxes, strict=True):
             boxes = torch.zeros(sum(counts), 4, dtype=torch.int32) if boxed else None
             self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts, boxes)
@@ -206,7 +205,7 @@ class NormalMemory(nn.Module):
             raise ValueError(
                 f"The memory of class id {class_id} is empty: fit the model, or fill it with model.remember(...)."
             )
-        if exclude is None or exclude[0] != class_id:
+        if exclude is None or exclude[0] != class_id or exclude[1].start == exclude[1].stop:
             return [(bank, self._searches_of(class_id))]
         pieces = (bank[:, : exclude[1].start], bank[:, exclude[1].stop :])
         return [(piece, None) for piece in pieces if piece.shape[1]]
@@ -221,11 +220,7 @@ class NormalMemory(nn.Module):
         if searched is not bank or known != state:
             with torch.inference_mode(False), torch.no_grad():
                 searches = [NearestSearch(vectors) for vectors in bank]
-            self._searches[class_id] = (
-                bank,
-                state,
-                searches,
-            )  # the bank is held, so that no other takes its place unseen
+            self._searches[class_id] = bank, state, searches
         return searches
 
     def _distance(self, features: Tensor, banks: list[tuple[Tensor, list[NearestSearch] | None]]) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import HfArgumentParser
 
 from .backbone_anople import MINI_CLIP
 from .configuration_anople import AnoPLeConfig
+from .copies_anople import MemoryCopies
 from .recipes import RECIPES, Recipe
 
 
@@ -58,7 +59,7 @@ class TrainingConfig:
     pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
         default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
     )
-    normal_turns: Literal["none", "quarter_turns", "eighth_turns"] = field(
+    normal_turns: MemoryCopies = field(
         default="none", metadata={"help": "Turn training photographs, for products that lie any way round."}
     )
     max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})

@@ -20,6 +20,7 @@ from hub.local_hub import LocalHub
 from hub.small_clip import byte_tokenizer, write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
+from .detectors import fit
 from .hub_client import Client
 from .hub_faults import Faults
 from .published import Published, write_published
@@ -94,6 +95,17 @@ def photograph() -> Callable[..., Image.Image]:
         disc = np.hypot(rows - centre[0], columns - centre[1]) < generator.uniform(0.2, 0.35)
         grey = np.where(disc, 180 + 60 * rows, stripes)[..., None] * generator.uniform(0.8, 1, 3)
         return Image.fromarray(np.clip(grey + generator.normal(0, 4, grey.shape), 0, 255).astype(np.uint8))
+
+    return make
+
+
+@pytest.fixture
+def make_detector(make_model, make_processor, photograph) -> Callable[..., tuple[AnoPLeModel, AnoPLeProcessor]]:
+    """Make a detector that knows three photographs of each class, and its processor."""
+
+    def make(**config) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+        processor = make_processor()
+        return fit(make_model(**config), processor, photograph), processor
 
     return make
 

@@ -18,17 +18,6 @@ PATCHES = 16
 STATE = ("class_names", "memory_sizes", "memory_photographs", "calibration", "history")
 
 
-@pytest.fixture
-def make_detector(make_model, make_processor, photograph):
-    """A detector that knows bolt and nut, with its processor."""
-
-    def make(**config) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-        processor = make_processor()
-        return fit(make_model(**config), processor, photograph), processor
-
-    return make
-
-
 @torch.no_grad()
 def answers(model: AnoPLeModel, processor: AnoPLeProcessor, images: list, class_name: str) -> dict[str, torch.Tensor]:
     output = model(**processor(images, class_names=class_name))

@@ -13,16 +13,7 @@ from modeling_anople.cli import main
 from modeling_anople.explanation_anople import box_of, explain, worst_region
 from modeling_anople.tiling_anople import patch_boxes
 
-from .detectors import fit, normals_of, write_detector
-
-
-@pytest.fixture
-def make_detector(make_model, make_processor, photograph):
-    def make(**config):
-        processor = make_processor()
-        return fit(make_model(**config), processor, photograph), processor
-
-    return make
+from .detectors import normals_of, write_detector
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from modeling_anople.explanation_anople import explain
 from modeling_anople.exporting import export_detector
 from modeling_anople.prediction import full_size_map, predict
 
-from .detectors import fit, normals_of, write_detector
+from .detectors import normals_of, write_detector
 from .fitting import fit as fit_program
 from .fitting import write_products
 from .test_ignoring import with_another_number
@@ -27,15 +27,6 @@ def mask() -> np.ndarray:
     marked = np.zeros((40, 48), dtype=bool)
     marked[20:, 24:] = True
     return marked
-
-
-@pytest.fixture
-def make_detector(make_model, make_processor, photograph):
-    def make(**config):
-        processor = make_processor()
-        return fit(make_model(**config), processor, photograph), processor
-
-    return make
 
 
 def answers(model, processor, images, names=None, **options) -> list[tuple]:
