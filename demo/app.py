@@ -28,7 +28,7 @@ from demo.reading import MAX_UPLOAD
 from demo.scripts import SCRIPT
 from demo.session import Session, start_session
 from demo.teach_tab import teach_tab
-from demo.tools import offers_tools, restrict_tools
+from demo.tools import add_tools, offers_tools, restrict_tools
 from modeling_anople.command_line import make_parser, parse, start_logging
 
 
@@ -57,6 +57,8 @@ def build_demo(start: Session, examples: Examples) -> gr.Blocks:
                 judged = judge_tab(start, session, tab)
         for event, inputs, outputs, handler, options in taught:
             event(handler, [*inputs, session], [*outputs, product, judged], **options, **MODEL)
+        if offers_tools():
+            add_tools(start)
     return demo
 
 

@@ -1,12 +1,24 @@
-"""The demo as a tool server (MCP): other programs' assistants may have photographs judged, and nothing else."""
+"""The demo as a tool server (MCP): other programs' assistants teach products and have photographs judged."""
 
+import copy
+import secrets
+import time
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import gradio as gr
 
+from .fields import MODEL, photograph_field
+from .handlers import refusals
+from .inspecting import FIND_IT, inspect_photograph
+from .session import Session
+from .teaching import MAX_SHOTS, teach
 
-TOOLS = ("/inspect",)
+
+PREFIX = "tool_"  # of their endpoints: those without it are for clients that hold a session
+TOOLS = ("inspect", "enroll")
 PROTOCOL = "1"  # the major version of the package `mcp` that Gradio 6 works with
+MAX_KEYS, KEY_SECONDS = 50, 4 * 3600
 
 
 def offers_tools() -> bool:
@@ -17,13 +29,122 @@ def offers_tools() -> bool:
         return False
 
 
-def restrict_tools(demo: gr.Blocks) -> None:
+class KeyedSessions:
     """
-    Offer only what changes nothing.
+    Sessions of tool users, each found by a key that nobody can guess.
 
-    Gradio runs the calls of all tool users in one session, where one would find the products of another: what teaches,
-    judges a line or hands out detectors is for browsers and `gradio_client`, which have a session each.
+    Gradio runs all tool calls in one session of its own, where one user would find the products of another. So a detector
+    that was taught is found again only by who has its key. The oldest go when there are too many, or unused for long.
+
+    Args:
+        start: the session that all begin with; what is asked without a key is answered by a copy that is never taught.
+        most: sessions to keep.
+        seconds: how long an unused one is kept.
     """
+
+    def __init__(self, start: Session, most: int = MAX_KEYS, seconds: float = KEY_SECONDS):
+        self._start, self._common = start, copy.deepcopy(start)
+        self._most, self._seconds = most, seconds
+        self._kept: dict[str, tuple[float, Session]] = {}  # the one used last stands last
+
+    def find(self, key: str | None) -> Session:
+        """
+        Find the session of a key; without a key, the one that is never taught.
+
+        Raises:
+            ValueError: for a key that was never given, or whose session is gone.
+        """
+        if not key:
+            return self._common
+        now = time.monotonic()
+        self._kept = {known: kept for known, kept in self._kept.items() if now - kept[0] < self._seconds}
+        if key not in self._kept:
+            raise ValueError("No detector has this key, or not any more: teach it anew with enroll, without a key.")
+        session = self._kept[key][1]
+        self.keep(session, key)
+        return session
+
+    def new(self) -> Session:
+        """Begin a session; it is found again once it was given to `keep`."""
+        return copy.deepcopy(self._start)
+
+    def keep(self, session: Session, key: str) -> None:
+        """Keep a session under a key, as the one that was used last; the first of too many goes."""
+        self._kept.pop(key, None)
+        self._kept[key] = (time.monotonic(), session)
+        while len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
+
+
+def add_tools(start: Session) -> None:
+    """Add the endpoints of the tools to the page that is being built; nothing of them is seen on it."""
+    sessions = KeyedSessions(start)
+
+    def inspect(photograph: str, product: str = FIND_IT, detector: str | None = None) -> tuple[dict[str, Any], tuple]:
+        """
+        Judge one photograph of a product.
+
+        Args:
+            photograph: the image file.
+            product: the product it shows, or "find it yourself".
+            detector: the key that enroll gave; empty for the detector that the demo was started with.
+
+        Returns:
+            The numbers (words, verdict, score, line, product, milliseconds), and the photograph with its heat map.
+        """
+        with refusals():
+            session = sessions.find(detector)
+            finding = inspect_photograph(session, photograph, product)
+        return finding.numbers, session.shown.write(photograph=finding.photograph, heat_map=finding.heat_map)
+
+    def enroll(
+        name: str,
+        photograph: str,
+        photograph_2: str | None = None,
+        photograph_3: str | None = None,
+        photograph_4: str | None = None,
+        photograph_5: str | None = None,
+        photograph_6: str | None = None,
+        photograph_7: str | None = None,
+        photograph_8: str | None = None,
+        detector: str | None = None,
+    ) -> dict[str, Any]:
+        """
+        Teach a new product from 1 to 8 good photographs, without training.
+
+        Args:
+            name: of the new product.
+            photograph: a good one.
+            photograph_2: another, and so on; the more, the better.
+            detector: the key that an earlier enroll gave, to teach the same detector another product; empty for a new one.
+
+        Returns:
+            The message, the names of all products now, and the key by which inspect and enroll find this detector again.
+        """  # Gradio hands tools no list of files: it looks for addresses at fixed places alone
+        others = (photograph_2, photograph_3, photograph_4, photograph_5, photograph_6, photograph_7, photograph_8)
+        with refusals():
+            session = sessions.find(detector) if detector else sessions.new()
+            told = teach(session, name, [path for path in (photograph, *others) if path])
+        key = detector or secrets.token_urlsafe(16)
+        sessions.keep(session, key)
+        return {"words": told, "products": session.products, "detector": key}
+
+    with gr.Row(visible=False):
+        photographs = [
+            photograph_field("Photograph", f"tool-{number}", ["upload"], 300) for number in range(MAX_SHOTS)
+        ]
+        product, name, key = (
+            gr.Textbox(FIND_IT, label="Product"),
+            gr.Textbox(label="Name"),
+            gr.Textbox(label="Detector"),
+        )
+        answer, pictures = gr.JSON(label="Answer"), gr.ImageSlider(label="Photograph | heat map", type="filepath")
+        run = gr.Button("Run")
+    run.click(inspect, [photographs[0], product, key], [answer, pictures], api_name=f"{PREFIX}inspect", **MODEL)
+    run.click(enroll, [name, *photographs, key], answer, api_name=f"{PREFIX}enroll", **MODEL)
+
+
+def restrict_tools(demo: gr.Blocks) -> None:
+    """Offer as tools what was made for them, under the names of what it does, and no other endpoint."""
     if (server := demo.mcp_server_obj) is not None:
-        known = server.tool_to_endpoint.items()
-        server.tool_to_endpoint = {name: endpoint for name, endpoint in known if endpoint in TOOLS}
+        server.tool_to_endpoint = {f"{server.tool_prefix}{name}": f"/{PREFIX}{name}" for name in TOOLS}
