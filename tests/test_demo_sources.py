@@ -76,6 +76,33 @@ def test_the_camera_takes_what_it_sees_unmirrored(chrome, address, examples):
     assert not page.faults()
 
 
+def test_a_refused_camera_is_said_and_a_file_still_serves(tmp_path, address, examples):
+    with browser(tmp_path, "--use-fake-device-for-media-stream", "--deny-permission-prompts") as chrome:
+        page = Page(chrome, address, dark=False, **DESK)
+        source(page, "Capture from camera")
+        page.click_when(lambda: next(one for one in page.all("#photograph button") if "Access Webcam" in one.text))
+        page.wait(lambda: "The camera was refused." in page.text("source-told"))
+        page.picture(PICTURES / "camera-refused-desk-light.png")
+        source(page, "Upload file")
+        page.wait(lambda: not page.find("source-told").is_displayed())
+        page.upload("photograph", [examples.to_inspect[DEFECT]])
+        page.wait(lambda: page.text("verdict").startswith("anomalous"))
+
+
+def test_without_https_the_page_says_why_there_is_no_camera_and_what_pastes(tmp_path, address, examples):
+    port = address.rstrip("/").rsplit(":", 1)[-1]
+    with browser(tmp_path, "--host-resolver-rules=MAP line7.test 127.0.0.1") as chrome:
+        page = Page(chrome, f"http://line7.test:{port}/", dark=False, **DESK)
+        source(page, "Capture from camera")
+        page.wait(lambda: "There is no camera at this address" in page.text("source-told"))
+        source(page, "Paste from clipboard")
+        page.wait(lambda: "Press Ctrl+V." in page.text("source-told"))
+        page.picture(PICTURES / "no-https-desk-light.png")
+        source(page, "Upload file")
+        page.upload("photograph", [examples.to_inspect[DEFECT]])
+        page.wait(lambda: page.text("verdict").startswith("anomalous"))
+
+
 def test_a_picture_is_pasted_by_the_button(chrome, address, examples):
     page = Page(chrome, address, dark=False, **DESK)
     copy_picture(page, examples.to_inspect[CAPSULE])
