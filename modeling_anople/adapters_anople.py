@@ -1,19 +1,18 @@
 """Adapters: all of a detector but its frozen CLIP, a few megabytes that a hash ties to the weights of that CLIP."""
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
-from torch import Tensor
 from transformers import CLIPModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_part
 from .configuration_anople import AnoPLeConfig
+from .weights_anople import align_files, align_weights, hash_weights
 
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -38,6 +37,7 @@ class AdaptersMixin:
             custom_object_save(self, folder, config=config)
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
         save_torch_state_dict(own, folder, filename_pattern=_PATTERN, max_shard_size="1000GB")
+        align_files(folder, ADAPTER_FILE)
         config.save_pretrained(folder)
         self.save_processor(folder)
 
@@ -129,34 +129,4 @@ def _base_name(config: AnoPLeConfig) -> str:
     return f"the CLIP {source['name']!r}{at}" if source.get("name") else "a CLIP without a name"
 
 
-def align_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """
-    Copy weights on the CPU that do not begin at a multiple of 64 bytes to where they do.
-
-    Weights that are read straight from a file lie wherever the file has them, and matrix products may differ in their last
-    bits with that. Aligned, a detector answers the same however its weights were parted into files.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()
-    return model
-
-
-def hash_weights(tensors: dict[str, Tensor]) -> str:
-    """
-    Hash named tensors: SHA-256, as 64 hexadecimal digits.
-
-    Over the tensors in the order of their names' code points it reads, for each: the name in UTF-8, a zero byte, the
-    precision as torch writes it ("torch.float32"), a zero byte, the sizes joined by commas, a zero byte, and the values
-    in row-major order as the machine keeps them (little-endian everywhere that torch runs today). Neither the device
-    nor the way the tensors were stored in files matters.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-__all__ = ["ADAPTER_FILE", "AdaptersMixin", "align_weights", "hash_weights"]
+__all__ = ["ADAPTER_FILE", "AdaptersMixin"]

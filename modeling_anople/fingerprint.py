@@ -3,8 +3,8 @@
 import hashlib
 import json
 
-from .adapters_anople import hash_weights
 from .modeling_anople import AnoPLeModel
+from .weights_anople import hash_weights
 
 
 def detector_sha256(model: AnoPLeModel) -> str:

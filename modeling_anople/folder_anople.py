@@ -9,6 +9,7 @@ from typing import Any
 
 from .pipeline_anople import AnomalyDetectionPipeline
 from .processing_anople import AnoPLeProcessor
+from .weights_anople import align_files
 
 
 BOTH = ("token", "max_shard_size")  # those of `push_to_hub` that saving takes too
@@ -42,6 +43,7 @@ class FolderMixin:
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
         super().save_pretrained(save_directory, **saving)
+        align_files(save_directory, "model*.safetensors")
         self.save_processor(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.adapters_anople import align_weights, hash_weights
 from modeling_anople.backbone_anople import clip_source, describe_source, name_of
 from modeling_anople.loading import load_detector
+from modeling_anople.weights_anople import align_weights, hash_weights
 
 from .contract import assert_same, fill, judge, learnables
 from .hub_client import answers_of, api, push, push_clip, start_detector
@@ -134,6 +134,27 @@ def test_weights_that_lie_crookedly_are_moved():
     linear.weight.data = values[1:].view(8, 8)
     assert linear.weight.data_ptr() % 64 and align_weights(linear) is linear
     assert linear.weight.data_ptr() % 64 == 0 and torch.equal(linear.weight.detach().flatten(), values[1:])
+
+
+def test_saved_weights_are_used_where_they_lie_in_their_files(make_model, make_pixels, tmp_path, monkeypatch):
+    model = fill(make_model(), make_pixels)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="200KB")
+    model.save_adapter(tmp_path / "adapter")
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) > 4 and not list(tmp_path.rglob("*.part"))
+    for file in files:
+        begin = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        header = json.loads(file.read_bytes()[8:begin])
+        assert begin % 64 == 0 and header.pop("__metadata__") == {"format": "pt"}
+        for first, last in (entry["data_offsets"] for entry in header.values()):
+            assert first % 64 == 0 or last - first < 64
+    monkeypatch.setattr("modeling_anople.adapters_anople.align_weights", lambda model: model)
+    for folder in ("whole", "parts"):
+        read = AnoPLeModel.from_pretrained(tmp_path / folder)
+        crooked = [one for one in (*read.parameters(), *read.buffers()) if one.data_ptr() % 64]
+        assert all(one.nbytes < 64 for one in crooked)
+        assert hash_weights(read.state_dict()) == hash_weights(model.state_dict())
 
 
 def test_where_a_clip_came_from(make_model, small_clip_folder, clip_model, tokenizer, loaded_clip):
