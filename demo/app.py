@@ -24,11 +24,12 @@ from demo.fields import MODEL
 from demo.inspect_tab import inspect_tab
 from demo.isolation import Isolation
 from demo.judge_tab import judge_tab
+from demo.memory import give_back
 from demo.reading import MAX_UPLOAD
 from demo.scripts import SCRIPT
 from demo.session import Session, start_session
 from demo.teach_tab import teach_tab
-from demo.tools import add_tools, offers_tools, restrict_tools
+from demo.tools import DemoBlocks, add_tools, offers_tools
 from modeling_anople.command_line import make_parser, parse, start_logging
 
 
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 def build_demo(start: Session, examples: Examples) -> gr.Blocks:
     """Lay out the widgets and tie them to the handlers."""
     start.examples = examples.to_inspect
-    with gr.Blocks(title="AnoPLe", analytics_enabled=False, delete_cache=CACHE_SECONDS) as demo:
+    with DemoBlocks(title="AnoPLe", analytics_enabled=False, delete_cache=CACHE_SECONDS) as demo:
         session = gr.State(start, time_to_live=SESSION_SECONDS)
         gr.HTML(
             "<h1>AnoPLe</h1><p>Show it a few good photographs of a product. It then tells you of every new one how odd it "
@@ -63,7 +64,7 @@ def build_demo(start: Session, examples: Examples) -> gr.Blocks:
 
 
 def serve(demo: gr.Blocks, **options) -> str:
-    """Start the server; nothing in the page comes from elsewhere. Returns its address."""
+    """Start the server and go on; nothing in the page comes from elsewhere. Returns its address."""
     demo.queue(max_size=64)
     _, address, _ = demo.launch(
         theme=appearance.theme(),
@@ -74,10 +75,11 @@ def serve(demo: gr.Blocks, **options) -> str:
         state_session_capacity=200,
         ssr_mode=False,
         mcp_server=offers_tools(),
+        prevent_thread_lock=True,
         app_kwargs={"middleware": [Middleware(Isolation)]},
         **options,
     )
-    restrict_tools(demo)
+    give_back(demo)
     return address
 
 
@@ -113,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="anople-examples-") as folder:
         demo = build_demo(start, write_examples(Path(folder)))
         serve(demo, server_name=options.host, server_port=options.port)
+        demo.block_thread()
     return 0
 
 

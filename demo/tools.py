@@ -29,6 +29,27 @@ def offers_tools() -> bool:
         return False
 
 
+class DemoBlocks(gr.Blocks):
+    """
+    Blocks whose tool server offers what was made for it, under the names of what it does, and no other endpoint.
+
+    Gradio makes the server itself while it launches, and serves from that moment on.
+    """
+
+    is_template = True  # in the page they are plain blocks
+
+    @property
+    def mcp_server_obj(self) -> Any:
+        """The tool server, where there is one."""
+        return self._server
+
+    @mcp_server_obj.setter
+    def mcp_server_obj(self, server: Any) -> None:
+        if server is not None:
+            server.tool_to_endpoint = {f"{server.tool_prefix}{name}": f"/{PREFIX}{name}" for name in TOOLS}
+        self._server = server
+
+
 class KeyedSessions:
     """
     Sessions of tool users, each found by a key that nobody can guess.
@@ -142,9 +163,3 @@ def add_tools(start: Session) -> None:
         run = gr.Button("Run")
     run.click(inspect, [photographs[0], product, key], [answer, pictures], api_name=f"{PREFIX}inspect", **MODEL)
     run.click(enroll, [name, *photographs, key], answer, api_name=f"{PREFIX}enroll", **MODEL)
-
-
-def restrict_tools(demo: gr.Blocks) -> None:
-    """Offer as tools what was made for them, under the names of what it does, and no other endpoint."""
-    if (server := demo.mcp_server_obj) is not None:
-        server.tool_to_endpoint = {f"{server.tool_prefix}{name}": f"/{PREFIX}{name}" for name in TOOLS}

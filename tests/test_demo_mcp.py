@@ -13,10 +13,11 @@ from demo.session import start_session
 from demo.teaching import teach
 from demo.tools import KeyedSessions
 
-from .demo_app import running, session_of
+from .demo_app import free_port, running, running_program, session_of
 from .detectors import write_detector
 
 
+ROOT = Path(__file__).resolve().parents[1]
 mcp = pytest.importorskip(
     "mcp", reason="THE DEMO'S MCP TOOLS WERE NOT TESTED: no mcp here (pip install 'mcp>=1.21,<2')."
 )
@@ -86,6 +87,18 @@ def test_two_tools_are_offered_and_inspect_judges_as_the_detector_does(address, 
     assert hidden.isError and unknown.isError and not answer.isError
     expected = inspect_photograph(session_of(start), picture, "nut").numbers
     assert numbers_of(answer) == {**expected, "milliseconds": 0}
+
+
+def test_the_program_offers_no_other_tools(tmp_path, small_clip_folder, photograph):
+    detector = write_detector(tmp_path / "d", small_clip_folder, photograph)
+    command = ["demo/app.py", str(detector), "--port", str(free_port())]
+
+    async def ask(address: str) -> list[str]:
+        async with connected(address) as client:
+            return [tool.name for tool in (await client.list_tools()).tools]
+
+    with running_program(command, ROOT, {}, log=tmp_path / "log") as address:
+        assert anyio.run(ask, f"{address.rstrip('/')}/") == ["inspect", "enroll"]
 
 
 def test_a_taught_product_is_found_by_its_key_alone(address, start, picture, other_picture):

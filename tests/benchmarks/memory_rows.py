@@ -20,7 +20,7 @@ from .prediction_cost import make_detector
 from .speed_rows import processor_of, row, timed
 
 
-PRODUCT = "circuit board"
+PRODUCT, THIN = "circuit board", 2048
 
 
 def boards(count: int, side: int, seed: int = 0) -> list:
@@ -71,6 +71,11 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
         pairs = timed(compare_all, lambda: few(taps, ids), 2 * repeats)
         note = f"{name}; as before the search by bounds, whose distances differ by {away:.0e}"
         yield row(f"look-up alone, {normals} normals, all compared", "4 normals", pairs, None, note)
+    thin = copy_of(model, known[:, : 64 * patches])
+    thin.reduce(0, THIN)
+    note = f"{name}; what that costs in AUROC: `python -m tests.benchmarks.memory_limits`"
+    pairs = timed(lambda: thin(taps, ids), lambda: few(taps, ids), 10 * repeats)
+    yield row(f"look-up alone, 64 normals, `memory_limit` {THIN:,}", "4 normals", pairs, None, note)
     model.memory = kept
 
 
