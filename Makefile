@@ -15,6 +15,8 @@ DATA ?= $(OUT)/photographs
 SMALL ?= out/reproduce-small
 # real photographs where they lie beside the checkout, else drawn ones
 PHOTOGRAPHS ?= $(if $(wildcard ../shared/data),../shared/data,$(SMALL)/photographs)
+# the last digit of a name stands in for the view, which none of these photographs has; your own need a pattern of their own
+VIEW_PATTERN ?= $(if $(filter file,$(origin PHOTOGRAPHS)),([0-9])[.][A-Za-z]+$$)
 
 .PHONY: quickstart test quality style reproduce-small benchmark clean
 
@@ -52,8 +54,10 @@ style: $(VENV)/ready
 # few steps: this shows that every table runs, not what AnoPLe is worth; cells that are done are kept
 reproduce-small: $(VENV)/ready
 	test -d "$(PHOTOGRAPHS)" || $(BIN)/anople draw "$(PHOTOGRAPHS)" --seed 0
+	test -d "$(SMALL)/others" || $(BIN)/anople draw "$(SMALL)/others" --seed 1
 	$(BIN)/python -m hub.reproduce all --data_root "$(PHOTOGRAPHS)" --output_dir $(SMALL) --cells 1 --seeds 0 \
-	--max_steps 5 --batch_size 2 --test_images 10
+	--max_steps 5 --batch_size 2 --test_images 10 --transfer_root "$(SMALL)/others" \
+	$(if $(VIEW_PATTERN),--view_pattern '$(VIEW_PATTERN)')
 
 benchmark: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks.speed
