@@ -43,7 +43,8 @@ class FolderMixin:
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
         super().save_pretrained(save_directory, **saving)
-        align_files(save_directory, "model*.safetensors")
+        if kwargs.get("is_main_process", True):
+            align_files(save_directory, "model*.safetensors")
         self.save_processor(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
