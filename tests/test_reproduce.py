@@ -1,6 +1,7 @@
 """`python -m hub.reproduce`: cells, their records, tables, and that no test photograph is opened before weights are final."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -139,6 +140,13 @@ def test_a_detector_is_taken_to_other_pictures(run, tmp_path, photograph):
     assert sorted(map(len, fits)) == [1, 1, 2]  # of the products, and twice of the scans
     table = (tmp_path / "out/transfer.md").read_text(encoding="utf-8")
     assert "--transfer_root scans" in table and "enrolled without a step" in table
+
+
+def test_other_pictures_may_be_of_products_with_the_same_names(run, tmp_path):
+    others = shutil.copytree(tmp_path / "data", tmp_path / "others")
+    assert run("transfer", "--seeds", "0", "--cells", "1", "--transfer_root", str(others)) == 0
+    (record,) = records(tmp_path / "out").values()
+    assert sorted(record["products"]) == sorted(record["files"]) == ["bolt", "nut"]
 
 
 def test_shots_of_every_view(run, tmp_path):

@@ -66,10 +66,12 @@ def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 
 def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str, shots: int, seed: int) -> list[str]:
-    """Enrol a product from the shots that a fit would take, and return their names."""
+    """Enrol a product from the shots that a fit would take, instead of one of that name, and return their names."""
     train = read_source(root, split="train", classes=[name])
     images = {row["path"]: row["image"] for row in train if row["label"] == 0}
     files = sample_few_shot(list(images), shots, seed=seed, class_name=name)
+    if name in model.config.class_names:  # another set's
+        model.forget(name, processor=processor)
     model.enroll(name, [images[path] for path in files], processor=processor)
     return files
 
