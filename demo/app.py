@@ -65,7 +65,7 @@ def build_demo(start: Session, examples: Examples) -> gr.Blocks:
 
 def serve(demo: gr.Blocks, **options) -> str:
     """Start the server and go on; nothing in the page comes from elsewhere. Returns its address."""
-    demo.queue(max_size=64)
+    demo.queue(max_size=64, api_open=False)  # no call goes past the queue, where one at a time has the model
     _, address, _ = demo.launch(
         theme=appearance.theme(),
         css=appearance.CSS,

@@ -31,9 +31,12 @@ def checked_name(name: str | None) -> str:
     return name
 
 
-def teach(session: Session, name: str | None, files: list[str] | None) -> str:
+def teach(session: Session, name: str | None, files: list[str] | None, *, keep: bool = True) -> str:
     """
     Add a product to a session's own detector, without training; says what it knows now.
+
+    Args:
+        keep: whether the photographs stay in the session's folder, to be shown beside what is like them.
 
     Raises:
         ValueError: for a name that is none or is taken, too few or too many photographs, and ones that cannot be used;
@@ -47,7 +50,8 @@ def teach(session: Session, name: str | None, files: list[str] | None) -> str:
     photographs = [read_photograph(path) for path in check_count(files, MAX_SHOTS)]
     model, processor = session.own()
     line = model.enroll(name, photographs, processor=processor)
-    _keep(session, name, photographs)
+    if keep:
+        _keep(session, name, photographs)
     count = len(photographs)
     return (
         f"{name} is ready, from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "

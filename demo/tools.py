@@ -2,6 +2,7 @@
 
 import copy
 import secrets
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -67,6 +68,7 @@ class KeyedSessions:
         self._start, self._common = start, copy.deepcopy(start)
         self._most, self._seconds = most, seconds
         self._kept: dict[str, tuple[float, Session]] = {}  # the one used last stands last
+        self._lock = threading.Lock()
 
     def find(self, key: str | None) -> Session:
         """
@@ -77,11 +79,13 @@ class KeyedSessions:
         """
         if not key:
             return self._common
-        now = time.monotonic()
-        self._kept = {known: kept for known, kept in self._kept.items() if now - kept[0] < self._seconds}
-        if key not in self._kept:
-            raise ValueError("No detector has this key, or not any more: teach it anew with enroll, without a key.")
-        session = self._kept[key][1]
+        with self._lock:
+            self._purge()
+            if key not in self._kept:
+                raise ValueError(
+                    "No detector has this key, or not any more: teach it anew with enroll, without a key."
+                )
+            session = self._kept[key][1]
         self.keep(session, key)
         return session
 
@@ -91,10 +95,16 @@ class KeyedSessions:
 
     def keep(self, session: Session, key: str) -> None:
         """Keep a session under a key, as the one that was used last; the first of too many goes."""
-        self._kept.pop(key, None)
-        self._kept[key] = (time.monotonic(), session)
-        while len(self._kept) > self._most:
-            del self._kept[next(iter(self._kept))]
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = (time.monotonic(), session)
+            self._purge()
+
+    def _purge(self) -> None:
+        now, extra = time.monotonic(), len(self._kept) - self._most
+        for number, (key, (used, _)) in enumerate(list(self._kept.items())):
+            if number < extra or now - used >= self._seconds:
+                del self._kept[key]
 
 
 def add_tools(start: Session) -> None:
@@ -145,7 +155,7 @@ def add_tools(start: Session) -> None:
         others = (photograph_2, photograph_3, photograph_4, photograph_5, photograph_6, photograph_7, photograph_8)
         with refusals():
             session = sessions.find(detector) if detector else sessions.new()
-            told = teach(session, name, [path for path in (photograph, *others) if path])
+            told = teach(session, name, [path for path in (photograph, *others) if path], keep=False)
         key = detector or secrets.token_urlsafe(16)
         sessions.keep(session, key)
         return {"words": told, "products": session.products, "detector": key}

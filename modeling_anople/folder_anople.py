@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from transformers.utils import SAFE_WEIGHTS_NAME
+
 from .pipeline_anople import AnomalyDetectionPipeline
 from .processing_anople import AnoPLeProcessor
 from .weights_anople import align_files
@@ -44,7 +46,7 @@ class FolderMixin:
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
         super().save_pretrained(save_directory, **saving)
         if kwargs.get("is_main_process", True):
-            align_files(save_directory, "model*.safetensors")
+            align_files(save_directory, SAFE_WEIGHTS_NAME)
         self.save_processor(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)

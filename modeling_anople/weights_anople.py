@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -27,20 +28,25 @@ def align_weights(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def align_files(folder: str | Path, pattern: str) -> None:
+def align_files(folder: str | Path, name: str) -> None:
     """
-    Rewrite a folder's safetensors files of a pattern so that [`align_weights`] need copy next to nothing of them: a
-    checkpoint of 1 GB is then mapped, not read, when it is loaded.
+    Rewrite a folder's files of weights, `name` or the parts and variants of it, so that [`align_weights`] need copy next
+    to nothing of them: a checkpoint of 1 GB is then mapped, not read, when it is loaded.
 
     The header is padded with spaces, as the format allows, to where the values begin at a multiple of 64 bytes. First come
     the tensors whose size is such a multiple, then the few others, by the size of their elements.
     """
-    for path in sorted(Path(folder).glob(pattern)):
-        _align_file(path)
+    ours = re.compile(re.escape(Path(name).stem) + r"(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
+    for path in sorted(Path(folder).iterdir()):
+        if ours.fullmatch(path.name):
+            unfinished = path.with_name(f"{path.name}.part")
+            try:
+                _align_file(path, unfinished)
+            finally:
+                unfinished.unlink(missing_ok=True)  # it is there after a failure alone
 
 
-def _align_file(path: Path) -> None:
-    unfinished = path.with_name(f"{path.name}.part")
+def _align_file(path: Path, unfinished: Path) -> None:
     with path.open("rb") as file, unfinished.open("wb") as written:
         (length,) = struct.unpack("<Q", file.read(8))
         header, begins, end = json.loads(file.read(length)), {}, 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,10 @@ def test_saved_weights_are_used_where_they_lie_in_their_files(make_model, make_p
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "parts", max_shard_size="200KB")
     model.save_adapter(tmp_path / "adapter")
+    (tmp_path / "whole/model_backup.safetensors").write_bytes(b"not ours")
+    model.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole/model_backup.safetensors").read_bytes() == b"not ours"
+    (tmp_path / "whole/model_backup.safetensors").unlink()
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) > 4 and not list(tmp_path.rglob("*.part"))
     for file in files:
@@ -152,6 +157,8 @@ def test_saved_weights_are_used_where_they_lie_in_their_files(make_model, make_p
     monkeypatch.setattr("modeling_anople.adapters_anople.align_weights", lambda model: model)
     for folder in ("whole", "parts"):
         read = AnoPLeModel.from_pretrained(tmp_path / folder)
+        maps = Path("/proc/self/maps")
+        assert not maps.exists() or str(tmp_path / folder) in maps.read_text()  # used there, not copied
         crooked = [one for one in (*read.parameters(), *read.buffers()) if one.data_ptr() % 64]
         assert all(one.nbytes < 64 for one in crooked)
         assert hash_weights(read.state_dict()) == hash_weights(model.state_dict())

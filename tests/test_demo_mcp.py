@@ -136,5 +136,6 @@ def test_keys_go_when_there_are_too_many_or_unused_for_long(start):
         sessions.find("b")
     short = KeyedSessions(start, seconds=0)
     short.keep(short.new(), "a")
+    assert not short._kept  # gone without being asked for
     with pytest.raises(ValueError, match="No detector has this key"):
         short.find("a")

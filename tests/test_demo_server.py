@@ -182,12 +182,19 @@ def test_the_page_loads_nothing_from_elsewhere(address):
 def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
     demo, calls = mock.Mock(is_running=True), []
     library = mock.Mock(malloc_trim=calls.append)
-    monkeypatch.setattr("demo.memory.ctypes.CDLL", lambda name: library)
-    thread = give_back(demo, seconds=0.01)
+    monkeypatch.setattr("demo.memory.ctypes", mock.Mock(CDLL=lambda name: library))
+    thread, until = give_back(demo, seconds=0.01), time.monotonic() + 30
     while len(calls) < 3:
+        assert time.monotonic() < until
         time.sleep(0.01)
     demo.is_running = False
     thread.join(timeout=10)
     assert not thread.is_alive() and set(calls) == {0}
-    monkeypatch.setattr("demo.memory.ctypes.CDLL", lambda name: object())
+    monkeypatch.setattr("demo.memory.ctypes", mock.Mock(CDLL=lambda name: object()))
     assert give_back(demo) is None
+
+
+def test_no_call_goes_past_the_queue(address, pictures):
+    data = {"data": [{"path": pictures[0], "meta": {"_type": "gradio.FileData"}}, "nut"]}
+    answer = httpx.post(f"{address}gradio_api/run/inspect", json=data, timeout=60)
+    assert answer.status_code == 404 and "queue" in answer.text

@@ -144,9 +144,17 @@ def test_a_detector_is_taken_to_other_pictures(run, tmp_path, photograph):
 
 def test_other_pictures_may_be_of_products_with_the_same_names(run, tmp_path):
     others = shutil.copytree(tmp_path / "data", tmp_path / "others")
-    assert run("transfer", "--seeds", "0", "--cells", "1", "--transfer_root", str(others)) == 0
+    for path in (others / "bolt/train/good").iterdir():
+        path.rename(path.with_name(f"other_{path.name}"))
+    chosen = ("transfer", "--seeds", "0", "--cells", "1", "--transfer_root", str(others))
+    assert run(*chosen) == 0
     (record,) = records(tmp_path / "out").values()
     assert sorted(record["products"]) == sorted(record["files"]) == ["bolt", "nut"]
+    assert all("other_" in name for name in record["files"]["bolt"])
+    shutil.rmtree(tmp_path / "out/cells")
+    assert run(*chosen, str(tmp_path / "data")) == 2
+    shutil.rmtree(others / "nut")
+    assert run(*chosen, "--classes", "bolt") == 2
 
 
 def test_shots_of_every_view(run, tmp_path):

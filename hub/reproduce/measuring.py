@@ -59,6 +59,10 @@ def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
     classes, files = {}, {}
     for root in options.transfer_root:
         names = source_classes(root)
+        if twice := sorted(set(names) & files.keys()):
+            raise ValueError(
+                f"Two sets of --transfer_root have products named {', '.join(twice)}: give one at a time."
+            )
         for name in names:
             files[name] = _enroll(model, processor, name, root, cell.shots or options.shots, seed)
         classes |= _measure(model, processor, cell, options, root, names)
@@ -70,6 +74,8 @@ def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str
     train = read_source(root, split="train", classes=[name])
     images = {row["path"]: row["image"] for row in train if row["label"] == 0}
     files = sample_few_shot(list(images), shots, seed=seed, class_name=name)
+    if model.config.class_names == [name]:
+        raise ValueError(f"{root} has a product named like the only one that was fitted, {name}: rename its folder.")
     if name in model.config.class_names:  # another set's
         model.forget(name, processor=processor)
     model.enroll(name, [images[path] for path in files], processor=processor)
