@@ -54,6 +54,15 @@ COPIES = {
 }
 
 
+def start(data: str) -> tuple[dict[str, dict[str, dict]], AnoPLeModel, AnoPLeProcessor]:
+    """Read the good train photographs of each product, by their paths, and begin a detector of these products."""
+    rows: dict[str, dict[str, dict]] = {}
+    for row in read_source(data, split="train"):
+        if row["label"] == 0:
+            rows.setdefault(row["class_name"], {})[row["path"]] = row
+    return rows, AnoPLeModel.from_clip("mini", sorted(rows)), AnoPLeProcessor.from_clip("mini", sorted(rows))
+
+
 @torch.no_grad()
 def features(model: AnoPLeModel, pixels: Tensor, layers: list[int]) -> dict[int, Tensor]:
     """Encode photographs: layer -> (photographs, patches, width), of unit length."""
@@ -106,11 +115,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--test_images", type=int, default=12, help="Good, and as many defective, per product.")
     options = parser.parse_args()
-    rows: dict[str, dict[str, dict]] = {}
-    for row in read_source(options.data, split="train"):
-        if row["label"] == 0:
-            rows.setdefault(row["class_name"], {})[row["path"]] = row
-    model, processor = AnoPLeModel.from_clip("mini", sorted(rows)), AnoPLeProcessor.from_clip("mini", sorted(rows))
+    rows, model, processor = start(options.data)
     layers = list(model.memory.layers)
     figures: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:

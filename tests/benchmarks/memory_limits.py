@@ -13,11 +13,9 @@ import sys
 import torch
 from torch import Tensor
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.coreset_anople import k_center
-from modeling_anople.sources import read_source
 
-from .memory_copies import features, judge, split
+from .memory_copies import features, judge, split, start
 
 
 FEW = 4
@@ -38,11 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--test_images", type=int, default=12, help="Good, and as many defective, per product.")
     options = parser.parse_args()
-    rows: dict[str, dict[str, dict]] = {}
-    for row in read_source(options.data, split="train"):
-        if row["label"] == 0:
-            rows.setdefault(row["class_name"], {})[row["path"]] = row
-    model, processor = AnoPLeModel.from_clip("mini", sorted(rows)), AnoPLeProcessor.from_clip("mini", sorted(rows))
+    rows, model, processor = start(options.data)
     layers, side = list(model.memory.layers), model.config.image_size
     figures: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:
