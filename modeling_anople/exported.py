@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .engines import GRAPHS, graph_in, open_engine
+from .fusion_anople import fuse_answers
 from .identity_anople import IdentityMixin
+from .ignoring_anople import ignored_patches
+from .masks_anople import KeptMasks
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
 
@@ -25,7 +28,8 @@ class ExportedDetector(IdentityMixin):
     """
     A detector whose graph runs in ONNX Runtime or OpenVINO. It judges as [`AnoPLeModel`] in evaluation does, and learns nothing.
 
-    A batch of several products takes one run for each. Where products are predicted, a first run, as the first product,
+    Photographs are cut into tiles, and masks laid over them, before the graph sees them. A batch of several products takes
+    one run for each. Where products are predicted, a first run, as the first product,
     finds them, and those of other products are judged again: at most twice the time.
     """
 
@@ -57,6 +61,10 @@ class ExportedDetector(IdentityMixin):
             [(tensors[f"bank_{number}"], counts) for number, counts in enumerate(self.config.memory_photographs)]
         )
         self.class_embeddings, self.class_prototypes = tensors["class_embeddings"], tensors["class_prototypes"]
+        sizes = self.config.ignore_mask_sizes
+        ids = {name: number for number, name in enumerate(self.config.class_names)}
+        self.masks = KeptMasks(self.config)
+        self.masks.restore({name: (tensors[f"mask_{ids[name]}"], size) for name, size in sizes.items()})
         self.path = path
         try:
             self.engine = open_engine(path, threads or torch.get_num_threads())
@@ -73,6 +81,7 @@ class ExportedDetector(IdentityMixin):
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the answers depend on, but the lines: the products' tensors and the bytes of the graph."""
         own = {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
+        own |= {f"masks.{name}": tensor for name, tensor in self.masks.state_dict().items()}
         own |= {"class_embeddings": self.class_embeddings, "class_prototypes": self.class_prototypes}
         files = {
             path.suffix: path for path in sorted(self.path.parent.glob(f"{self.path.stem}.*"))
@@ -83,24 +92,47 @@ class ExportedDetector(IdentityMixin):
         }
         return own | graph
 
-    def __call__(self, pixel_values: Tensor, class_ids: Tensor | None = None) -> AnoPLeOutput:
-        """Judge images (batch, 3, side, side), as [`AnoPLeModel.forward`] does."""
-        if self.config.class_identity == "pooled":
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        class_ids: Tensor | None = None,
+        *,
+        exclude: tuple[int, slice] | None = None,
+        ignore_masks: Tensor | None = None,
+    ) -> AnoPLeOutput:
+        """
+        Judge images (batch, 3, side, side), as [`AnoPLeModel.forward`] does.
+
+        Args:
+            class_ids: (batch,) the product of each image.
+            exclude: of the memory nothing can be left out; anything else than `None` says that `class_ids` are known.
+            ignore_masks: (batch, side, side) from the processor; what is ignored is fused anew, outside of the graph.
+        """
+        config = self.config
+        if config.class_identity == "pooled":
             output, ids = self._run(pixel_values, None), None
-        elif class_ids is not None and self.config.class_identity == "given":
-            ids = self.identify(pixel_values, self.class_embeddings, class_ids)  # which checks them
-            output = self._run_each(pixel_values, ids)
+        elif class_ids is not None and (config.class_identity == "given" or exclude is not None):
+            self.check_ids(class_ids)
+            output, ids = self._run_each(pixel_values, class_ids), class_ids
         else:
             output = self._run(pixel_values, 0)
             ids = self.identify(output.image_embeds, self.class_embeddings, None)
             others = ids.nonzero()[:, 0]
             if len(others):
                 _put(output, others, self._run_each(pixel_values[others], ids[others]))
+        ignored = None if ignore_masks is None else ignored_patches(ignore_masks, config.grid_size)
+        if ignored is not None:
+            scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
+            fuse_answers(output, scales, ignored, config)
         output.class_ids = ids
         self.calibration.apply(output)
         if ids is not class_ids:
-            output.known_products = self.recognise(output.memory_maps, output.image_embeds, ids)
+            output.known_products = self.recognise(output.memory_maps, output.image_embeds, ids, ignored)
         return output
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Embed images (batch, 3, side, side) as wholes: unit length (batch, width)."""
+        return self._run(pixel_values, None if self.config.class_identity == "pooled" else 0).image_embeds
 
     def _run_each(self, pixel_values: Tensor, ids: Tensor) -> AnoPLeOutput:
         """Run the images of each product together."""

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .configuration_anople import AnoPLeConfig
+from .ignoring_anople import hide
+from .outputs_anople import AnoPLeOutput
 
 
 def harmonic_mean(first: Tensor, second: Tensor, *, floor: float = 1e-6) -> Tensor:
@@ -69,4 +71,21 @@ def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Ten
     return peaks if config.image_fusion == "map" else text_scores
 
 
-__all__ = ["fuse_images", "fuse_maps", "harmonic_mean", "resize_maps", "smooth_maps"]
+def fuse_answers(
+    output: AnoPLeOutput, scales: Tensor | None, ignored: Tensor | None, config: AnoPLeConfig
+) -> AnoPLeOutput:
+    """
+    Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
+
+    Args:
+        output: with `text_scores`, `decoder_maps` and, unless nothing is remembered, `memory_maps`.
+        scales: as in [`fuse_maps`].
+        ignored: (batch, grid, grid) patches that do not count.
+    """
+    output.memory_maps, output.decoder_maps = hide(output.memory_maps, ignored), hide(output.decoder_maps, ignored)
+    output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
+    output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+    return output
+
+
+__all__ = ["fuse_answers", "fuse_images", "fuse_maps", "harmonic_mean", "resize_maps", "smooth_maps"]

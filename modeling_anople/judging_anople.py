@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from transformers.feature_extraction_utils import BatchFeature
 
 from .ignoring_anople import ignored_patches
 from .outputs_anople import AnoPLeOutput
@@ -18,12 +18,12 @@ def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeO
     """
     Judge the prepared photographs of a batch as wholes.
 
-    Where none is named and products keep masks, each photograph's product is found out on it as it came, and then its mask
-    is laid over it. The others are judged in a batch of the same shape as without masks, so their answers stay the same,
-    bit for bit.
+    Where none is named and products keep masks, all are judged as they came, which finds out what they show. If a product
+    that was found keeps a mask, it is laid over its photographs and the batch is judged once more, in the same shape, so
+    that the answers of the others stay the same, bit for bit.
 
     Args:
-        model: a detector, or a graph of one, which keeps no masks.
+        model: a detector, or a graph of one.
         batch: of [`read_batches`]; its masks, pixels and errors are brought to what was judged.
 
     Returns:
@@ -31,19 +31,13 @@ def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeO
     """
     if batch.inputs is None:
         return None
-    class_ids, failed = _lay_kept_masks(model, processor, batch)
-    inputs = batch.inputs.to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    ignored = None
-    if "ignore_masks" in inputs:
-        ignored = ignored_patches(inputs["ignore_masks"], model.config.grid_size)
-        for row in ignored.flatten(1).all(1).nonzero()[:, 0].tolist():
-            failed.setdefault(row, "The ignore_mask leaves no patch that counts: mark less of the photograph.")
-    if class_ids is None:
-        output = model(**inputs)
-    else:  # found out before masks were laid over, which might else change what is found
-        output = model(**{**inputs, "class_ids": class_ids}, exclude=(0, slice(0, 0)))
-        output.known_products = model.recognise(output.memory_maps, output.image_embeds, class_ids, ignored)
+    output, failed = model(**_inputs_for(model, batch)), {}
+    if not model.masks.is_empty and _is_found_out(model, batch):
+        laid, failed = _lay_kept_masks(model, processor, batch, output.class_ids)
+        if laid:
+            output = _judge_again(model, batch, output.class_ids)
+    for row in _without_patches(model, batch):
+        failed.setdefault(row, "The ignore_mask leaves no patch that counts: mark less of the photograph.")
     if not failed:
         return output
     kept = [row for row in range(len(batch.opened)) if row not in failed]
@@ -52,22 +46,30 @@ def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeO
     return AnoPLeOutput(**rows) if kept else None
 
 
-def _lay_kept_masks(model: Any, processor: AnoPLeProcessor, batch: Batch) -> tuple[Tensor | None, dict[int, str]]:
+def _inputs_for(model: Any, batch: Batch) -> BatchFeature:
+    inputs = batch.inputs.to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return inputs
+
+
+def _is_found_out(model: Any, batch: Batch) -> bool:
+    """Say whether the model finds out which product each photograph shows."""
+    identity = model.config.class_identity
+    return identity == "predicted" or (identity == "given" and "class_ids" not in batch.inputs)
+
+
+def _lay_kept_masks(
+    model: Any, processor: AnoPLeProcessor, batch: Batch, class_ids: Tensor
+) -> tuple[bool, dict[int, str]]:
     """
-    Find out the products of unnamed photographs and lay their masks over them, in place.
+    Lay the masks of the products that were found over the photographs without one, in place.
 
     Returns:
-        Their class ids, or `None` where that was not needed; and an error for each whose mask does not fit.
+        Whether there was one to lay, and an error for each photograph whose mask does not fit.
     """
-    masks, identity = getattr(model, "masks", None), model.config.class_identity
-    named = "class_ids" in batch.inputs and identity != "predicted"
-    if masks is None or masks.is_empty or named or identity == "pooled":
-        return None, {}
-    pixels, failed = batch.inputs["pixel_values"], {}
-    embeds = F.normalize(model.encode_views(pixels.to(model.device, model.dtype)).pooled, dim=-1)
-    class_ids = model.identify(embeds, model.class_embeddings, None)
+    pixels, laid, failed = batch.inputs["pixel_values"], False, {}
     for row, ((photograph, mask, name), class_id) in enumerate(zip(batch.opened, class_ids.tolist(), strict=True)):
-        wanted = masks.wanted(model.config.class_names[class_id]) if mask is None else None
+        wanted = model.masks.wanted(model.config.class_names[class_id]) if mask is None else None
         if wanted is None:
             continue
         try:
@@ -75,13 +77,30 @@ def _lay_kept_masks(model: Any, processor: AnoPLeProcessor, batch: Batch) -> tup
         except ImageError as error:
             failed[row] = str(error)
             continue
-        laid = processor([photograph], ignore_masks=[mask])
-        pixels[row] = laid["pixel_values"][0]
+        prepared, laid = processor([photograph], ignore_masks=[mask]), True
+        pixels[row] = prepared["pixel_values"][0]
         if "ignore_masks" not in batch.inputs:
-            batch.inputs["ignore_masks"] = torch.zeros(len(pixels), *laid["ignore_masks"].shape[1:])
-        batch.inputs["ignore_masks"][row] = laid["ignore_masks"][0]
+            batch.inputs["ignore_masks"] = torch.zeros(len(pixels), *prepared["ignore_masks"].shape[1:])
+        batch.inputs["ignore_masks"][row] = prepared["ignore_masks"][0]
         batch.opened[row] = (photograph, mask, name)
-    return class_ids, failed
+    return laid, failed
+
+
+def _judge_again(model: Any, batch: Batch, class_ids: Tensor) -> AnoPLeOutput:
+    """Judge photographs under their masks as the products that they were found to show without."""
+    inputs = _inputs_for(model, batch)
+    output = model(**{**inputs, "class_ids": class_ids}, exclude=(0, slice(0, 0)))
+    ignored = ignored_patches(inputs["ignore_masks"], model.config.grid_size)
+    output.known_products = model.recognise(output.memory_maps, output.image_embeds, class_ids, ignored)
+    return output
+
+
+def _without_patches(model: Any, batch: Batch) -> list[int]:
+    """Name the rows of which nothing counts."""
+    if "ignore_masks" not in batch.inputs:
+        return []
+    ignored = ignored_patches(batch.inputs["ignore_masks"], model.config.grid_size)
+    return ignored.flatten(1).all(1).nonzero()[:, 0].tolist()
 
 
 __all__ = ["judge_batch"]

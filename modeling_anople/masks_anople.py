@@ -137,8 +137,8 @@ class KeptMasksMixin:
 
 
 def kept_masks(model: Any) -> KeptMasks | None:
-    """Return what products keep where photographs are judged as the product that is named; a graph keeps none."""
-    return None if model.config.class_identity == "predicted" else getattr(model, "masks", None)
+    """Return what products keep where photographs are judged as the product that is named."""
+    return None if model.config.class_identity == "predicted" else model.masks
 
 
 def _bytes_of(size: list[int]) -> int:

@@ -16,9 +16,9 @@ from .calibration_anople import ScoreCalibration
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
 from .enrolment_anople import EnrolmentMixin
-from .fusion_anople import fuse_images, fuse_maps
+from .fusion_anople import fuse_answers
 from .identity_anople import IdentityMixin
-from .ignoring_anople import hide, ignored_patches
+from .ignoring_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .masks_anople import KeptMasks
 from .memory_anople import NormalMemory
@@ -162,6 +162,10 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
         return self.walk_views(pixel_values, view_ids)
 
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Embed images (batch, 3, side, side) as wholes: unit length (batch, width)."""
+        return F.normalize(self.encode_views(pixel_values).pooled, dim=-1)
+
     def walk_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
         """Do as [`encode_views`], which also hands out hidden states and attentions where they are asked for."""
         config = self.config
@@ -258,7 +262,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         ignored: Tensor | None = None,
     ) -> None:
         """
-        Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
+        Look into the memory and fuse its answers with the others', in place; see [`fuse_answers`].
 
         Args:
             taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
@@ -267,12 +271,9 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         """
         config, ids = self.config, output.class_ids
         if taps is not None:
-            distances = self.memory(taps, ids, exclude)
-            output.memory_maps = hide(distances.unflatten(1, (config.grid_size, config.grid_size)), ignored)
-        output.decoder_maps = hide(output.decoder_maps, ignored)
+            output.memory_maps = self.memory(taps, ids, exclude).unflatten(1, (config.grid_size, config.grid_size))
         scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
-        output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
-        output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+        fuse_answers(output, scales, ignored, config)
 
     def score_texts(self, pooled: Tensor, text: Tensor) -> Tensor:
         """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""

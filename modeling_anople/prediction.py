@@ -93,8 +93,8 @@ def predict(
     model.eval()
     start = time.perf_counter()
     by_views = needs_views(model.config, tiling)
-    if (explain or by_views or ignore_mask is not None) and not hasattr(model, "encode_views"):
-        raise ValueError("A graph judges whole photographs: explain, tiling and ignore_mask need the detector itself.")
+    if explain and not hasattr(model, "memory_taps"):
+        raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
     reading = {"class_names": class_names, "batch_size": batch_size, "by_views": by_views, "ignore_mask": ignore_mask}
     for batch in read_batches(processor, sources, **reading, masks=kept_masks(model)):
         if by_views:

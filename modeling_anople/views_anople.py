@@ -119,7 +119,7 @@ def lay_out(
     unnamed = config.class_identity == "predicted" or (class_name is None and config.class_identity == "given")
     if unnamed and (mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings):
         whole = Views(photograph, processor, None, mask).overview()["pixel_values"].to(model.device, model.dtype)
-        embeds = F.normalize(model.encode_views(whole).pooled, dim=-1)
+        embeds = model.embed_images(whole)
         found = int(model.identify(embeds, model.class_embeddings, None))
         class_name = config.class_names[found]
     if mask is None and (wanted := model.masks.wanted(class_name)):
@@ -162,7 +162,7 @@ def judge_views(
     copies = copies or (lambda pixels: pixels[None])
     given, owner, pooled = class_id, class_id or 0, model.config.class_identity == "pooled"
     whole = copies(views.overview()["pixel_values"][0].to(model.device, model.dtype))
-    embeds = F.normalize(model.encode_views(whole).pooled, dim=-1)
+    embeds = model.embed_images(whole)
     if model.config.class_identity == "predicted" and exclude is None:
         given = None
     if pooled:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from modeling_anople import AnoPLeProcessor
 from modeling_anople.cli import main
@@ -61,10 +62,19 @@ def pictures(photograph):
     return known + [photograph(900 + number, size=(40, 70)) for number in range(3)]
 
 
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    marked = np.zeros((40, 48), dtype=bool)
+    marked[10:30, 20:40] = True
+    return marked
+
+
 def assert_alike(folder: Path, graph: Path, pictures: list, **options) -> None:
     here, there = (list(predict(*load_judge(str(place)), pictures, **options)) for place in (folder, graph))
     for one, other in zip(here, there, strict=True):
-        assert (one.label, one.class_name, one.error) == (other.label, other.class_name, None)
+        assert (one.label, one.class_name, one.error) == (other.label, other.class_name, other.error)
+        if one.error:
+            continue
         assert other.score == pytest.approx(one.score, abs=1e-4) and one.score > 0
         assert other.raw_score == pytest.approx(one.raw_score, abs=1e-5)
         np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-4)
@@ -78,6 +88,60 @@ def test_scores_maps_and_labels_are_the_models(pair, pictures, options):
 
 def test_a_batch_of_several_products(pair, pictures):
     assert_alike(*pair, pictures, class_names=["nut", "bolt", "nut", "bolt", "nut", "bolt", "nut"])
+
+
+@pytest.mark.parametrize("tiling", ["same", (2, 2), (1, 3)])
+@pytest.mark.parametrize("name", ["bolt", None])
+def test_masks_that_are_given_and_tiles(pair, pictures, mask, name, tiling):
+    masks = [mask, None, mask, mask, *[None] * 3]
+    assert_alike(*pair, pictures, class_names=name, tiling=tiling, ignore_mask=masks)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, small_clip_folder, photograph, mask):
+    """A detector with a mask of one product and tiles of the other, and its graph, by how products are told apart."""
+    made = {}
+
+    def make(identity: str) -> tuple[Path, Path]:
+        if identity not in made:
+            folder = tmp_path_factory.mktemp("kept")
+            detector = write_detector(
+                folder / "detector", small_clip_folder, photograph, class_identity=identity, fusion_scale="normal"
+            )
+            model, processor = load_detector(str(detector))
+            model.set_ignore_mask("bolt", mask)
+            model.enroll("washer", normals_of(photograph, 2), processor=processor, tiling=(2, 2))
+            model.save_pretrained(detector)
+            processor.save_pretrained(detector)
+            assert main(["export", str(detector), str(folder / "graph")]) == 0
+            made[identity] = detector, folder / "graph"
+        return made[identity]
+
+    return make
+
+
+@pytest.mark.parametrize("names", [["bolt", "washer", "nut"] * 2 + ["washer"], None])
+@pytest.mark.parametrize("identity", ["given", "predicted"])
+def test_masks_and_tilings_that_products_keep(kept, pictures, identity, names):
+    detector, graph = kept(identity)
+    assert_alike(detector, graph, pictures, class_names=names)
+    found = list(predict(*load_judge(str(graph)), pictures, class_names=names))
+    wrong_size = [each for each in found if each.error]
+    assert all("keeps an ignore_mask" in each.error for each in wrong_size) and len(wrong_size) < len(found)
+    assert any(each.ignored is not None for each in found)
+    model, _ = load_judge(str(graph))
+    assert model.state_dict()["masks.mask_0"].dtype == torch.uint8
+
+
+def test_a_mask_alone_that_a_product_keeps(exports, tmp_path, pictures, mask):
+    detector, _ = exports("usual")
+    model, processor = load_detector(str(detector))
+    model.set_ignore_mask("nut", mask)
+    model.save_pretrained(tmp_path / "detector")
+    processor.save_pretrained(tmp_path / "detector")
+    export_detector(model, processor, tmp_path / "graph")
+    for names in ("nut", None, "bolt"):
+        assert_alike(tmp_path / "detector", tmp_path / "graph", pictures, class_names=names)
 
 
 @pytest.mark.parametrize("part", ["memory", "decoder", "text"])
@@ -110,9 +174,11 @@ def test_predict_takes_a_graph_as_it_takes_a_detector(usual, pictures, tmp_path,
         assert timeless[0] == timeless[1]
 
 
-def test_weights_in_8_bits(usual, pictures, tmp_path):
+@pytest.mark.parametrize("weights", ["int8", "int8_dynamic"])
+def test_weights_in_8_bits(usual, pictures, tmp_path, weights):
     detector, graph = usual
-    folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights="int8")
+    folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights=weights)
+    assert not list(folder.glob("whole*"))
     sizes = [(place / "model.onnx").stat().st_size for place in (graph, folder)]
     assert sizes[1] < 0.95 * sizes[0]  # the CLIP is so small that the graph's own text weighs a lot
     here, there = (list(predict(*load_judge(str(place)), pictures, class_names="nut")) for place in (graph, folder))
@@ -158,11 +224,7 @@ def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_c
     with pytest.raises(ValueError, match=r"\['bolt', 'nut'\] have no memory: fit"):
         export_detector(empty, processor, tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
-    model, _ = load_detector(str(detector))
-    model.config.tiling = "2,2"
-    with pytest.raises(ValueError, match="judges photographs by their tiles"):
-        export_detector(model, processor, tmp_path / "empty")
-    with pytest.raises(ValueError, match="A graph judges whole photographs"):
+    with pytest.raises(ValueError, match="A graph says nothing of what stands behind"):
         next(predict(*load_judge(str(graph)), [photograph(1)], explain=True))
     assert main(["enroll", str(graph), "gasket", "any.png", "--output", str(tmp_path / "more")]) == 2
     assert json.loads((graph / "config.json").read_text(encoding="utf-8")).get("calibration", {}) == {}
@@ -216,6 +278,7 @@ def test_the_command_writes_an_openvino_graph(usual, tmp_path):
         ExportedDetector(graph)
 
 
-def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path):
+@pytest.mark.parametrize("weights", ["int8", "int8_dynamic"])
+def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path, weights):
     with pytest.raises(ValueError, match="leave one of the two out"):
-        export_detector(*load_detector(str(usual[0])), tmp_path / "graph", format="openvino", weights="int8")
+        export_detector(*load_detector(str(usual[0])), tmp_path / "graph", format="openvino", weights=weights)

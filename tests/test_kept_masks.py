@@ -13,7 +13,6 @@ from demo.session import start_session
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
-from modeling_anople.exporting import export_detector
 from modeling_anople.prediction import full_size_map, predict
 
 from .detectors import normals_of, write_detector
@@ -71,6 +70,21 @@ def test_no_other_products_answer_changes_by_one_bit(make_detector, photograph, 
         assert answers(model, processor, numbered, names, batch_size=6) == after
     model.set_ignore_mask("bolt", None)
     assert answers(model, processor, images, names, batch_size=6) == before
+
+
+@pytest.mark.parametrize("config", [{}, {"class_identity": "predicted"}])
+def test_an_unnamed_photograph_is_judged_once_unless_a_mask_is_laid_over_it(
+    make_detector, photograph, mask, config, monkeypatch
+):
+    model, processor = make_detector(**config)
+    images = [normals_of(photograph, owner, 6)[4] for owner in (0, 1)]
+    before = answers(model, processor, images)
+    model.set_ignore_mask("bolt", mask)
+    passes, walk = [], model.walk_views
+    monkeypatch.setattr(model, "walk_views", lambda *given: passes.append(1) or walk(*given))
+    assert answers(model, processor, images[1:]) and len(passes) == 1
+    both = answers(model, processor, images)
+    assert len(passes) == 3 and both[1] == before[1] and both[0] != before[0]
 
 
 def test_a_found_out_product_is_judged_with_its_mask_and_may_still_be_unknown(make_detector, photograph, mask):
@@ -156,8 +170,6 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_lost(tmp_path, make_dete
     with pytest.raises(ImageError, match="keeps an ignore_mask of 48 x 40"):
         model.add_normals("bolt", [photograph(5, size=(40, 40))], processor=processor)
     assert np.array_equal(model.masks.of("bolt"), mask) and set(model.config.ignore_mask_sizes) == {"bolt"}
-    with pytest.raises(ValueError, match=r"\['bolt'\] keep an ignore_mask"):
-        export_detector(model, processor, tmp_path / "graph")
 
 
 @pytest.mark.parametrize("tiling", ["same", (2, 2)])

@@ -1,7 +1,7 @@
 """
 How far graphs answer from their detector: `python -m tests.benchmarks.export CHECKPOINT DATA`.
 
-The test photographs, judged by the detector in torch, by its ONNX graph, by the graph with weights of 8 bits, and by OpenVINO.
+The test photographs, judged by the detector in torch, by its ONNX graph, by the graph with weights of 8 bits, by one that computes in 8 bits, and by OpenVINO.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from modeling_anople.prediction import predict
 from .prediction_cost import RESULTS
 
 
-FORMS = {"ONNX": {}, "ONNX, int8 weights": {"weights": "int8"}, "OpenVINO": {"format": "openvino"}}
+FORMS = {"ONNX": {}, "ONNX, int8 weights": {"weights": "int8"}, "ONNX, int8_dynamic": {"weights": "int8_dynamic"}, "OpenVINO": {"format": "openvino"}}
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 
 
