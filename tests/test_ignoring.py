@@ -64,7 +64,9 @@ def test_nothing_under_the_mask_has_any_influence(detector, photograph, mask, ti
     model, processor = detector
     images = [photograph(3), with_another_number(photograph(3), 1), with_another_number(photograph(3), 2)]
     for choice in ({}, {"class_names": "bolt"}):
-        answers = list(predict(model, processor, images, ignore_mask=mask, tiling=tiling, explain=True, **choice))
+        answers = list(
+            predict(model, processor, images, ignore_mask=mask, tiling=tiling, explain=True, batch_size=1, **choice)
+        )  # one by one: on some processors the last digits depend on the place in a batch
         for other in answers[1:]:
             assert other.score == answers[0].score and np.array_equal(other.raw_map, answers[0].raw_map)
             assert other.explanation == answers[0].explanation

@@ -23,7 +23,12 @@ from modeling_anople.prediction import predict
 from .prediction_cost import RESULTS
 
 
-FORMS = {"ONNX": {}, "ONNX, int8 weights": {"weights": "int8"}, "ONNX, int8_dynamic": {"weights": "int8_dynamic"}, "OpenVINO": {"format": "openvino"}}
+FORMS = {
+    "ONNX": {},
+    "ONNX, int8 weights": {"weights": "int8"},
+    "ONNX, int8_dynamic": {"weights": "int8_dynamic"},
+    "OpenVINO": {"format": "openvino"},
+}
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 
 
