@@ -106,7 +106,10 @@ def predict(arguments: list[str]) -> int:
     """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
     parser = make_parser("predict", PredictOptions, checkpoint=CHECKPOINT)
     parser.add_argument(
-        "images", nargs="+", help="Photographs, folders of them, or shards of a data set (.parquet, .tar)."
+        "images",
+        nargs="+",
+        help="Photographs, folders of them, or shards of a data set (.parquet, .tar), also on the Hub: "
+        "hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN].",
     )
     places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:

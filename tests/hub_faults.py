@@ -47,7 +47,7 @@ class Faults:
                 self.refuse_listings -= 1
                 await send({"type": "http.response.start", "status": 403, "headers": []})
                 return await send({"type": "http.response.body", "body": b""})
-            if method == "GET" and self.cut_downloads and path.endswith(".safetensors"):
+            if method == "GET" and self.cut_downloads and path.endswith((".safetensors", ".parquet")):
                 self.cut_downloads -= 1
                 return await application(scope, receive, self._cut(send))
             if method == "GET" and self.corrupt and path.endswith(self.corrupt):

@@ -1,20 +1,18 @@
 """Data sets in shards: every photograph once, shard by shard, through kills and over processes."""
 
-import io
 import re
-import tarfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image
 
 from modeling_anople import bulk
 from modeling_anople.cli import main
 from modeling_anople.loading import load_detector
 from modeling_anople.prediction import predict
 
-from .detectors import normals_of, write_detector
+from .detectors import write_detector
+from .shards import answers_in, image_files, without_time, write_shards
 from .test_sharding import launch
 
 
@@ -25,42 +23,12 @@ def detector(tmp_path_factory, small_clip_folder, photograph) -> Path:
 
 @pytest.fixture(scope="module")
 def images(photograph) -> list[bytes]:
-    """Eleven photographs as files; the fifth is damaged."""
-    files = []
-    for number, image in enumerate([*normals_of(photograph, 0, 5), *normals_of(photograph, 1, 6)]):
-        place = io.BytesIO()
-        image.save(place, "PNG")
-        files.append(place.getvalue()[: 60 if number == 4 else None])
-    return files
+    return image_files(photograph)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, images) -> Path:
-    """Three parquet files of 4, 4 and 3 rows, and a tar of 3."""
-    folder = tmp_path_factory.mktemp("shards")
-    features = Features(picture=Image(), product=Value("string"), path=Value("string"))
-    for number in range(3):
-        part = range(4 * number, min(4 * number + 4, 11))
-        rows = {
-            "picture": [{"bytes": images[row], "path": None} for row in part],
-            "product": ["bolt" if row < 5 else "nut" for row in part],
-            "path": [f"camera/{row}.png" for row in part],
-        }
-        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{number}.parquet")
-    with tarfile.open(folder / "web.tar", "w") as archive:
-        for row in (0, 6, 7):
-            entry = tarfile.TarInfo(f"part/{row}.png")
-            entry.size = len(images[row])
-            archive.addfile(entry, io.BytesIO(images[row]))
-    return folder
-
-
-def answers_in(folder: Path) -> dict[str, list[dict]]:
-    return {path.name: pq.read_table(path).to_pylist() for path in sorted(folder.iterdir())}
-
-
-def without_time(answers: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    return {name: [{**row, "seconds": None} for row in rows] for name, rows in answers.items()}
+    return write_shards(tmp_path_factory.mktemp("shards"), images)
 
 
 def test_every_photograph_is_answered_once_and_as_alone(detector, shards, images, tmp_path):

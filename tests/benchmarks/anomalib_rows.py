@@ -4,7 +4,7 @@ Predictions against anomalib's WinClip and PatchCore: `ENVIRONMENT/bin/python -m
 It needs an environment of its own, of anomalib 2.7 without what it would bring (torch is there already):
 `pip install --no-deps anomalib==2.7.0 lightning lightning-utilities torchmetrics timm kornia kornia-rs open_clip_torch
 torchvision opencv-python-headless FrEIA jsonargparse omegaconf ftfy einops platformdirs scikit-image imageio lazy_loader
-tifffile wcwidth` beside `.[openvino]`. All weights are random, which cost what trained ones do; 4 normal photographs; pairs run
+tifffile wcwidth` beside `.[openvino]` and matplotlib. All weights are random, which cost what trained ones do; 4 normal photographs; pairs run
 in turn in one process, processor time.
 """
 
@@ -91,8 +91,13 @@ def main() -> None:
         )
         processor = processor_of(model.config.class_names)
         with tempfile.TemporaryDirectory() as place:
-            for form, name in (("openvino", "OpenVINO"), ("onnx", "ONNX Runtime")):
-                graph = ExportedDetector(export_detector(model, processor, Path(place) / form, format=form))
+            forms = {
+                "OpenVINO": {"format": "openvino"},
+                "ONNX Runtime": {},
+                "ONNX Runtime, `int8_dynamic`": {"weights": "int8_dynamic"},
+            }
+            for name, form in forms.items():
+                graph = ExportedDetector(export_detector(model, processor, Path(place) / name, **form))
                 pairs = timed(lambda: graph(pixels, class_ids=class_ids), lambda: core(picture), repeats)  # noqa: B023
                 keep(f"predict by {name}", against, pairs, 1.0)
 

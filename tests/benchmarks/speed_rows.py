@@ -216,6 +216,9 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
         names = model.config.class_names
         other = ExportedDetector(export_detector(model, processor_of(names), Path(place) / "other", format="openvino"))
         yield compare("predict by OpenVINO", lambda: other(pixels, class_ids=class_ids))
+        eight = export_detector(model, processor_of(names), Path(place) / "eight", weights="int8_dynamic")
+        short = ExportedDetector(eight)
+        yield compare("predict by ONNX Runtime, `int8_dynamic`", lambda: short(pixels, class_ids=class_ids))
     half = copy.deepcopy(model).bfloat16()
     yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
     compiled = copy.deepcopy(model)

@@ -1,0 +1,119 @@
+"""Data sets in shards on the Hub: streamed from there, at one commit, with the answers that the same files on disk have."""
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+from modeling_anople.cli import main
+
+from .detectors import write_detector
+from .hub_client import anople, api
+from .shards import answers_in, image_files, without_time, write_shards
+
+
+NAME = "me/photographs"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory, small_clip_folder, photograph) -> Path:
+    return write_detector(tmp_path_factory.mktemp("bulk") / "detector", small_clip_folder, photograph)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, photograph) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"), image_files(photograph))
+
+
+@pytest.fixture(scope="module")
+def on_hub(client, shards) -> str:
+    """The shards in a private data set, parquet files below `data` and the tar beside them; the commit they came with."""
+    client.call(api, "create_repo", NAME, repo_type="dataset", private=True)
+    files = {f"data/{path.name}": path for path in sorted(shards.glob("*.parquet"))}
+    files |= {
+        "web.tar": shards / "web.tar",
+        "README.md": b"# Photographs\n",
+        "data/0.results.parquet": b"not one of them",
+    }
+    parts = [CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)) for name, file in files.items()]
+    return client.call(api, "create_commit", NAME, parts, commit_message="photographs", repo_type="dataset").oid
+
+
+def test_answers_are_those_of_the_files(client, on_hub, detector, shards, tmp_path):
+    options = ["--class", "nut", "--output"]
+    code, _, errors = client.call(anople, "predict", detector, f"hf://datasets/{NAME}", *options, tmp_path / "hub")
+    assert code == 1, errors  # one photograph cannot be read
+    assert main(["predict", str(detector), str(shards), *options, str(tmp_path / "disk")]) == 1
+    expected = without_time(answers_in(tmp_path / "disk"))
+    found = without_time(answers_in(tmp_path / "hub"))
+    assert {name.removeprefix("data-"): rows for name, rows in found.items()} == expected
+    metadata = pq.read_schema(tmp_path / "hub" / "data-1.results.parquet").metadata
+    assert metadata[b"anople_shard"].decode() == f"hf://datasets/{NAME}@{on_hub}/data/1.parquet"
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("", ["data-0", "data-1", "data-2", "web"]),
+        ("/data", ["data-0", "data-1", "data-2"]),
+        ("/data/[02].parquet", ["data-0", "data-2"]),
+        ("/web.tar", ["web"]),
+    ],
+    ids=str,
+)
+def test_part_of_a_data_set(client, on_hub, detector, tmp_path, place, expected):
+    address = f"hf://datasets/{NAME}@{on_hub}{place}"
+    code, _, errors = client.call(anople, "predict", detector, address, "--class", "nut", "--output", tmp_path)
+    assert code in (0, 1), errors
+    assert list(answers_in(tmp_path)) == [f"{name}.results.parquet" for name in expected]
+
+
+def test_answers_of_two_versions_are_not_mixed(client, on_hub, detector, tmp_path):
+    address, options = f"hf://datasets/{NAME}", ["--class", "nut", "--output", tmp_path]
+    one = f"{address}@{on_hub}/data/0.parquet"
+    assert client.call(anople, "predict", detector, one, *options)[0] == 0
+    before = (tmp_path / "data-0.results.parquet").read_bytes()
+    change = [CommitOperationDelete("data/1.parquet")]
+    newer = client.call(api, "create_commit", NAME, change, commit_message="one less", repo_type="dataset").oid
+    code, _, errors = client.call(anople, "predict", detector, address, *options)
+    assert code == 2 and f"@{on_hub}/data/0.parquet, and not hf://datasets/{NAME}@{newer}/data/0.parquet" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["data-0.results.parquet"]
+    code, _, errors = client.call(anople, "predict", detector, f"{address}@{on_hub}/data/*.parquet", *options)
+    assert code == 1, errors
+    assert len(answers_in(tmp_path)) == 3 and (tmp_path / "data-0.results.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "message"),
+    [
+        (f"hf://datasets/{NAME}", "token-of-another", "(?i)repository not found"),
+        (f"hf://datasets/{NAME}@nowhere", None, "revision not found"),
+        (f"hf://datasets/{NAME}/nothing", None, f"{NAME}/nothing"),
+        (
+            f"hf://datasets/{NAME}/*.csv",
+            None,
+            f"holds no shards .* copy in parquet: hf://datasets/{NAME}@refs/convert/parquet",
+        ),
+        ("hf://me/photographs", None, "is no data set: give hf://datasets/OWNER/NAME"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_said(client, on_hub, detector, tmp_path, address, token, message):
+    code, _, errors = client.call(anople, "predict", detector, address, "--output", tmp_path / "out", token=token)
+    assert code == 2
+    assert re.search(message, errors), errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_connection_that_is_lost_costs_nothing(client, on_hub, faults, detector, tmp_path):
+    address = f"hf://datasets/{NAME}@{on_hub}/data/*.parquet"
+    faults.cut_downloads = 2
+    code, _, errors = client.call(anople, "predict", detector, address, "--class", "nut", "--output", tmp_path)
+    assert code == 1 and faults.cut_downloads == 0, errors
+    assert {name: len(rows) for name, rows in answers_in(tmp_path).items()} == {
+        "data-0.results.parquet": 4,
+        "data-1.results.parquet": 4,
+        "data-2.results.parquet": 3,
+    }
