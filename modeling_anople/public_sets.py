@@ -12,8 +12,8 @@ class PublicSet:
         home: where it is to be had.
         licence: of the photographs; says who says so where the authors' own words could not be read.
         layout: the tree that the reader expects.
-        classes: name -> (train, good test, defective test photographs), or only the class's name where numbers per class
-            are not known to us.
+        classes: name -> (train, good test, defective test photographs), with `None` for a number that is not one (trees in
+            use differ in it), or only the class's name where numbers per class are not known to us.
         normals: name -> (good photographs of both splits, defective ones), where only these are published.
         totals: (train, good test, defective test) over all classes.
     """
@@ -22,7 +22,7 @@ class PublicSet:
     home: str
     licence: str
     layout: str
-    classes: dict[str, tuple[int, int, int] | None] = field(default_factory=dict)
+    classes: dict[str, tuple[int | None, int, int] | None] = field(default_factory=dict)
     normals: dict[str, tuple[int, int]] = field(default_factory=dict)
     totals: tuple[int, int, int] | None = None
 
@@ -49,20 +49,20 @@ MVTEC = {
     "wood": (247, 19, 60),
     "zipper": (240, 32, 119),
 }
-# the authors publish good photographs of both splits together
+# by the authors' table of their split, 1cls.csv: 8,659 train, 962 + 1,200 test in all
 VISA = {
-    "candle": (1000, 100),
-    "capsules": (602, 100),
-    "cashew": (500, 100),
-    "chewinggum": (503, 100),
-    "fryum": (500, 100),
-    "macaroni1": (1000, 100),
-    "macaroni2": (1000, 100),
-    "pcb1": (1004, 100),
-    "pcb2": (1001, 100),
-    "pcb3": (1006, 100),
-    "pcb4": (1005, 100),
-    "pipe_fryum": (500, 100),
+    "candle": (900, 100, 100),
+    "capsules": (542, 60, 100),
+    "cashew": (450, 50, 100),
+    "chewinggum": (453, 50, 100),
+    "fryum": (450, 50, 100),
+    "macaroni1": (900, 100, 100),
+    "macaroni2": (900, 100, 100),
+    "pcb1": (904, 100, 100),
+    "pcb2": (901, 100, 100),
+    "pcb3": (905, 101, 100),
+    "pcb4": (904, 101, 100),
+    "pipe_fryum": (450, 50, 100),
 }
 REAL_IAD = [
     "audiojack",
@@ -96,7 +96,16 @@ REAL_IAD = [
     "woodstick",
     "zipper",
 ]
-MPDD = ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes")
+# as listings of the two archives have them; their sums are the published totals
+MPDD = {
+    "bracket_black": (289, 32, 47),
+    "bracket_brown": (185, 26, 51),
+    "bracket_white": (110, 30, 30),
+    "connector": (128, 30, 14),
+    "metal_plate": (54, 26, 71),
+    "tubes": (122, 32, 69),
+}
+BTAD = {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}
 NOT_READ = "named on that page, which we could not read"
 MEDICAL = "CC BY-NC-SA 4.0, says anomalib of BMAD"
 BMAD = (
@@ -117,8 +126,7 @@ SETS = {
         "https://github.com/amazon-science/spot-diff",
         "CC BY 4.0",
         "split_csv/1cls.csv beside CLASS/Data/Images (raw), or CLASS/train/good, CLASS/test/bad (reorganised, also in 1cls/)",
-        classes=dict.fromkeys(VISA),
-        normals=VISA,
+        classes=dict(VISA),
         totals=(8659, 962, 1200),
     ),
     "real_iad": PublicSet(
@@ -133,7 +141,7 @@ SETS = {
         "https://github.com/stepanje/MPDD",
         "CC BY-NC-SA 4.0, says anomalib",
         "CLASS/train/good, CLASS/test/DEFECT, CLASS/ground_truth/DEFECT",
-        classes=dict.fromkeys(MPDD),
+        classes=dict(MPDD),
         totals=(888, 176, 282),
     ),
     "btad": PublicSet(
@@ -141,7 +149,7 @@ SETS = {
         "http://avires.dimi.uniud.it/papers/btad/btad.zip",
         "CC BY-NC-SA 4.0, says anomalib; others found no word of its authors",
         "01, 02 and 03, each with train/ok, test/ok, test/ko, ground_truth/ko",
-        classes=dict.fromkeys(("01", "02", "03")),
+        classes=dict(BTAD),
         totals=(1799, 451, 290),
     ),
     "brain_mri": PublicSet(
@@ -150,6 +158,7 @@ SETS = {
         NOT_READ,
         "yes/ and no/, also in brain_tumor_dataset/",
         classes={"brain": None},
+        normals={"brain": (98, 155)},
     ),
     "br35h": PublicSet(
         "Br35H",
@@ -157,6 +166,7 @@ SETS = {
         NOT_READ,
         "yes/ and no/",
         classes={"brain": None},
+        normals={"brain": (1500, 1500)},
     ),
     "head_ct": PublicSet(
         "HeadCT",
@@ -166,11 +176,20 @@ SETS = {
         classes={"head": None},
         normals={"head": (100, 100)},
     ),
+    # BMAD's tree has 1,542 and 4,297 to train on; the one with `valid` in their place has fewer
     "liver_ct": PublicSet(
-        "LiverCT", "https://github.com/DorisBao/BMAD", MEDICAL, BMAD.format("Liver_AD"), classes={"liver": None}
+        "LiverCT",
+        "https://github.com/DorisBao/BMAD",
+        MEDICAL,
+        BMAD.format("Liver_AD"),
+        classes={"liver": (None, 833, 660)},
     ),
     "resc": PublicSet(
-        "RESC", "https://github.com/DorisBao/BMAD", MEDICAL, BMAD.format("Retina_RESC_AD"), classes={"retina": None}
+        "RESC",
+        "https://github.com/DorisBao/BMAD",
+        MEDICAL,
+        BMAD.format("Retina_RESC_AD"),
+        classes={"retina": (None, 1041, 764)},
     ),
 }
 

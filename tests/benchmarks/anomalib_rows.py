@@ -4,8 +4,8 @@ Predictions against anomalib's WinClip and PatchCore: `ENVIRONMENT/bin/python -m
 It needs an environment of its own, of anomalib 2.7 without what it would bring (torch is there already):
 `pip install --no-deps anomalib==2.7.0 lightning lightning-utilities torchmetrics timm kornia kornia-rs open_clip_torch
 torchvision opencv-python-headless FrEIA jsonargparse omegaconf ftfy einops platformdirs scikit-image imageio lazy_loader
-tifffile wcwidth` beside `.[openvino]` and matplotlib. All weights are random, which cost what trained ones do; 4 normal photographs; pairs run
-in turn in one process, processor time.
+tifffile wcwidth docstring-parser rich-argparse` beside `.[dev]`. All weights are random, which cost what trained ones do;
+4 normal photographs; pairs run in turn in one process, processor time.
 """
 
 import argparse
