@@ -115,10 +115,10 @@ def predict(arguments: list[str]) -> int:
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from .loading import load_judge
-    from .sources_anople import shards_in
+    from .shards import list_shards
 
-    if all(shards_in(place) for place in places.images):
-        return _predict_shards(places, options)
+    if shards := list_shards(places.images):
+        return _predict_shards(places, options, shards)
     if options.class_column or options.image_column:
         raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
     from .predict_rows import table_writer, to_row
@@ -162,9 +162,9 @@ def predict(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _predict_shards(places: Namespace, options: PredictOptions) -> int:
+def _predict_shards(places: Namespace, options: PredictOptions, shards: list) -> int:
     """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
-    from .bulk import list_shards, predict_shards
+    from .bulk import predict_shards
     from .loading import load_judge
 
     given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
@@ -173,7 +173,6 @@ def _predict_shards(places: Namespace, options: PredictOptions) -> int:
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
-    shards = list_shards(places.images)
     model, processor = load_judge(places.checkpoint, options.revision)
     if options.threshold is not None:
         model.config.threshold = options.threshold

@@ -46,7 +46,7 @@ def count_set(name: str, root: str) -> tuple[list[str], bool]:
     totals = (0, 0, 0)
     for owner in dict.fromkeys([*facts.classes, *sorted({owner for owner, _, _ in counts})]):
         ours = counts[owner, "train", False], counts[owner, "test", False], counts[owner, "test", True]
-        said, agrees = compare(ours, facts.classes.get(owner), facts.normals.get(owner))
+        said, agrees = compare(ours, facts.classes.get(owner), facts.both_splits.get(owner))
         if not any(ours) or owner not in facts.classes:
             said, agrees = "missing" if not any(ours) else "no class of this set", False
         whole &= agrees
@@ -61,17 +61,17 @@ def count_set(name: str, root: str) -> tuple[list[str], bool]:
     return lines, whole and agrees
 
 
-def compare(ours: tuple, official: tuple | None, normals: tuple | None) -> tuple[str, bool]:
-    """Say whether counts agree with the official ones; `None` agrees with all, `normals` counts both splits together."""
+def compare(ours: tuple, official: tuple | None, both_splits: tuple | None) -> tuple[str, bool]:
+    """Say whether counts agree with the official ones; `None` agrees with all, `both_splits` counts both splits together."""
     if official is not None:
         agrees = all(there in (here, None) for here, there in zip(ours, official, strict=True))
         return ("agrees", True) if agrees else (f"differs: {official}".replace("None", "any"), False)
-    if normals is not None:
+    if both_splits is not None:
         good, bad = ours[0] + ours[1], ours[2]
         return (
             ("agrees", True)
-            if (good, bad) == normals
-            else (f"differs: {normals[0]} good, {normals[1]} defective", False)
+            if (good, bad) == both_splits
+            else (f"differs: {both_splits[0]} good, {both_splits[1]} defective", False)
         )
     return "not known to us", True
 

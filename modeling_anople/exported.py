@@ -29,8 +29,8 @@ class ExportedDetector(IdentityMixin):
     A detector whose graph runs in ONNX Runtime or OpenVINO. It judges as [`AnoPLeModel`] in evaluation does, and learns nothing.
 
     Photographs are cut into tiles, and masks laid over them, before the graph sees them. A batch of several products takes
-    one run for each. Where products are predicted, a first run, as the first product,
-    finds them, and those of other products are judged again: at most twice the time.
+    one run for each. Where products are predicted, a first run, as the first product, finds them, and those of other
+    products are judged again; a mask that is then laid takes one more.
     """
 
     training = False
@@ -105,10 +105,15 @@ class ExportedDetector(IdentityMixin):
 
         Args:
             class_ids: (batch,) the product of each image.
-            exclude: of the memory nothing can be left out; anything else than `None` says that `class_ids` are known.
+            exclude: with an empty slice it says that `class_ids` are known; nothing of the memory can be left out.
             ignore_masks: (batch, side, side) from the processor; what is ignored is fused anew, outside of the graph.
+
+        Raises:
+            ValueError: for ids of no class, or an `exclude` that leaves something out.
         """
         config = self.config
+        if exclude is not None and exclude[1].start != exclude[1].stop:
+            raise ValueError("A graph compares with all of a memory: leave out vectors with the detector itself.")
         if config.class_identity == "pooled":
             output, ids = self._run(pixel_values, None), None
         elif class_ids is not None and (config.class_identity == "given" or exclude is not None):

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from .command_line import CHECKPOINT, make_parser, parse
 from .engines import GRAPHS, graph_in, to_openvino
 from .exported import LINES, OUTPUTS, PRODUCTS
-from .fusion_anople import fuse_images, fuse_maps
+from .fusion_anople import fuse_answers
 from .loading import load_detector
 from .modeling_anople import AnoPLeModel
+from .outputs_anople import AnoPLeOutput
 from .processing_anople import AnoPLeProcessor
 from .searching_anople import nearest_distance
 
@@ -78,10 +79,14 @@ class DetectorGraph(nn.Module):
         ]
         grid = (-1, config.grid_size, config.grid_size)
         memory_maps = torch.stack(distances).mean(0).clamp(0, 1).reshape(grid)
-        anomaly_maps = fuse_maps(decoder_maps, memory_maps, memory_scale, config)
-        text_scores = model.score_texts(pooled, text)
-        image_scores = fuse_images(text_scores, memory_maps, anomaly_maps, config)
-        return image_scores, anomaly_maps, memory_maps, decoder_maps, text_scores, pooled
+        output = AnoPLeOutput(
+            text_scores=model.score_texts(pooled, text),
+            decoder_maps=decoder_maps,
+            memory_maps=memory_maps,
+            image_embeds=pooled,
+        )
+        fuse_answers(output, memory_scale, None, config)
+        return tuple(output[name] for name in OUTPUTS)
 
 
 @dataclass
@@ -92,8 +97,8 @@ class ExportOptions:
     weights: Weights = field(
         default="float32",
         metadata={
-            "help": "int8 halves the file or better; int8_dynamic also computes in 8 bits, which is faster. Both move scores "
-            "by some hundredths."
+            "help": "int8 halves the file or better and moves scores by some hundredths; int8_dynamic also computes in 8 "
+            "bits, which is faster, and moves them by up to two tenths."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export in the folder."})
@@ -116,8 +121,8 @@ def export_detector(
         folder: new or empty; gets `model.onnx` or `model.xml` and `model.bin`, `products.safetensors`, `lines.json`, `config.json` and the processor.
         format: `onnx` for ONNX Runtime, `openvino` for OpenVINO.
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
-            single precision. `int8_dynamic` has a scale for each of a matrix' columns and also brings what they are
-            multiplied with to 8 bits, as it comes; attention and the memory's look-up stay in single precision.
+            single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
+            are multiplied with to 8, as it comes; attention and the memory's look-up stay in single precision.
         overwrite: whether an earlier export there may be replaced.
 
     Returns:

@@ -71,9 +71,7 @@ def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Ten
     return peaks if config.image_fusion == "map" else text_scores
 
 
-def fuse_answers(
-    output: AnoPLeOutput, scales: Tensor | None, ignored: Tensor | None, config: AnoPLeConfig
-) -> AnoPLeOutput:
+def fuse_answers(output: AnoPLeOutput, scales: Tensor | None, ignored: Tensor | None, config: AnoPLeConfig) -> None:
     """
     Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
 
@@ -85,7 +83,6 @@ def fuse_answers(
     output.memory_maps, output.decoder_maps = hide(output.memory_maps, ignored), hide(output.decoder_maps, ignored)
     output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
     output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
-    return output
 
 
 __all__ = ["fuse_answers", "fuse_images", "fuse_maps", "harmonic_mean", "resize_maps", "smooth_maps"]

@@ -25,6 +25,11 @@ class IdentityMixin:
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
 
+    def finds_out(self, named: bool) -> bool:
+        """Say whether the class of a photograph, which a user named or not, is predicted."""
+        identity = self.config.class_identity
+        return identity == "predicted" or (identity == "given" and not named)
+
     def check_ids(self, class_ids: Tensor) -> None:
         """Refuse ids of no class."""
         count = len(self.config.class_names)

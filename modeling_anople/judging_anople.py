@@ -20,7 +20,7 @@ def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeO
 
     Where none is named and products keep masks, all are judged as they came, which finds out what they show. If a product
     that was found keeps a mask, it is laid over its photographs and the batch is judged once more, in the same shape, so
-    that the answers of the others stay the same, bit for bit.
+    that the answers of the others stay the same (bit for bit; a graph runs each product apart, and its last digits move).
 
     Args:
         model: a detector, or a graph of one.
@@ -32,7 +32,7 @@ def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeO
     if batch.inputs is None:
         return None
     output, failed = model(**_inputs_for(model, batch)), {}
-    if not model.masks.is_empty and _is_found_out(model, batch):
+    if not model.masks.is_empty and model.finds_out("class_ids" in batch.inputs):
         laid, failed = _lay_kept_masks(model, processor, batch, output.class_ids)
         if laid:
             output = _judge_again(model, batch, output.class_ids)
@@ -50,12 +50,6 @@ def _inputs_for(model: Any, batch: Batch) -> BatchFeature:
     inputs = batch.inputs.to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return inputs
-
-
-def _is_found_out(model: Any, batch: Batch) -> bool:
-    """Say whether the model finds out which product each photograph shows."""
-    identity = model.config.class_identity
-    return identity == "predicted" or (identity == "given" and "class_ids" not in batch.inputs)
 
 
 def _lay_kept_masks(

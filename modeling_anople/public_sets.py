@@ -12,9 +12,9 @@ class PublicSet:
         home: where it is to be had.
         licence: of the photographs; says who says so where the authors' own words could not be read.
         layout: the tree that the reader expects.
-        classes: name -> (train, good test, defective test photographs), with `None` for a number that is not one (trees in
-            use differ in it), or only the class's name where numbers per class are not known to us.
-        normals: name -> (good photographs of both splits, defective ones), where only these are published.
+        classes: name -> (train, good test, defective test photographs); `None` stands for a number in which the trees in
+            use differ, or for all three where we do not know them.
+        both_splits: name -> (good photographs of both splits, defective ones), where only these are published.
         totals: (train, good test, defective test) over all classes.
     """
 
@@ -23,7 +23,7 @@ class PublicSet:
     licence: str
     layout: str
     classes: dict[str, tuple[int | None, int, int] | None] = field(default_factory=dict)
-    normals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    both_splits: dict[str, tuple[int, int]] = field(default_factory=dict)
     totals: tuple[int, int, int] | None = None
 
     def refusal(self, root: object, missing: str) -> str:
@@ -158,7 +158,7 @@ SETS = {
         NOT_READ,
         "yes/ and no/, also in brain_tumor_dataset/",
         classes={"brain": None},
-        normals={"brain": (98, 155)},
+        both_splits={"brain": (98, 155)},
     ),
     "br35h": PublicSet(
         "Br35H",
@@ -166,7 +166,7 @@ SETS = {
         NOT_READ,
         "yes/ and no/",
         classes={"brain": None},
-        normals={"brain": (1500, 1500)},
+        both_splits={"brain": (1500, 1500)},
     ),
     "head_ct": PublicSet(
         "HeadCT",
@@ -174,7 +174,7 @@ SETS = {
         NOT_READ,
         "labels.csv (id, hemorrhage) beside head_ct/head_ct/000.png",
         classes={"head": None},
-        normals={"head": (100, 100)},
+        both_splits={"head": (100, 100)},
     ),
     # BMAD's tree has 1,542 and 4,297 to train on; the one with `valid` in their place has fewer
     "liver_ct": PublicSet(

@@ -1,6 +1,5 @@
 """Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them."""
 
-import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-
-
-SHARDS, ANSWERS = (".parquet", ".tar"), ".results.parquet"
-HUB = "hf://"
 
 
 def is_one_photograph(inputs: Any) -> bool:
@@ -101,58 +96,8 @@ def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     return paths
 
 
-def shards_in(place: str | os.PathLike) -> list[Path | str]:
-    """
-    Name the shards of a data set, sorted; answers are none.
-
-    Args:
-        place: a shard, a folder (those directly in it), or an address on the Hub.
-    """
-    if is_on_hub(place):
-        return _shards_on_hub(str(place))
-    place = Path(place)
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [path for path in files if _is_shard(path.name) and path.is_file()]
-
-
-def is_on_hub(place: Any) -> bool:
-    """Say whether this is an address on the Hub, `hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN]`."""
-    return isinstance(place, str) and place.startswith(HUB)
-
-
-def _shards_on_hub(address: str) -> list[str]:
-    """
-    Name the shards at an address on the Hub, sorted, by the commit that it stands at now.
-
-    Raises:
-        FileNotFoundError: for a data set, a revision or files that do not exist, or are not yours to see.
-        ValueError: for an address without shards, or of no data set.
-    """
-    from huggingface_hub import HfApi, HfFileSystem
-
-    files = HfFileSystem()
-    place = files.resolve_path(address) if address.startswith(f"{HUB}datasets/") else None
-    if not getattr(place, "repo_id", None):
-        raise ValueError(f"{address} is no data set: give {HUB}datasets/OWNER/NAME.")
-    commit = HfApi().dataset_info(place.repo_id, revision=place.revision).sha
-    root = f"datasets/{place.repo_id}@{commit}"
-    asked = place.path_in_repo
-    found = files.glob(f"{root}/{asked}") if glob.has_magic(asked) else files.find(f"{root}/{asked}".rstrip("/"))
-    shards = sorted(f"{HUB}{name}" for name in found if _is_shard(name))
-    if not shards:
-        raise ValueError(
-            f"{address} holds no shards ({', '.join(SHARDS)}). Of most public data sets the Hub keeps a copy in parquet: "
-            f"{HUB}datasets/{place.repo_id}@refs/convert/parquet."
-        )
-    return shards
-
-
-def _is_shard(name: str) -> bool:
-    return name.endswith(SHARDS) and not name.endswith(ANSWERS)
-
-
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-__all__ = ["is_on_hub", "is_one_photograph", "list_photographs", "photographs_of", "shards_in", "with_masks"]
+__all__ = ["is_one_photograph", "list_photographs", "photographs_of", "with_masks"]

@@ -116,8 +116,9 @@ def lay_out(
         ImageError: if the product's mask is of another size than the photograph.
     """
     config, found = model.config, None
-    unnamed = config.class_identity == "predicted" or (class_name is None and config.class_identity == "given")
-    if unnamed and (mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings):
+    if model.finds_out(class_name is not None) and (
+        mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings
+    ):
         whole = Views(photograph, processor, None, mask).overview()["pixel_values"].to(model.device, model.dtype)
         embeds = model.embed_images(whole)
         found = int(model.identify(embeds, model.class_embeddings, None))

@@ -10,6 +10,7 @@ from modeling_anople import bulk
 from modeling_anople.cli import main
 from modeling_anople.loading import load_detector
 from modeling_anople.prediction import predict
+from modeling_anople.shards import list_shards
 
 from .detectors import write_detector
 from .shards import answers_in, image_files, without_time, write_shards
@@ -87,6 +88,19 @@ def test_two_processes_share_the_shards(detector, shards, tmp_path):
     assert without_time(answers_in(tmp_path / "two")) == without_time(answers_in(tmp_path / "one"))
 
 
+def test_what_is_left_is_shared_anew(detector, shards, tmp_path):
+    """The first and the third are answered, which one of two processes would take: each takes one of the others."""
+    paths = sorted(map(str, shards.iterdir()))
+    arguments = ["--class", "nut", "--output", str(tmp_path)]
+    assert main(["predict", str(detector), *paths[::2], *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = launch(2, "modeling_anople.cli", "predict", str(detector), str(shards), *arguments)
+    assert done.returncode == 1, done.stderr[-2000:]
+    said = re.findall(r"Process (\d) answers (\S+)\.$", done.stderr, re.MULTILINE)
+    assert sorted(said) == [("0", paths[1]), ("1", paths[3])]
+    assert before.items() < {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
+
+
 def test_a_process_with_a_bad_photograph_does_not_end_the_other(detector, images, tmp_path):
     """The launcher ends all processes when one ends with an error: the short shard's must wait for the long one's."""
     (tmp_path / "shards").mkdir()
@@ -122,4 +136,18 @@ def test_what_does_not_fit_is_refused(detector, shards, tmp_path, capsys, option
 def test_shards_of_one_name_are_refused(shards, tmp_path):
     (tmp_path / "0.parquet").write_bytes((shards / "0.parquet").read_bytes())
     with pytest.raises(ValueError, match="Several shards would be answered in 0.results.parquet"):
-        bulk.list_shards([str(shards), str(tmp_path)])
+        list_shards([str(shards), str(tmp_path)])
+
+
+def test_photographs_beside_shards_are_refused(detector, shards, photograph, tmp_path, capsys):
+    photograph(1).save(tmp_path / "a.png")
+    for places in ([shards / "0.parquet", tmp_path], [tmp_path / "a.png", shards]):
+        assert main(["predict", str(detector), *map(str, places), "--output", str(tmp_path / "out")]) == 2
+        assert (
+            "holds no shards, and others do: give shards and photographs in separate runs" in capsys.readouterr().err
+        )
+
+
+def test_a_name_that_is_all_ending_is_no_shard(tmp_path):
+    (tmp_path / ".parquet").touch()
+    assert list_shards([str(tmp_path)]) == []

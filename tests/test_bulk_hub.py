@@ -1,17 +1,19 @@
 """Data sets in shards on the Hub: streamed from there, at one commit, with the answers that the same files on disk have."""
 
 import re
+import socket
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd
 
 from modeling_anople.cli import main
 
 from .detectors import write_detector
-from .hub_client import anople, api
+from .hub_client import Client, anople, api
 from .shards import answers_in, image_files, without_time, write_shards
+from .test_sharding import launch
 
 
 NAME = "me/photographs"
@@ -54,35 +56,44 @@ def test_answers_are_those_of_the_files(client, on_hub, detector, shards, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("place", "expected"),
+    ("place", "code", "expected"),
     [
-        ("", ["data-0", "data-1", "data-2", "web"]),
-        ("/data", ["data-0", "data-1", "data-2"]),
-        ("/data/[02].parquet", ["data-0", "data-2"]),
-        ("/web.tar", ["web"]),
+        ("", 1, ["data-0", "data-1", "data-2", "web"]),
+        ("/data", 1, ["data-0", "data-1", "data-2"]),
+        ("/data/[02].parquet", 0, ["data-0", "data-2"]),
+        ("/web.tar", 0, ["web"]),
     ],
     ids=str,
 )
-def test_part_of_a_data_set(client, on_hub, detector, tmp_path, place, expected):
+def test_part_of_a_data_set(client, on_hub, detector, tmp_path, place, code, expected):
     address = f"hf://datasets/{NAME}@{on_hub}{place}"
-    code, _, errors = client.call(anople, "predict", detector, address, "--class", "nut", "--output", tmp_path)
-    assert code in (0, 1), errors
+    ended, _, errors = client.call(anople, "predict", detector, address, "--class", "nut", "--output", tmp_path)
+    assert ended == code, errors
     assert list(answers_in(tmp_path)) == [f"{name}.results.parquet" for name in expected]
 
 
-def test_answers_of_two_versions_are_not_mixed(client, on_hub, detector, tmp_path):
+def test_answers_to_another_file_are_not_kept(client, on_hub, detector, shards, tmp_path):
+    """A newer commit counts only where it changed a file; files on disk and on the Hub are told apart."""
     address, options = f"hf://datasets/{NAME}", ["--class", "nut", "--output", tmp_path]
-    one = f"{address}@{on_hub}/data/0.parquet"
-    assert client.call(anople, "predict", detector, one, *options)[0] == 0
+    assert client.call(anople, "predict", detector, f"{address}@{on_hub}/data/0.parquet", *options)[0] == 0
     before = (tmp_path / "data-0.results.parquet").read_bytes()
-    change = [CommitOperationDelete("data/1.parquet")]
-    newer = client.call(api, "create_commit", NAME, change, commit_message="one less", repo_type="dataset").oid
-    code, _, errors = client.call(anople, "predict", detector, address, *options)
-    assert code == 2 and f"@{on_hub}/data/0.parquet, and not hf://datasets/{NAME}@{newer}/data/0.parquet" in errors
-    assert [path.name for path in tmp_path.iterdir()] == ["data-0.results.parquet"]
-    code, _, errors = client.call(anople, "predict", detector, f"{address}@{on_hub}/data/*.parquet", *options)
-    assert code == 1, errors
-    assert len(answers_in(tmp_path)) == 3 and (tmp_path / "data-0.results.parquet").read_bytes() == before
+    changes = [
+        CommitOperationAdd("data/0.parquet", str(shards / "2.parquet")),
+        CommitOperationAdd("more/0.parquet", str(shards / "2.parquet")),
+    ]
+    for number, change in enumerate(changes[::-1]):
+        client.call(api, "create_commit", NAME, [change], commit_message="a change", repo_type="dataset")
+        code, _, errors = client.call(anople, "predict", detector, f"{address}/data", *options)
+        if number == 0:
+            assert code == 1, errors
+            assert len(answers_in(tmp_path)) == 3 and (tmp_path / "data-0.results.parquet").read_bytes() == before
+    assert code == 2 and f"@{on_hub}/data/0.parquet, and hf://datasets/{NAME}@" in errors
+    assert "another folder of answers, or on the Hub the revision" in errors
+    code, _, errors = client.call(anople, "predict", detector, f"{address}@{on_hub}/data", *options)
+    assert code == 0, errors  # all are answered
+    (tmp_path / "data-0.parquet").write_bytes((shards / "0.parquet").read_bytes())
+    code, _, errors = client.call(anople, "predict", detector, tmp_path / "data-0.parquet", *options)
+    assert code == 2 and "data-0.parquet is another file" in errors
 
 
 @pytest.mark.parametrize(
@@ -90,9 +101,9 @@ def test_answers_of_two_versions_are_not_mixed(client, on_hub, detector, tmp_pat
     [
         (f"hf://datasets/{NAME}", "token-of-another", "(?i)repository not found"),
         (f"hf://datasets/{NAME}@nowhere", None, "revision not found"),
-        (f"hf://datasets/{NAME}/nothing", None, f"{NAME}/nothing"),
+        (f"hf://datasets/{NAME}/nothing", None, "nothing does not exist: nothing of that name is in me/photographs"),
         (
-            f"hf://datasets/{NAME}/*.csv",
+            f"hf://datasets/{NAME}/*.md",
             None,
             f"holds no shards .* copy in parquet: hf://datasets/{NAME}@refs/convert/parquet",
         ),
@@ -117,3 +128,33 @@ def test_a_connection_that_is_lost_costs_nothing(client, on_hub, faults, detecto
         "data-1.results.parquet": 4,
         "data-2.results.parquet": 3,
     }
+
+
+def test_two_processes_stream_from_the_hub(hub, on_hub, detector, shards, tmp_path):
+    environment = hub.environment(tmp_path / "home", "token-of-me")
+    place = f"hf://datasets/{NAME}@{on_hub}"
+    options = ["--class", "nut", "--output", str(tmp_path / "two")]
+    done = launch(2, "modeling_anople.cli", "predict", str(detector), place, *options, environment=environment)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert main(["predict", str(detector), str(shards), *options[:-1], str(tmp_path / "disk")]) == 1
+    found = without_time(answers_in(tmp_path / "two"))
+    assert {name.removeprefix("data-"): rows for name, rows in found.items()} == without_time(
+        answers_in(tmp_path / "disk")
+    )
+
+
+def test_a_hub_that_cannot_be_reached_is_said(hub, detector, tmp_path):
+    """The address of nobody, and a user who is offline on purpose."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    for changed, message in (
+        ({"HF_ENDPOINT": nobody}, f"the Hub at {nobody} cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
+    ):
+        client = Client({**hub.environment(tmp_path / "home", "token-of-me"), **changed})
+        code, _, errors = client.call(
+            anople, "predict", detector, f"hf://datasets/{NAME}", "--output", tmp_path / "out"
+        )
+        client.close()
+        assert code == 2 and message in errors, errors

@@ -1,5 +1,6 @@
 """Miniatures of the real trees of public data sets: each is read as its authors split it, or refused with the reason."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -209,6 +210,13 @@ def test_a_class_without_official_numbers_is_not_said_to_differ(tmp_path, capsys
     assert main(["data", "check", "real_iad", str(real_iad(tmp_path))]) == 1  # 29 classes are missing
     printed = capsys.readouterr().out
     assert "| toy | 2 | 1 | 1 | not known to us |" in printed
+
+
+def test_a_whole_set_ends_with_0(tmp_path, capsys, monkeypatch):
+    facts = dataclasses.replace(SETS["br35h"], both_splits={"brain": (7, 1)})
+    monkeypatch.setitem(SETS, "br35h", facts)
+    assert main(["data", "check", "br35h", str(yes_no(tmp_path))]) == 0
+    assert "| brain | 2 | 5 | 1 | agrees |" in capsys.readouterr().out
 
 
 def test_an_unknown_set_is_refused(tmp_path, capsys):

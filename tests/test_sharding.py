@@ -39,7 +39,7 @@ def places(tmp_path_factory, small_clip_folder, photograph) -> tuple[Path, Path]
     return detector, root / "data"
 
 
-def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+def launch(processes: int, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """Run a module in several processes; on the CPU they go through torchrun (multi_gpu)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *usual.split(), *spread, "-m", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **(environment or {}), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
