@@ -30,7 +30,7 @@ VARIANTS = {
 }
 FIGURES = {"i_auroc_1": "I-AUROC, k = 1", "p_auroc_1": "P-AUROC, k = 1", "i_auroc_4": "I-AUROC, k = 4",
            "p_auroc_4": "P-AUROC, k = 4"}  # fmt: skip
-SMALL = {"products": 8, "warmup_steps": 10, "last_part": 0, "decay": 1, "average": 0.98}
+SMALL = {"products": 8, "warmup_steps": 10, "last_part": 0, "decay": 1, "average": 0.98, "first_share": 0}
 
 
 def folder_of(output: Path, name: str, seed: int) -> Path:

@@ -73,6 +73,26 @@ def weight_groups(model: nn.Module, *, early: float, others: float = 0.3) -> lis
     return list(groups.values())
 
 
+def blend(clip: CLIPModel, first: dict[str, torch.Tensor], share: float) -> CLIPModel:
+    """
+    Average a CLIP with its first weights: `share` of these, the rest of its own (Wortsman et al., "Robust fine-tuning of
+    zero-shot models", CVPR 2022, section 3).
+
+    What training gave for some products it took from others: in between is better than either on products of neither kind.
+
+    Returns:
+        Another CLIP.
+    """
+    blended = copy.deepcopy(clip)
+    blended.load_state_dict(
+        {
+            name: torch.lerp(weight, first[name].to(weight), share) if weight.is_floating_point() else weight
+            for name, weight in clip.state_dict().items()
+        }
+    )
+    return blended
+
+
 def write_checkpoint(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Write an ordinary half-precision checkpoint with tokenizer and image processor, in place of another."""
     unfinished = folder.with_suffix(".part")

@@ -22,12 +22,12 @@ SEED, SHOTS, BANKS = 2026, (1, 4), (0, 1)
 class DrawnValidation:
     """Held-out products, drawn once into a folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, seed: int = SEED):
         self.folder = Path(folder)
         if not self.folder.exists():
             unfinished = self.folder.with_suffix(".part")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it drew
-            write_dataset(unfinished, SEED, train=8, good=8, defective=12, size=SIDE)
+            write_dataset(unfinished, seed, train=8, good=8, defective=12, size=SIDE)
             unfinished.rename(self.folder)
 
     def measure(self, clip: CLIPModel, layers: tuple[int, ...]) -> dict[str, float]:

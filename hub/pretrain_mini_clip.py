@@ -6,9 +6,11 @@ Pretrain the embedded CLIP on drawn pictures, from nothing.
 
 Every picture, bank and learning rate is a function of the seed and the step (with `max_minutes` also of the clock), so
 a run can be killed and resumed at any step. The model never sees a photograph. It is judged on products drawn by
-another draughtsman (`modeling_anople.drawing`), and the best average of weights is kept.
+another draughtsman (`modeling_anople.drawing`), and the best average of weights is kept: over steps, and then with the
+first weights (`hub.blend_mini_clip` says why).
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -30,7 +32,7 @@ from modeling_anople.configuration_anople import AnoPLeConfig
 
 from .averaged_muon import AveragedMuon
 from .draughtsman.episodes import Draughtsman, Episode
-from .mini_clip import mini_config, new_mini_clip, weight_groups, write_checkpoint
+from .mini_clip import blend, mini_config, new_mini_clip, weight_groups, write_checkpoint
 from .mini_losses import EpisodeLearner, LossWeights
 from .mini_start import start_by_hand
 from .mini_tokenizer import train_tokenizer
@@ -71,6 +73,10 @@ class PretrainingConfig(LossWeights):
     start: Literal["by_hand", "random"] = field(
         default="by_hand", metadata={"help": "First weights of the vision tower, see hub/mini_start.py."}
     )
+    first_share: float = field(
+        default=0.5,
+        metadata={"help": "Share of the first weights in what is judged and kept, see hub/blend_mini_clip.py."},
+    )
     evaluate_steps: int = field(default=100, metadata={"help": "Steps between two looks at held-out products."})
     save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
     log_steps: int = field(default=10, metadata={"help": "Steps between two lines of the log."})
@@ -80,6 +86,8 @@ class PretrainingConfig(LossWeights):
         names = [entry.name for entry in dataclasses.fields(LossWeights)]
         if not any(getattr(self, name) for name in names):
             raise ValueError(f"all losses have weight 0: give one of {', '.join(names)} another.")
+        if not 0 <= self.first_share <= 1:
+            raise ValueError(f"first_share is {self.first_share}: give a share from 0 to 1.")
         if self.size % PATCH or not 0 < self.size <= SIDE:
             raise ValueError(f"size is {self.size}: take a multiple of {PATCH}, at most {SIDE}.")
 
@@ -167,6 +175,7 @@ def pretrain(config: PretrainingConfig) -> Path:
     log = folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     learner = build_learner(config).to(accelerator.device)
+    first = copy.deepcopy(learner.clip.state_dict())
     optimizer = AveragedMuon(
         weight_groups(learner, early=config.early), lr=config.learning_rate, average=config.average
     )
@@ -202,10 +211,11 @@ def pretrain(config: PretrainingConfig) -> Path:
                 with accelerator.main_process_first():
                     validation = DrawnValidation(folder / "held_out")
             optimizer.swap_average()
-            line |= validation.measure(learner.clip, learner.layers)
+            kept = blend(learner.clip, first, config.first_share)
+            line |= validation.measure(kept, learner.layers)
             if accelerator.is_main_process and line["score"] >= best:
                 best = line["score"]
-                write_checkpoint(folder / "checkpoint", learner.clip, learner.tokenizer)
+                write_checkpoint(folder / "checkpoint", kept, learner.tokenizer)
             optimizer.swap_average()
         if accelerator.is_main_process and (done % config.log_steps == 0 or "score" in line):
             line |= {name: round(loss.item(), 4) for name, loss in losses.items()}

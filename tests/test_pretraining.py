@@ -192,14 +192,31 @@ def test_the_checkpoint_is_an_ordinary_clip_and_starts_a_detector(finished):
 
 
 def test_the_checkpoint_holds_the_average_and_the_state_the_weights(finished):
-    """After four steps the average lags behind, and writing it leaves the run its own single-precision weights."""
+    """
+    After four steps the average lags behind. What is written lies half way between it and the first weights, and writing
+    it leaves the run its own single-precision weights.
+    """
     name = "visual_projection.weight"
+    first = program.build_learner(tiny(finished)).clip.state_dict()[name]
     state, written = load_file(finished / STATE_FILE), load_file(finished / "checkpoint/model.safetensors")[name]
     weight = state[f"model.clip.{name}"]
     averages = [value for key, value in state.items() if key.endswith(".average") and value.shape == weight.shape]
-    assert any(torch.equal(value.half(), written) for value in averages)
+    assert any(torch.equal(((value + first) / 2).half(), written) for value in averages)
     assert not torch.equal(weight.half(), written) and weight.dtype == torch.float32
     assert not torch.equal(weight.half().float(), weight)
+
+
+def test_without_first_weights_the_checkpoint_is_the_average(quick, tmp_path):
+    pretrain(tiny(tmp_path, first_share=0.0))
+    name = "visual_projection.weight"
+    written = load_file(tmp_path / "checkpoint/model.safetensors")[name]
+    values = [value for key, value in load_file(tmp_path / STATE_FILE).items() if key.endswith(".average")]
+    assert any(torch.equal(value.half(), written) for value in values if value.shape == written.shape)
+
+
+def test_a_share_beyond_1_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="first_share is 1.5: give a share from 0 to 1"):
+        tiny(tmp_path, first_share=1.5)
 
 
 def test_the_best_checkpoint_is_kept(quick, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from modeling_anople.report import METRICS
 from modeling_anople.sources import read_source, source_classes
 from modeling_anople.training import main as fit
 
-from .options import ReproduceOptions
+from .options import ReproduceOptions, clip_weights
 from .tables import Cell
 from .written_prompts import write_prompts
 
@@ -86,7 +86,8 @@ def _fit(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: l
     """Fit one detector, unless another cell has done so."""
     chosen = fit_words(cell, seed, options, options.clip)
     chosen += ["--classes", *classes] if classes else []
-    key = json.dumps({"data": os.path.abspath(root), "fit": chosen}, sort_keys=True)
+    sources = {"data": os.path.abspath(root), "clip_weights": clip_weights(options.clip)}
+    key = json.dumps({**sources, "fit": chosen}, sort_keys=True)
     folder = Path(options.output_dir) / "fits" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if not (folder / "processor_config.json").exists():  # written last
         fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--overwrite"])

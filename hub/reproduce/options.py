@@ -1,9 +1,12 @@
 """Options of `python -m hub.reproduce`, and what of them makes two cells the same."""
 
+import functools
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from modeling_anople.backbone_anople import MINI_CLIP, name_of
+from modeling_anople.backbone_anople import MINI_CLIP, clip_source, name_of
 
 
 @dataclass
@@ -61,6 +64,7 @@ class ReproduceOptions:
         return {
             "data": name_of(self.data_root),
             "clip": name_of(self.clip),
+            "clip_weights": clip_weights(self.clip),
             **{name: getattr(self, name) for name in kept},
         }
 
@@ -76,4 +80,13 @@ class ReproduceOptions:
         return f"python -m hub.reproduce {table} --data_root {name_of(self.data_root)} {' '.join(words)}"
 
 
-__all__ = ["ReproduceOptions"]
+@functools.cache
+def clip_weights(clip: str) -> str | None:
+    """Hash the weights of a CLIP on disk (of `mini` they change with the package); `None` of one on the Hub."""
+    digest = hashlib.sha256()
+    for path in (files := sorted(Path(clip_source(clip)).glob("*.safetensors"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12] if files else None
+
+
+__all__ = ["ReproduceOptions", "clip_weights"]
