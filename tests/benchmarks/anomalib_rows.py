@@ -89,6 +89,7 @@ def main() -> None:
         name: version(name) for name in ("torch", "anomalib", "open_clip_torch", "timm", "onnxruntime", "openvino")
     }
     about |= {"Python": platform.python_version(), "threads": torch.get_num_threads()}
+    about |= {"instructions": torch.backends.cpu.get_cpu_capability()}
     rows, model = [], make_detector()
     pixels, class_ids = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long)
 

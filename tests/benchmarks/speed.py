@@ -62,6 +62,7 @@ def main() -> None:
         return
     about = {"torch": torch.__version__, "Python": platform.python_version()}
     about |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    about |= {"instructions": torch.backends.cpu.get_cpu_capability()}
     file = RESULTS / "speed.json"
     known = json.loads(file.read_text(encoding="utf-8"))["rows"] if options.only and file.exists() else []
     rows, model = {part: [row for row in known if row.get("part") == part] for part in PARTS}, make_detector()
