@@ -73,10 +73,10 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
         yield row(f"look-up alone, {normals} normals, all compared", "4 normals", pairs, None, note)
     thin = copy_of(model, known[:, : 64 * patches])
     note = f"{name}; what that costs in AUROC: `python -m tests.benchmarks.memory_limits`"
-    for limit in LIMITS:
-        thin.reduce(0, limit)
+    for size in LIMITS:
+        thin.reduce(0, size)
         pairs = timed(lambda: thin(taps, ids), lambda: few(taps, ids), 10 * repeats)
-        yield row(f"look-up alone, 64 normals, `memory_limit` {limit:,}", "4 normals", pairs, 1.3, note)
+        yield row(f"look-up alone, 64 normals, `memory_limit` {size:,}", "4 normals", pairs, 1.3, note)
     model.memory = kept
 
 
