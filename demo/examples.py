@@ -15,7 +15,7 @@ NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to
 SHOWN = (
     ("wooden board", None, 101),
     ("wooden board", "missing part", 151),
-    ("capsule", "broken", 151),
+    ("capsule", "broken", 161),
     ("circuit board", None, 101),
     ("circuit board", "missing part", 153),  # missed by the standard detector
     (NEW_PRODUCT, "missing part", 152),

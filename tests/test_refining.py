@@ -55,7 +55,7 @@ def test_enough_of_them_set_the_line_by_rank_alone(detector, photograph):
     results = model.as_pipeline(processor)(others(photograph, 9), class_name="nut")
     assert sum(result["label"] == "anomalous" for result in results) <= 1  # the largest, if it rounds otherwise here
     ranks = sorted(result["p_value"] for result in results)
-    assert ranks == pytest.approx([number / 10 for number in range(2, 11)], abs=0.101) and ranks[-1] == 1
+    assert ranks == pytest.approx([number / 10 for number in range(2, 11)], abs=0.101) and ranks[-1] >= 0.9
 
 
 def test_only_the_budget_may_change(detector):
