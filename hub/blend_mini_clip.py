@@ -49,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tower = trained.config.vision_config
     config = PretrainingConfig(seed=options.seed, width=tower.hidden_size, layers=tower.num_hidden_layers)
     learner = build_learner(config)
-    first, sets = (
-        learner.clip.state_dict(),
-        [DrawnValidation(options.output_dir / f"drawn{seed}", seed) for seed in SEEDS],
-    )
-    rows = {}
+    first, rows = learner.clip.state_dict(), {}
+    sets = [DrawnValidation(options.output_dir / f"drawn{seed}", seed) for seed in SEEDS]
     for share in options.shares:
         found = [drawn.measure(blend(trained, first, share), learner.layers) for drawn in sets]
         rows[share] = {name: sum(figures[name] for figures in found) / len(found) for name in found[0]}

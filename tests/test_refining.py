@@ -52,10 +52,12 @@ def test_enough_of_them_set_the_line_by_rank_alone(detector, photograph):
     line = model.refine_line("nut", others(photograph, 9)[2:], processor=processor, max_false_alarm_rate=0.1)
     assert (line.photographs, line.held_out, line.estimate) == (9, 9, "rank")
     assert line.image_line == max(line.image_scores) and line.max_false_alarm_rate == 0.1
-    results = model.as_pipeline(processor)(others(photograph, 9), class_name="nut")
-    assert sum(result["label"] == "anomalous" for result in results) <= 1  # the largest, if it rounds otherwise here
+    # in the batches in which the line was set: in others, the last digits of a score may round otherwise
+    judge = model.as_pipeline(processor, batch_size=9)
+    results = [*judge(others(photograph, 2), class_name="nut"), *judge(others(photograph, 9)[2:], class_name="nut")]
+    assert all(result["label"] == "normal" for result in results)
     ranks = sorted(result["p_value"] for result in results)
-    assert ranks == pytest.approx([number / 10 for number in range(2, 11)], abs=0.101) and ranks[-1] >= 0.9
+    assert ranks == pytest.approx([number / 10 for number in range(2, 11)]) and ranks[-1] == 1
 
 
 def test_only_the_budget_may_change(detector):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hub.reproduce.__main__ import main
+from hub.reproduce.cells import cell_file
 from hub.reproduce.measuring import thin_rows
-from hub.reproduce.options import ReproduceOptions
+from hub.reproduce.options import ReproduceOptions, clip_weights
 from hub.reproduce.report import summarise, to_markdown
 from hub.reproduce.tables import TABLES, tables_of
 from modeling_anople.configuration_anople import AnoPLeConfig
@@ -67,6 +69,22 @@ def test_a_run_goes_on_where_it_stopped(run, tmp_path):
     assert run("identity", "--seeds", "0", "1", "--cells", "2") == 0
     assert run("identity", "--seeds", "0", "--cells", "1", "--shots", "2") == 0
     assert len(records(tmp_path / "out")) == 5  # another setting is another cell
+
+
+def test_cells_of_other_weights_are_not_taken_over(tmp_path, small_clip_folder):
+    """Two CLIPs of one name: the same settings but for the weights, and so another cell and another fit."""
+    folders = [tmp_path / parent / "clip" for parent in ("before", "after")]
+    for folder in folders:
+        shutil.copytree(small_clip_folder, folder)
+    weights = load_file(folders[1] / "model.safetensors")
+    weights["logit_scale"] = weights["logit_scale"] + 1
+    save_file(weights, folders[1] / "model.safetensors", metadata={"format": "pt"})
+    cell = TABLES["identity"].cells[0]
+    before, after = (ReproduceOptions(data_root="data", output_dir=str(tmp_path), clip=str(clip)) for clip in folders)
+    differing = {name for name, value in before.settings().items() if after.settings()[name] != value}
+    assert differing == {"clip_weights"} and None not in (before.settings()["clip_weights"], clip_weights("mini"))
+    assert cell_file(cell, 0, before) != cell_file(cell, 0, after)
+    assert clip_weights("user/name") is None
 
 
 def test_a_record_says_how_it_came_to_be(run, tmp_path):

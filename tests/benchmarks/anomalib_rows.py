@@ -1,5 +1,6 @@
 """
-Predictions against anomalib's WinClip and PatchCore, and AUPRO against its own: `ENVIRONMENT/bin/python -m tests.benchmarks.anomalib_rows`.
+Predictions against anomalib's WinClip and PatchCore, and AUPRO against its own:
+`ENVIRONMENT/bin/python -m tests.benchmarks.anomalib_rows`.
 
 It needs an environment of its own, of anomalib 2.7 without what it would bring (torch is there already):
 `pip install --no-deps anomalib==2.7.0 lightning lightning-utilities torchmetrics timm kornia kornia-rs open_clip_torch
