@@ -24,7 +24,7 @@ PARTS = {
     "fit": lambda model, repeats: speed_rows.fit_rows(model, max(2, repeats // 2)),
     "fit_products": lambda model, repeats: speed_rows.many_product_rows(max(2, repeats // 2)),
     "products": lambda model, repeats: speed_rows.product_rows(10 * repeats),
-    "start": lambda model, repeats: speed_rows.start_rows(model, max(2, repeats // 2)),
+    "start": lambda model, repeats: speed_rows.start_rows(model, 4 * repeats),
     "metrics": lambda model, repeats: speed_rows.metric_rows(),
 }
 
