@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.devices import computing_device
 from modeling_anople.loading import load_detector
 
 from .examples import draw_normals
@@ -120,7 +121,7 @@ def start_session(checkpoint: str | None = None) -> Session:
         model, processor = load_detector(checkpoint)
     else:
         model, processor = standard_detector()
-    session = Session(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor)
+    session = Session(model.to(computing_device()).eval(), processor)
     for name in () if checkpoint else STANDARD_PRODUCTS:
         drawn = draw_normals(name, STANDARD_SHOTS)
         session.keep(name, [(f"{name}, drawn {number}", picture) for number, picture in enumerate(drawn, start=1)])

@@ -68,6 +68,9 @@ class PredictOptions:
             "keeps; none ignores nothing."
         },
     )
+    device: str = field(
+        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+    )
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
@@ -130,7 +133,7 @@ def predict(arguments: list[str]) -> int:
     from .visualization import overlay, with_legend
 
     paths, failed = list_photographs(places.images), 0
-    model, processor = load_judge(places.checkpoint, options.revision)
+    model, processor = load_judge(places.checkpoint, options.revision, options.device)
     if options.threshold is not None:
         model.config.threshold = options.threshold
     folder = Path(options.output) if options.output else None
@@ -173,7 +176,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
-    model, processor = load_judge(places.checkpoint, options.revision)
+    model, processor = load_judge(places.checkpoint, options.revision, options.device)
     if options.threshold is not None:
         model.config.threshold = options.threshold
     failed = predict_shards(

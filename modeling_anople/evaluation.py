@@ -56,6 +56,9 @@ class EvaluateOptions:
     )
     evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    device: str = field(
+        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+    )
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
@@ -215,9 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("evaluate", EvaluateOptions, checkpoint=CHECKPOINT, data="Test photographs.")
     places, options = parse(parser, arguments)
     state = join_processes()
-    model, processor = load_judge(places.checkpoint, options.revision)
-    if state.device.type != "cpu" and state.num_processes > 1:
-        model.to(state.device)
+    model, processor = load_judge(places.checkpoint, options.revision, options.device)
     if options.class_identity:
         model.config.class_identity = options.class_identity
     rows = test_rows(places.data, processor.class_names, options.classes)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from . import registration  # noqa: F401 - transformers must know what is loaded
 from .configuration_anople import AnoPLeConfig
+from .devices import computing_device
 from .engines import graph_in
 from .exported import ExportedDetector
 from .modeling_anople import AnoPLeModel
@@ -50,11 +51,22 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
     return _explained(checkpoint, lambda: _read_detector(folder))
 
 
-def load_judge(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
-    """Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote."""
+def load_judge(
+    checkpoint: str, revision: str | None = None, device: str = "auto"
+) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
+    """
+    Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote.
+
+    Args:
+        device: as of [`computing_device`]; a graph computes on the CPU.
+    """
     folder = Path(checkpoint)
     if not graph_in(folder):
-        return load_detector(checkpoint, revision)
+        place = computing_device(device)
+        model, processor = load_detector(checkpoint, revision)
+        return model.to(place), processor
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"{checkpoint} holds a graph, which computes on the CPU: leave out --device {device}.")
     return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
 
 

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
+from modeling_anople.devices import computing_device
 from modeling_anople.evaluation import evaluate, test_rows
 from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.metrics import mean_metrics
@@ -33,7 +33,7 @@ def measure_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
     classes, files = {}, {}
     for root in options.transfer_root if cell.kind == "target" else [options.data_root]:
         chosen = None if cell.kind == "target" else options.classes
-        model, processor = _load(_fit(cell, seed, options, root, chosen), cell, options)
+        model, processor = _load(fit_cell(cell, seed, options, root, chosen), cell, options)
         classes |= _measure(model, processor, cell, options, root, chosen)
         files |= model.config.fit["files"]
     return _figures(classes, files)
@@ -46,7 +46,7 @@ def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
         raise ValueError(f"{options.data_root} has only {names}: to leave one product out takes at least two.")
     classes, files = {}, {}
     for name in names:
-        folder = _fit(cell, seed, options, options.data_root, [other for other in names if other != name])
+        folder = fit_cell(cell, seed, options, options.data_root, [other for other in names if other != name])
         model, processor = _load(folder, cell, options)
         files[name] = _enroll(model, processor, name, options.data_root, cell.shots or options.shots, seed)
         classes |= _measure(model, processor, cell, options, options.data_root, [name])
@@ -55,7 +55,7 @@ def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
     """Fit the products, enrol those of other sets from their shots without a step, and measure these."""
-    model, processor = _load(_fit(cell, seed, options, options.data_root, options.classes), cell, options)
+    model, processor = _load(fit_cell(cell, seed, options, options.data_root, options.classes), cell, options)
     classes, files = {}, {}
     for root in options.transfer_root:
         names = source_classes(root)
@@ -82,7 +82,7 @@ def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str
     return files
 
 
-def _fit(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: list[str] | None) -> Path:
+def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: list[str] | None) -> Path:
     """Fit one detector, unless another cell has done so."""
     chosen = fit_words(cell, seed, options, options.clip)
     chosen += ["--classes", *classes] if classes else []
@@ -90,7 +90,8 @@ def _fit(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: l
     key = json.dumps({**sources, "fit": chosen}, sort_keys=True)
     folder = Path(options.output_dir) / "fits" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if not (folder / "processor_config.json").exists():  # written last
-        fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--overwrite"])
+        workers = str(options.num_workers)  # which changes nothing in a fit
+        fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--num_workers", workers, "--overwrite"])
     return folder
 
 
@@ -101,6 +102,8 @@ def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> li
     values |= {"batch_size": options.batch_size, "monitor_images": 0, "save_steps": max(1, steps)}
     if cell.per_view:
         values["view_pattern"] = options.view_pattern
+    if options.mixed_precision != "no":
+        values["mixed_precision"] = options.mixed_precision
     return [*(word for name, value in values.items() for word in (f"--{name}", str(value))), *cell.fit]
 
 
@@ -114,7 +117,7 @@ def _load(folder: Path, cell: Cell, options: ReproduceOptions) -> tuple[AnoPLeMo
     model, processor = AnoPLeModel.from_pretrained(folder, **cell.changes), AnoPLeProcessor.from_pretrained(folder)
     if cell.kind == "hand_written":
         write_prompts(model, processor)
-    return model.to("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"), processor
+    return model.to(computing_device(options.device)), processor
 
 
 def _measure(
@@ -203,4 +206,4 @@ def _figures(classes: dict[str, dict], files: dict[str, list[str]]) -> dict:
     return {"mean": mean_metrics(figures), "products": classes, "files": files}
 
 
-__all__ = ["fit_command", "measure_cell", "thin_rows"]
+__all__ = ["fit_cell", "fit_command", "measure_cell", "thin_rows"]

@@ -41,7 +41,11 @@ class ReproduceOptions:
     collect: bool = field(
         default=False, metadata={"help": "Run nothing; write the tables of the cells that are done."}
     )
-    device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "Where cells are measured."})
+    mixed_precision: Literal["no", "bf16"] = field(
+        default="no", metadata={"help": "Precision of fitting, as for `anople fit`."}
+    )
+    num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs, as for `anople fit`."})
+    device: str = field(default="auto", metadata={"help": "Where cells are measured: auto, cpu, cuda, ..."})
 
     def __post_init__(self):
         for name in ("shots", "batch_size", "evaluation_size"):
@@ -66,6 +70,7 @@ class ReproduceOptions:
             "clip": name_of(self.clip),
             "clip_weights": clip_weights(self.clip),
             **{name: getattr(self, name) for name in kept},
+            **({} if self.mixed_precision == "no" else {"mixed_precision": self.mixed_precision}),
         }
 
     def command(self, table: str) -> str:
@@ -76,6 +81,7 @@ class ReproduceOptions:
         words += [f"--test_images {self.test_images}"] if self.test_images else []
         words += [f"--transfer_root {' '.join(map(name_of, self.transfer_root))}"] if self.transfer_root else []
         words += [f"--view_pattern '{self.view_pattern}'"] if self.view_pattern else []
+        words += [f"--mixed_precision {self.mixed_precision}"] if self.mixed_precision != "no" else []
         words += [f"--classes {' '.join(self.classes)}"] if self.classes else []
         return f"python -m hub.reproduce {table} --data_root {name_of(self.data_root)} {' '.join(words)}"
 

@@ -43,10 +43,10 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
     """Predictions and look-ups with more normals; beyond `memory_limit` vectors the coreset bounds both."""
     patches, limit, side = model.config.grid_size**2, model.config.memory_limit, model.config.image_size
     process = processor_of(["product"], side)
-    pixels = process(boards(2 + limit // patches, side))["pixel_values"]
+    pixels = process(boards(2 + limit // patches, side))["pixel_values"].to(model.device)
     known, _ = features(model, pixels[1:])
     _, taps = features(model, pixels[:1])
-    ids, kept = torch.zeros(1, dtype=torch.long), model.memory
+    ids, kept = torch.zeros(1, dtype=torch.long, device=model.device), model.memory
     few = copy_of(model, known[:, : 4 * patches])
     for normals in (64, 1024):
         bank = known[:, : min(normals * patches, limit)].clone()
@@ -58,9 +58,9 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
             model.memory = memory
             model(pixels[:1], class_ids=ids)
 
-        pairs = timed(lambda many=many: judge(many), lambda: judge(few), repeats)
+        pairs = timed(lambda many=many: judge(many), lambda: judge(few), repeats, model.device)
         yield row(f"predict, {normals} normals", "4 normals", pairs, 1.3, note)
-        pairs = timed(lambda many=many: many(taps, ids), lambda: few(taps, ids), 10 * repeats)
+        pairs = timed(lambda many=many: many(taps, ids), lambda: few(taps, ids), 10 * repeats, model.device)
         yield row(f"look-up alone, {normals} normals", "4 normals", pairs, 1.3, note)
 
         def compare_all(many=many) -> Tensor:
@@ -68,21 +68,21 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
                 return many(taps, ids)
 
         away = float((compare_all() - many(taps, ids)).abs().max())
-        pairs = timed(compare_all, lambda: few(taps, ids), 2 * repeats)
+        pairs = timed(compare_all, lambda: few(taps, ids), 2 * repeats, model.device)
         note = f"{name}; as before the search by bounds, whose distances differ by {away:.0e}"
         yield row(f"look-up alone, {normals} normals, all compared", "4 normals", pairs, None, note)
     thin = copy_of(model, known[:, : 64 * patches])
     note = f"{name}; what that costs in AUROC: `python -m tests.benchmarks.memory_limits`"
     for size, target in LIMITS.items():
         thin.reduce(0, size)
-        pairs = timed(lambda: thin(taps, ids), lambda: few(taps, ids), 10 * repeats)
+        pairs = timed(lambda: thin(taps, ids), lambda: few(taps, ids), 10 * repeats, model.device)
         yield row(f"look-up alone, 64 normals, `memory_limit` {size:,}", "4 normals", pairs, target, note)
     model.memory = kept
 
 
 def copy_of(model: AnoPLeModel, bank: Tensor) -> memory_anople.NormalMemory:
     """Make a memory like the model's, whose first product has this bank."""
-    memory = memory_anople.NormalMemory(model.config)
+    memory = memory_anople.NormalMemory(model.config).to(model.device)
     memory.restore([(bank.contiguous(), [bank.shape[1]], None)])
     return memory
 

@@ -52,9 +52,17 @@ def row(
     }
 
 
-def timed(first: Callable, second: Callable, repeats: int) -> list[tuple[float, float]]:
-    """Pairs of processor seconds."""
-    return paired_ratios(first, second, repeats, clock=time.process_time)
+def timed(
+    first: Callable, second: Callable, repeats: int, device: torch.device = torch.device("cpu")
+) -> list[tuple[float, float]]:
+    """Pairs of processor seconds; on a GPU pairs of seconds until it has done its work."""
+    return paired_ratios(first, second, repeats, clock=time.process_time if device.type == "cpu" else wait_and_look)
+
+
+def wait_and_look() -> float:
+    """Read the wall's clock once the GPU has nothing left to do."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def processor_of(names: list[str], side: int = SIDE) -> AnoPLeProcessor:
@@ -63,16 +71,23 @@ def processor_of(names: list[str], side: int = SIDE) -> AnoPLeProcessor:
     return AnoPLeProcessor(images, byte_tokenizer(), class_names=names)
 
 
+def predict_row(model: AnoPLeModel, repeats: int, batch: int, what: str = "predict") -> dict:
+    """The model on ready tensors."""
+    device, bare = model.device, model.clip.vision_model
+    pixels, class_ids = (
+        torch.randn(batch, 3, SIDE, SIDE).to(device, model.dtype),
+        torch.arange(batch, device=device) % 2,
+    )
+    pairs = timed(lambda: model(pixels, class_ids=class_ids), lambda: bare(pixels), repeats, device)
+    rate = batch / statistics.median(first for first, _ in pairs)
+    note = "" if device.type == "cpu" else f"{rate:,.0f} photographs a second"
+    return row(f"{what}, batch {batch}", "bare vision_model", pairs, 1.10, note)
+
+
 def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     """The model on ready tensors, and the whole way from files."""
     for batch in (1, 8):
-        pixels, class_ids = torch.randn(batch, 3, SIDE, SIDE), torch.arange(batch) % 2
-        yield row(
-            f"predict, batch {batch}",
-            "bare vision_model",
-            timed(lambda: model(pixels, class_ids=class_ids), lambda: model.clip.vision_model(pixels), repeats),
-            1.10,
-        )
+        yield predict_row(model, repeats, batch)
     detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +98,17 @@ def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     yield row("JPEG file of 900 x 900 to result", "bare vision_model on a tensor", pairs, 1.20)
 
 
-def product_rows(repeats: int) -> Iterator[dict]:
+def product_rows(repeats: int, device: torch.device = torch.device("cpu")) -> Iterator[dict]:
     """The embedded CLIP with many products against one."""
-    one, pixels = product_count.make_detector(1)[0], torch.randn(1, 3, 224, 224)
+    one, pixels = product_count.make_detector(1)[0].to(device), torch.randn(1, 3, 224, 224).to(device)
     for products in (20, 200):
-        many = product_count.make_detector(products)[0]
-        last = torch.tensor([products - 1])
+        many = product_count.make_detector(products)[0].to(device)
+        last = torch.tensor([products - 1], device=device)
         pairs = timed(
-            lambda many=many, last=last: many(pixels, class_ids=last), lambda: one(pixels, class_ids=last * 0), repeats
+            lambda many=many, last=last: many(pixels, class_ids=last),
+            lambda last=last: one(pixels, class_ids=last * 0),
+            repeats,
+            device,
         )
         yield row(f"predict with {products} products, class given, `mini`", "1 product", pairs, 1.05)
 
@@ -102,6 +120,7 @@ def fit_step(model: AnoPLeModel, kind: str, photographs: int = 1) -> Callable[[]
     masks[1, 60:120, 60:120] = 1
     class_ids = torch.arange(photographs).repeat_interleave(model.config.num_views) % classes
     view_ids = torch.arange(model.config.num_views).repeat(photographs)
+    pixels, masks, class_ids, view_ids = (each.to(model.device) for each in (pixels, masks, class_ids, view_ids))
     model.freeze_clip()
 
     def fit() -> None:
@@ -130,14 +149,14 @@ def fit_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     yield row("fitting, peak memory", "the same", [tuple(peaks)], 1.3, note)
 
 
-def many_product_rows(repeats: int) -> Iterator[dict]:
+def many_product_rows(repeats: int, device: torch.device = torch.device("cpu")) -> Iterator[dict]:
     """A step of fitting with 100 products against 5, four photographs of five views each."""
     with torch.inference_mode(False), torch.enable_grad():
         steps = []
         for products in (100, 5):
-            model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)])
+            model = AnoPLeModel.from_clip("mini", [f"product {number}" for number in range(products)]).to(device)
             steps.append(fit_step(model, "fit", photographs=4))
-        yield row("fitting, a step with 100 products, `mini`", "5 products", timed(*steps, repeats), 1.05)
+        yield row("fitting, a step with 100 products, `mini`", "5 products", timed(*steps, repeats, device), 1.05)
 
 
 def metric_rows() -> Iterator[dict]:

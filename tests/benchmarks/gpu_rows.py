@@ -1,0 +1,97 @@
+"""The rows of the table of speed and memory on a GPU: `python -m tests.benchmarks.speed --device cuda`."""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_anople import AnoPLeModel
+
+from .speed_rows import SIDE, fit_step, predict_row, processor_of, row, timed
+
+
+BATCHES = (1, 8, 32)
+
+
+def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """The model on ready tensors, in both precisions, and the whole way from files."""
+    half = copy.deepcopy(model).bfloat16()
+    for precise, what in ((model, "predict"), (half, "predict in bfloat16")):
+        for batch in BATCHES:
+            yield predict_row(precise, repeats, batch, what)
+    pixels = torch.randn(BATCHES[-1], 3, SIDE, SIDE, device=model.device)
+    detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
+    with tempfile.TemporaryDirectory() as folder:
+        noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        paths = [str(Path(folder) / f"{number}.jpg") for number in range(BATCHES[-1])]
+        for path in paths:
+            Image.fromarray(noise).resize((900, 900)).save(path)
+        for workers in (0, 8):
+            pairs = timed(
+                lambda workers=workers: detect(paths, batch_size=BATCHES[-1], num_workers=workers),
+                lambda: model.clip.vision_model(pixels),
+                max(2, repeats // 10),
+                model.device,
+            )
+            rate = len(paths) / sorted(first for first, _ in pairs)[len(pairs) // 2]
+            what = f"{BATCHES[-1]} JPEG files of 900 x 900 to results, {workers} workers"
+            yield row(what, "bare vision_model on a tensor", pairs, None, f"{rate:,.0f} photographs a second")
+
+
+def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
+    """Other forms of the same detector, with how far their answers are from its own."""
+    device = model.device
+    for batch in (1, 32):
+        pixels, class_ids = torch.randn(batch, 3, SIDE, SIDE, device=device), torch.zeros(batch, device=device).long()
+        expected = model(pixels, class_ids=class_ids).calibrated_scores
+
+        def compare(name: str, other: Callable, note: str = "") -> dict:
+            away = (other().calibrated_scores.float() - expected).abs().max()
+            noted = f"score differs by {away:.1e}" + (f"; {note}" if note else "")
+            pairs = timed(other, lambda: model(pixels, class_ids=class_ids), repeats, device)
+            return row(f"{name}, batch {batch}", "eager torch", pairs, None, noted)
+
+        half = copy.deepcopy(model).bfloat16()
+        yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
+        compiled, start = copy.deepcopy(model), time.perf_counter()
+        compiled.walk_views = torch.compile(compiled.walk_views, dynamic=False)
+        compiled(pixels, class_ids=class_ids)
+        spent = time.perf_counter() - start
+        yield compare(
+            "predict, vision tower by torch.compile",
+            lambda: compiled(pixels, class_ids=class_ids),
+            f"compiled in {spent:.0f} s",
+        )
+
+
+def fit_rows(model: AnoPLeModel, repeats: int, photographs: int = 8) -> Iterator[dict]:
+    """A step of fitting on as many photographs as it takes by default: time, and the GPU's memory."""
+    against, steps, peaks = "forward and backward of bare CLIP on the same", {}, {}
+    with torch.inference_mode(False), torch.enable_grad():
+        for dtype, name in ((None, ""), (torch.bfloat16, " in bfloat16")):
+            for kind in ("fit", "bare"):
+                steps[kind] = _in_precision(fit_step(model, kind, photographs), dtype)
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                steps[kind](), steps[kind]()
+                peaks[kind] = torch.cuda.max_memory_allocated() / 2**20
+            pairs = timed(steps["fit"], steps["bare"], repeats, model.device)
+            what = f"fitting{name}, one step on {photographs} photographs of five views"
+            yield row(what, against, pairs, 1.25)
+            note = f"{peaks['fit']:,.0f} and {peaks['bare']:,.0f} MB, weights included"
+            yield row(f"fitting{name}, peak memory of the GPU", "the same", [(peaks["fit"], peaks["bare"])], 1.3, note)
+
+
+def _in_precision(step: Callable[[], None], dtype: torch.dtype | None) -> Callable[[], None]:
+    """Let a step's products be computed in a type, as accelerate does for `--mixed_precision`."""
+
+    def act() -> None:
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+            step()
+
+    return act

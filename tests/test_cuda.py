@@ -1,0 +1,110 @@
+"""On a GPU: the answers of the CPU, by every road. Left out where there is none."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_anople import AnoPLeModel
+from modeling_anople.cli import main
+from modeling_anople.devices import computing_device
+from modeling_anople.drawing import write_dataset
+from modeling_anople.loading import load_judge
+
+from .detectors import normals_of, write_detector
+
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
+
+CLOSE = {"rtol": 0, "atol": 1e-4}  # as between torch and exported graphs
+
+
+@pytest.fixture
+def detector(tmp_path, small_clip_folder, photograph):
+    return write_detector(tmp_path / "detector", small_clip_folder, photograph)
+
+
+@pytest.fixture
+def files(tmp_path, photograph) -> list[str]:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        photograph(number).save(path)
+    return [str(path) for path in paths]
+
+
+def lines_of(capsys, *arguments: str) -> list[dict]:
+    assert main(["predict", *arguments]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("config", [{}, {"class_identity": "pooled"}, {"fusion_scale": "normal"}])
+def test_scores_and_maps_are_those_of_the_cpu(make_detector, make_pixels, config):
+    model, _ = make_detector(**config)
+    pixels, ids = make_pixels(5), torch.tensor([0, 1, 1, 0, 1])
+    with torch.inference_mode():
+        for known in (ids, None):
+            expected = model.cpu()(pixels, class_ids=known)
+            found = model.cuda()(pixels.cuda(), class_ids=None if known is None else known.cuda())
+            for name in ("image_scores", "calibrated_scores", "anomaly_maps", "memory_maps", "decoder_maps"):
+                torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), **CLOSE)
+            assert (found.known_products is None) == (expected.known_products is None)
+
+
+def test_learning_a_product_on_the_gpu_gives_the_line_of_the_cpu(make_detector, photograph):
+    lines = {}
+    for device in ("cpu", "cuda"):
+        model, processor = make_detector()
+        model.to(device).enroll("washer", normals_of(photograph, 3), processor=processor)
+        lines[device] = model.config.calibration["washer"]
+        assert model.memory.bank(2).device.type == device
+    for name, value in lines["cpu"].items():
+        assert lines["cuda"][name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_predict_takes_the_gpu_by_itself_and_the_cpu_when_told(detector, files, capsys, monkeypatch):
+    assert load_judge(str(detector))[0].device == computing_device("cuda")
+    here = lines_of(capsys, str(detector), *files)
+    there = lines_of(capsys, str(detector), *files, "--device", "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert load_judge(str(detector))[0].device.type == "cpu"
+    for one, other in zip(here, there, strict=True):
+        assert one["label"] == other["label"] and one["class_name"] == other["class_name"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("more", [["--explain"], ["--tiling", "2,2"]])
+def test_explanations_and_tiles(detector, files, capsys, more):
+    class_name = ["--class_name", "bolt"]
+    here = lines_of(capsys, str(detector), *files, *class_name, *more)
+    there = lines_of(capsys, str(detector), *files, *class_name, *more, "--device", "cpu")
+    for one, other in zip(here, there, strict=True):
+        assert one["raw_score"] == pytest.approx(other["raw_score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_fit_on_the_gpu_is_measured_alike_on_the_cpu(tmp_path, precision, capsys):
+    data, folder = tmp_path / "data", tmp_path / "fitted"
+    write_dataset(data, 0, classes=["gear", "bottle cap"], train=4, good=4, defective=4, size=96)
+    options = ["--shots", "2", "--max_steps", "3", "--batch_size", "2", "--monitor_images", "2", "--num_workers", "2"]
+    assert main(["fit", str(data), *options, "--mixed_precision", precision, "--output_dir", str(folder)]) == 0
+    model = AnoPLeModel.from_pretrained(folder)
+    assert model.device.type == "cpu" and model.dtype == torch.float32
+    reports = []
+    for device in ("cuda", "cpu"):
+        file = tmp_path / f"{device}.json"
+        assert main(["evaluate", str(folder), str(data), "--json", str(file), "--device", device]) == 0
+        reports.append(json.loads(file.read_text(encoding="utf-8")))
+    here, there = (report["mean"] for report in reports)
+    for name in ("image_auroc", "pixel_auroc", "aupro"):
+        assert here[name] == pytest.approx(there[name], abs=1e-3), name
+
+
+def test_half_precision_stays_near(make_detector, make_pixels):
+    model, _ = make_detector()
+    pixels = make_pixels(4).cuda()
+    with torch.inference_mode():
+        expected = model.cuda()(pixels, class_ids=torch.zeros(4, dtype=torch.long, device="cuda"))
+        half = model.bfloat16()(pixels.bfloat16(), class_ids=torch.zeros(4, dtype=torch.long, device="cuda"))
+    torch.testing.assert_close(half.image_scores.float(), expected.image_scores, rtol=0, atol=0.02)
