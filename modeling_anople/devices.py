@@ -1,6 +1,8 @@
-"""Where a detector that judges computes."""
+"""Where a detector computes, and in which order a GPU adds up."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -26,4 +28,21 @@ def computing_device(asked: str = "auto") -> torch.device:
         raise ValueError(f"There is no device {asked!r} here ({reason}): take auto or cpu.") from error
 
 
-__all__ = ["computing_device"]
+@contextlib.contextmanager
+def one_order_of_sums() -> Iterator[None]:
+    """Let a GPU add up in one order meanwhile, so that the same fit has the same bits."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs, which takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+__all__ = ["computing_device", "one_order_of_sums"]

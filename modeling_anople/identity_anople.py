@@ -14,16 +14,16 @@ class IdentityMixin:
     def identify(
         self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
     ) -> Tensor | None:
-        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids, or `None` for all pooled."""
+        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids on the CPU, or `None` for all pooled."""
         config = self.config
         if config.class_identity == "pooled" and not self.training:
             return None
         if class_ids is not None and (config.class_identity == "given" or self.training or known):
             self.check_ids(class_ids)
-            return class_ids
+            return class_ids.cpu()
         prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
         anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
-        return (pooled @ anchors.to(pooled.dtype).T).argmax(1)
+        return (pooled @ anchors.to(pooled.dtype).T).argmax(1).cpu()
 
     def finds_out(self, named: bool) -> bool:
         """Say whether the class of a photograph, which a user named or not, is predicted."""
@@ -32,8 +32,8 @@ class IdentityMixin:
 
     def check_ids(self, class_ids: Tensor) -> None:
         """Refuse ids of no class."""
-        count = len(self.config.class_names)
-        if not torch.compiler.is_compiling() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < count:
+        count, ids = len(self.config.class_names), class_ids.cpu()
+        if not torch.compiler.is_compiling() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
             raise ValueError(f"class_ids must lie within 0 and {count - 1}, got {class_ids.tolist()}.")
 
     def recognise(

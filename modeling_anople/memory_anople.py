@@ -152,8 +152,11 @@ class NormalMemory(nn.Module):
         if class_ids is None:
             filled = [class_id for class_id, size in enumerate(self.sizes) if size] or [0]
             return self._distance(features, [part for class_id in filled for part in self._parts(class_id, exclude)])
+        shown = class_ids.unique().tolist()
+        if len(shown) == 1:
+            return self._distance(features, self._parts(shown[0], exclude))
         distances = features.new_empty(features.shape[1:3])
-        for class_id in class_ids.unique().tolist():
+        for class_id in shown:
             rows = (class_ids == class_id).nonzero()[:, 0]
             distances[rows] = self._distance(features[:, rows], self._parts(class_id, exclude))
         return distances

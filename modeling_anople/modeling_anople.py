@@ -217,9 +217,11 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         Returns:
             [`AnoPLeOutput`].
         """
+        if class_ids is not None and not self.training:
+            class_ids = class_ids.cpu()  # read several times below; later on a GPU would be waited for each time
+        given = class_ids
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
-        given = class_ids
         if self.training and class_ids is not None:
             text = self._texts_in_training(class_ids)
         else:
@@ -252,6 +254,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             self.calibration.apply(output)
             if class_ids is not given:
                 output.known_products = self.recognise(output.memory_maps, pooled, class_ids, ignored)
+        output.class_ids = None if class_ids is None else class_ids.to(pixel_values.device)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
     def score(

@@ -1,5 +1,6 @@
 """AnoPLeProcessor: photographs of any kind, class names and masks -> tensors, and answers -> the photographs' own size."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
 from .photographs_anople import ImageError, load_mask, load_photograph
+from .threads_anople import act_on_each
 from .verdict_anople import label_of
 
 
@@ -102,7 +104,9 @@ class AnoPLeProcessor(ProcessorMixin):
         kwargs.pop("return_tensors", None)
         if ignore_masks is not None:
             photographs, hidden = self._ignore(photographs, ignore_masks)
-        data = dict(self.image_processor(photographs, return_tensors="pt", **kwargs))
+        prepare = functools.partial(self.image_processor, return_tensors="pt", **kwargs)
+        parts = act_on_each(prepare, photographs)
+        data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if ignore_masks is not None:
             data["ignore_masks"] = hidden
         if class_names is not None:

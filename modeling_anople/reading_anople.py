@@ -1,6 +1,8 @@
 """From a stream of photographs to batches for the model, one bad file never stopping the rest."""
 
+import functools
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ from .masks_anople import KeptMasks
 from .photographs_anople import ImageError, load_photograph
 from .processing_anople import AnoPLeProcessor
 from .sources_anople import with_masks
+from .threads_anople import act_on_each
 
 
 @dataclass
@@ -97,8 +100,7 @@ def _open_all(
     processor: AnoPLeProcessor, several: Sequence[tuple[tuple[Any, str | None], Any]], masks: KeptMasks | None
 ) -> Batch:
     batch = Batch([source for (source, _), _ in several], [], [], None)
-    for (source, name), mask in several:
-        opened = _open(source, processor.white_value)
+    for ((_, name), mask), opened in zip(several, _open_each(batch.sources, processor.white_value), strict=True):
         if isinstance(opened, Image.Image):
             try:
                 mask = masks.wanted(name) if mask is None and masks is not None else mask
@@ -132,6 +134,13 @@ def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> I
             more, fewer = ("sources", "class names") if name is missing else ("class names", "sources")
             raise ValueError(f"There are more {more} than {fewer}: give one class name for each source.")
         yield source, name
+
+
+def _open_each(sources: Sequence[Any], white_value: float | None) -> list[Image.Image | str]:
+    """Open photographs, files and bytes several at a time: an open picture or file may stand for several sources."""
+    apart = all(isinstance(source, (str, os.PathLike, bytes, dict)) for source in sources)
+    act = functools.partial(_open, white_value=white_value)
+    return act_on_each(act, sources) if apart else [act(source) for source in sources]
 
 
 def _open(source: Any, white_value: float | None) -> Image.Image | str:

@@ -24,6 +24,7 @@ from . import registration  # noqa: F401 - transformers must know what is loaded
 from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .command_line import start_logging
+from .devices import one_order_of_sums
 from .fewshot import StepSampler, collate_views
 from .losses_anople import LossTerm, loss_weights
 from .modeling_anople import AnoPLeModel
@@ -164,12 +165,13 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     # 5. The loop.
     bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
-    for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
-        bar.update()
-        if step % config.log_steps == 0 or step == config.max_steps:
-            log_step(accelerator, output_dir, step, bar, losses)
-        if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
-            save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
+    with one_order_of_sums():
+        for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
+            bar.update()
+            if step % config.log_steps == 0 or step == config.max_steps:
+                log_step(accelerator, output_dir, step, bar, losses)
+            if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
+                save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
     bar.close()
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.

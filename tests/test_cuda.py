@@ -4,19 +4,31 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 from modeling_anople.devices import computing_device
 from modeling_anople.drawing import write_dataset
 from modeling_anople.loading import load_judge
+from modeling_anople.training import main as fit_program
 
+from . import fitting
 from .detectors import normals_of, write_detector
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
 
 CLOSE = {"rtol": 0, "atol": 1e-4}  # as between torch and exported graphs
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """Let accelerate use the GPU, from which the other tests keep it off."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    with fitting.one_process():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
 
 
 @pytest.fixture
@@ -59,8 +71,9 @@ def test_learning_a_product_on_the_gpu_gives_the_line_of_the_cpu(make_detector, 
         model.to(device).enroll("washer", normals_of(photograph, 3), processor=processor)
         lines[device] = model.config.calibration["washer"]
         assert model.memory.bank(2).device.type == device
+    assert lines["cuda"].keys() == lines["cpu"].keys()
     for name, value in lines["cpu"].items():
-        assert lines["cuda"][name] == pytest.approx(value, abs=1e-4), name
+        torch.testing.assert_close(lines["cuda"][name], value, rtol=0, atol=1e-4)
 
 
 def test_predict_takes_the_gpu_by_itself_and_the_cpu_when_told(detector, files, capsys, monkeypatch):
@@ -70,7 +83,7 @@ def test_predict_takes_the_gpu_by_itself_and_the_cpu_when_told(detector, files, 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert load_judge(str(detector))[0].device.type == "cpu"
     for one, other in zip(here, there, strict=True):
-        assert one["label"] == other["label"] and one["class_name"] == other["class_name"]
+        assert one["label"] == other["label"] and one["class"] == other["class"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
@@ -99,6 +112,18 @@ def test_a_fit_on_the_gpu_is_measured_alike_on_the_cpu(tmp_path, precision, caps
     here, there = (report["mean"] for report in reports)
     for name in ("image_auroc", "pixel_auroc", "aupro"):
         assert here[name] == pytest.approx(there[name], abs=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "mode", ["", "--mixed_precision bf16", "--coupling uncoupled --prefix add", "--decoder_head conv"]
+)
+def test_the_same_seed_gives_the_same_bits(tmp_path, small_clip_folder, photograph, mode):
+    data = fitting.write_products(tmp_path / "data", photograph)
+    options = ["--data_root", str(data), "--clip", str(small_clip_folder), "--max_steps", "6", "--monitor_images", "2"]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        fit_program([*options, *mode.split(), "--output_dir", str(folder)])
+    fitting.assert_same_weights(*folders)
 
 
 def test_half_precision_stays_near(make_detector, make_pixels):
