@@ -169,6 +169,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
     """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
     from .bulk import predict_shards
     from .loading import load_judge
+    from .processes import join_processes
 
     given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
     given["--tiling"] = options.tiling != "same"
@@ -176,6 +177,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
+    join_processes()  # which gives each its own GPU; before, all would take the first
     model, processor = load_judge(places.checkpoint, options.revision, options.device)
     if options.threshold is not None:
         model.config.threshold = options.threshold

@@ -16,33 +16,35 @@ def computing_device(asked: str = "auto") -> torch.device:
             `accelerate launch` does; or a name of torch's: `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:
-        ValueError: for a device that is not here.
+        ValueError: for a device that is not here, or is not free.
     """
+    name = asked
     if asked == "auto":
         kept_off = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
-        asked = "cuda" if torch.cuda.is_available() and not kept_off else "cpu"
+        name = "cuda" if torch.cuda.is_available() and not kept_off else "cpu"
     try:
-        return torch.empty(0, device=asked).device  # with its number: the GPU that this process was given
+        return torch.empty(0, device=name).device  # with its number: the GPU that this process was given
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # by what torch was built for
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"There is no device {asked!r} here ({reason}): take auto or cpu.") from error
+        raise ValueError(f"The device {name!r} cannot be used here ({reason}): take cpu.") from error
 
 
 @contextlib.contextmanager
-def one_order_of_sums() -> Iterator[None]:
-    """Let a GPU add up in one order meanwhile, so that the same fit has the same bits."""
-    if not torch.cuda.is_available():
+def one_order_of_sums(device: torch.device) -> Iterator[None]:
+    """Let a GPU add up in one order meanwhile, so that the same fit has the same bits; other devices do so anyway."""
+    if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when the first product is computed
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs, which takes time
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 __all__ = ["computing_device", "one_order_of_sums"]

@@ -52,7 +52,7 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
 
 
 def load_judge(
-    checkpoint: str, revision: str | None = None, device: str = "auto"
+    checkpoint: str, revision: str | None = None, device: str = "cpu"
 ) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
     """
     Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote.

@@ -218,7 +218,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             [`AnoPLeOutput`].
         """
         if class_ids is not None and not self.training:
-            class_ids = class_ids.cpu()  # read several times below; later on a GPU would be waited for each time
+            class_ids = class_ids.cpu()  # once, and before the GPU has work: each reading of it waits for all of that
         given = class_ids
         features = self.encode_views(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)

@@ -104,9 +104,7 @@ class AnoPLeProcessor(ProcessorMixin):
         kwargs.pop("return_tensors", None)
         if ignore_masks is not None:
             photographs, hidden = self._ignore(photographs, ignore_masks)
-        prepare = functools.partial(self.image_processor, return_tensors="pt", **kwargs)
-        parts = act_on_each(prepare, photographs)
-        data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        data = self._to_tensors(photographs, kwargs)
         if ignore_masks is not None:
             data["ignore_masks"] = hidden
         if class_names is not None:
@@ -133,6 +131,15 @@ class AnoPLeProcessor(ProcessorMixin):
                 f"The class {class_name!r} is not known to this detector, which knows {self.class_names}."
             )
         return self.class_names.index(class_name)
+
+    def _to_tensors(self, photographs: list[Image.Image], options: dict) -> dict[str, torch.Tensor]:
+        prepare = functools.partial(self.image_processor, return_tensors="pt", **options)
+        parts = act_on_each(prepare, photographs)
+        if len(shapes := {tuple(part["pixel_values"].shape[1:]) for part in parts}) > 1:
+            raise ValueError(
+                f"Photographs of {sorted(shapes)} are no batch: leave do_resize on, or give one at a time."
+            )
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _ignore(self, photographs: list, ignore_masks: Any) -> tuple[list, torch.Tensor]:
         """Paint over what is ignored, and bring the masks to the square that the model sees."""

@@ -208,9 +208,8 @@ def encode_text(clip: CLIPModel, input_ids: Tensor, *, prompts: list[Tensor] | N
     if prompts:
         embeddings = _overwrite(embeddings, _prompt_tokens(prompts[0], None, "", embeddings), 1)
     hidden = tower.embeddings(inputs_embeds=embeddings)
-    mask = create_causal_mask(
-        tower.config, hidden, None, None
-    )  # no padding and no cache, which versions name differently
+    # no padding and no cache, whose keyword differs between versions
+    mask = create_causal_mask(tower.config, hidden, None, None)
     for number, layer in enumerate(tower.encoder.layers):
         if 0 < number < len(prompts):
             hidden = _overwrite(hidden, _prompt_tokens(prompts[number], None, "", hidden), 1)

@@ -165,7 +165,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     # 5. The loop.
     bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
-    with one_order_of_sums():
+    with one_order_of_sums(accelerator.device):
         for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
             bar.update()
             if step % config.log_steps == 0 or step == config.max_steps:

@@ -19,7 +19,7 @@ from .detectors import normals_of, write_detector
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
 
-CLOSE = {"rtol": 0, "atol": 1e-4}  # as between torch and exported graphs
+CLOSE = {"rtol": 0, "atol": 1e-3}  # cuDNN computes convolutions with 10 bits of 23 unless told not to; seen: 0.0005
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +56,15 @@ def test_scores_and_maps_are_those_of_the_cpu(make_detector, make_pixels, config
     model, _ = make_detector(**config)
     pixels, ids = make_pixels(5), torch.tensor([0, 1, 1, 0, 1])
     with torch.inference_mode():
-        for known in (ids, None):
+        for known, given in ((ids, ids.cuda()), (ids, ids), (None, None)):
             expected = model.cpu()(pixels, class_ids=known)
-            found = model.cuda()(pixels.cuda(), class_ids=None if known is None else known.cuda())
+            found = model.cuda()(pixels.cuda(), class_ids=given)
+            if expected.class_ids is not None:
+                assert torch.equal(found.class_ids.cpu(), expected.class_ids) and found.class_ids.is_cuda
+            if expected.known_products is not None:
+                assert torch.equal(found.known_products.cpu(), expected.known_products)
             for name in ("image_scores", "calibrated_scores", "anomaly_maps", "memory_maps", "decoder_maps"):
                 torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), **CLOSE)
-            assert (found.known_products is None) == (expected.known_products is None)
 
 
 def test_learning_a_product_on_the_gpu_gives_the_line_of_the_cpu(make_detector, photograph):
@@ -73,15 +76,18 @@ def test_learning_a_product_on_the_gpu_gives_the_line_of_the_cpu(make_detector, 
         assert model.memory.bank(2).device.type == device
     assert lines["cuda"].keys() == lines["cpu"].keys()
     for name, value in lines["cpu"].items():
-        torch.testing.assert_close(lines["cuda"][name], value, rtol=0, atol=1e-4)
+        if isinstance(value, str):
+            assert lines["cuda"][name] == value
+        else:
+            torch.testing.assert_close(torch.tensor(lines["cuda"][name]), torch.tensor(value), **CLOSE)
 
 
 def test_predict_takes_the_gpu_by_itself_and_the_cpu_when_told(detector, files, capsys, monkeypatch):
-    assert load_judge(str(detector))[0].device == computing_device("cuda")
+    assert load_judge(str(detector), device="auto")[0].device == computing_device("cuda")
     here = lines_of(capsys, str(detector), *files)
     there = lines_of(capsys, str(detector), *files, "--device", "cpu")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert load_judge(str(detector))[0].device.type == "cpu"
+    assert load_judge(str(detector), device="auto")[0].device.type == "cpu"
     for one, other in zip(here, there, strict=True):
         assert one["label"] == other["label"] and one["class"] == other["class"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)

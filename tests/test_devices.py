@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from hub.reproduce.options import ReproduceOptions
+from modeling_anople import bulk, loading, processes
 from modeling_anople.cli import main
-from modeling_anople.devices import computing_device
+from modeling_anople.devices import computing_device, one_order_of_sums
 
 from .detectors import write_detector
 
@@ -30,7 +32,7 @@ def test_without_a_gpu_it_is_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus", "xpu:7"])
 def test_a_device_that_is_not_here_is_refused(name):
-    with pytest.raises(ValueError, match=f"There is no device '{name}' here .*: take auto or cpu"):
+    with pytest.raises(ValueError, match=f"The device '{name}' cannot be used here .*: take cpu"):
         computing_device(name)
 
 
@@ -39,9 +41,41 @@ def test_the_programs_say_so_before_they_judge(tmp_path, small_clip_folder, phot
     photograph(1).save(tmp_path / "photograph.png")
     for program in ("predict", "evaluate"):
         assert main([program, str(detector), str(tmp_path / "photograph.png"), "--device", "abacus"]) == 2
-        assert "There is no device 'abacus' here" in capsys.readouterr().err
+        assert "The device 'abacus' cannot be used here" in capsys.readouterr().err
     assert main(["predict", str(detector), str(tmp_path / "photograph.png"), "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] in ("normal", "anomalous")
+
+
+def test_processes_are_joined_before_a_device_is_taken(monkeypatch, tmp_path):
+    """Each of several processes has its own GPU only after that."""
+    done = []
+    monkeypatch.setattr(processes, "join_processes", lambda: done.append("joined"))
+    monkeypatch.setattr(loading, "load_judge", lambda *arguments: done.append("loaded") or (None, None))
+    monkeypatch.setattr(bulk, "predict_shards", lambda *arguments, **options: 0)
+    (tmp_path / "shard.parquet").touch()
+    assert main(["predict", "detector", str(tmp_path / "shard.parquet"), "--output", str(tmp_path)]) == 0
+    assert done == ["joined", "loaded"]
+
+
+def test_one_order_of_sums_leaves_things_as_they_were(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    with one_order_of_sums(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled() == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pytest.raises(KeyError), one_order_of_sums(torch.device("cuda")):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            raise KeyError
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_a_table_is_refused_a_device_before_its_first_fit():
+    with pytest.raises(ValueError, match="'abacus' cannot be used"):
+        ReproduceOptions("data", device="abacus")
 
 
 def test_a_graph_is_not_sent_elsewhere(tmp_path, small_clip_folder, photograph, capsys):

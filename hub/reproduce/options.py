@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from modeling_anople.backbone_anople import MINI_CLIP, clip_source, name_of
+from modeling_anople.devices import computing_device
 
 
 @dataclass
@@ -54,6 +55,7 @@ class ReproduceOptions:
         for name in ("max_steps", "test_images", "cells"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        computing_device(self.device)
         if not self.seeds:
             raise ValueError("--seeds is empty: give at least one, for instance --seeds 0 1 2.")
 

@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--num_workers", type=int, default=8)
     places = parser.parse_args()
+    if places.folder.exists():
+        parser.error(f"{places.folder} exists: name a new folder")
     write_clip(places.folder / "clip")
     write_photographs(places.folder / "photographs")
     rows, cells = [], TABLES["main"].cells

@@ -2,8 +2,9 @@
 The table of speed and memory: `python -m tests.benchmarks.speed`, or `make benchmark`; on a GPU with `--device cuda`.
 
 Every figure is the median over pairs, run in turn in one process, of the processor time of one thing by that of another
-(on a GPU, of the time until it has done its work): a noisy machine slows both. B/16+ at 240 pixels has random weights, 2 products and 4 photographs of each, if nothing else
-is said. What needs peak memory, or a fresh interpreter, runs in processes of its own.
+(on a GPU, of the time until it has done its work): a noisy machine slows both. B/16+ at 240 pixels has random weights, 2
+products and 4 photographs of each, if nothing else is said. What needs a fresh interpreter, or on a CPU peak memory, runs
+in processes of its own.
 """
 
 import argparse
@@ -77,6 +78,8 @@ def main() -> None:
         about |= {"TF32": torch.backends.cuda.matmul.allow_tf32, "transformers": transformers.__version__}
         parts, repeats, name = GPU_PARTS, options.repeats or 40, "speed_cuda"
         command = "python -m tests.benchmarks.speed --device cuda"
+    if others := sorted(set(options.only or ()) - set(parts)):
+        parser.error(f"--only {' '.join(others)}: there is no such part on {options.device}")
     file = RESULTS / f"{name}.json"
     known = json.loads(file.read_text(encoding="utf-8"))["rows"] if options.only and file.exists() else []
     rows = {part: [row for row in known if row.get("part") == part] for part in parts}
