@@ -3,7 +3,6 @@
 import copy
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from modeling_anople import AnoPLeModel
 from modeling_anople.devices import one_order_of_sums
 
-from .speed_rows import SIDE, fit_step, predict_row, processor_of, row, timed
+from .speed_rows import SIDE, compiled_tower, fit_step, predict_row, processor_of, row, timed
 
 
 BATCHES = (1, 8, 32)
@@ -61,15 +60,7 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
 
         half = copy.deepcopy(model).bfloat16()
         yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
-        compiled, start = copy.deepcopy(model), time.perf_counter()
-        compiled.walk_views = torch.compile(compiled.walk_views, dynamic=False)
-        compiled(pixels, class_ids=class_ids)
-        spent = time.perf_counter() - start
-        yield compare(
-            "predict, vision tower by torch.compile",
-            lambda: compiled(pixels, class_ids=class_ids),
-            f"compiled in {spent:.0f} s",
-        )
+        yield compare("predict, vision tower by torch.compile", *compiled_tower(model, pixels, class_ids))
 
 
 def fit_rows(model: AnoPLeModel, repeats: int, photographs: int = 8) -> Iterator[dict]:
