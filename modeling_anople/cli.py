@@ -252,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
+        extra = "openvino" if error.name == "openvino" else extra
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 

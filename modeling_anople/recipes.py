@@ -5,7 +5,8 @@ from typing import Literal
 
 Recipe = Literal["paper", "best"]
 
-# `python -m tests.benchmarks.recipes` says what each change did to good photographs with drawn defects.
+# What each change did to good photographs with drawn defects: `python -m tests.benchmarks.memory_copies`, and
+# `python -m hub.reproduce recipe` on a set of `hub.drawn_defects`.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "best": {"memory_copies": "eighth_turns"},

@@ -252,6 +252,12 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
         assert f"pip install 'anople[{extra}]'" in capsys.readouterr().err
 
 
+def test_an_export_names_the_extra_of_its_format(capsys, monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(["export", str(checkpoint), str(tmp_path / "graph"), "--format", "openvino"]) == 2
+    assert "pip install 'anople[openvino]'" in capsys.readouterr().err
+
+
 def test_installed_program(tmp_path, checkpoint, pictures):
     [entry] = entry_points(group="console_scripts", name="anople")
     assert entry.load() is main
