@@ -83,14 +83,16 @@ def test_imports_point_one_way(name):
         "support_anople",
         "verdict_anople",
         "tiling_anople",
+        "threads_anople",
+        "devices",
     ],
 )
 def test_pure_modules_import_no_sibling(name):
     assert name in MODULES and not siblings(name)
 
 
-def test_the_processor_knows_only_photographs_verdicts_and_where_a_clip_comes_from():
-    known = {"backbone_anople", "ignoring_anople", "photographs_anople", "verdict_anople"}
+def test_the_processor_knows_only_photographs_threads_verdicts_and_where_a_clip_comes_from():
+    known = {"backbone_anople", "ignoring_anople", "photographs_anople", "threads_anople", "verdict_anople"}
     assert siblings("processing_anople") == known
 
 
