@@ -4,9 +4,10 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
+import torch
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -52,21 +53,30 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
 
 
 def load_judge(
-    checkpoint: str, revision: str | None = None, device: str = "cpu"
+    checkpoint: str,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
     """
     Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote.
 
     Args:
         device: as of [`computing_device`]; a graph computes on the CPU.
+        dtype: of weights and memories; a graph has its own.
+
+    Raises:
+        ValueError: as of [`load_detector`], for a device that is not here, and for what a graph cannot do.
     """
     folder = Path(checkpoint)
     if not graph_in(folder):
         place = computing_device(device)
         model, processor = load_detector(checkpoint, revision)
-        return model.to(place), processor
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"{checkpoint} holds a graph, which computes on the CPU: leave out --device {device}.")
+        return model.to(place, getattr(torch, dtype)), processor
+    if device not in ("auto", "cpu") or dtype != "float32":
+        raise ValueError(
+            f"{checkpoint} holds a graph, which computes on the CPU as it was exported: leave out --device and --dtype."
+        )
     return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
 
 

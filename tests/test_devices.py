@@ -10,6 +10,7 @@ from modeling_anople import bulk, loading, processes
 from modeling_anople.cli import main
 from modeling_anople.devices import computing_device, one_order_of_sums
 
+from . import fitting
 from .detectors import write_detector
 
 
@@ -83,4 +84,27 @@ def test_a_graph_is_not_sent_elsewhere(tmp_path, small_clip_folder, photograph, 
     assert main(["export", str(detector), str(graph)]) == 0
     photograph(1).save(tmp_path / "photograph.png")
     assert main(["predict", str(graph), str(tmp_path / "photograph.png"), "--device", "cuda"]) == 2
-    assert "computes on the CPU: leave out --device cuda" in capsys.readouterr().err
+    assert "leave out --device and --dtype" in capsys.readouterr().err
+    assert main(["predict", str(graph), str(tmp_path / "photograph.png"), "--dtype", "bfloat16"]) == 2
+    assert "leave out --device and --dtype" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--class", "bolt"], ["--explain"], ["--class", "nut", "--tiling", "2,2"]])
+def test_bfloat16_answers_nearly_alike(tmp_path, small_clip_folder, photograph, capsys, more):
+    detector = write_detector(tmp_path / "detector", small_clip_folder, photograph)
+    photograph(1).save(tmp_path / "photograph.png")
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        assert main(["predict", str(detector), str(tmp_path / "photograph.png"), "--dtype", dtype, *more]) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    assert rows[1]["raw_score"] == pytest.approx(rows[0]["raw_score"], abs=0.02)
+    assert rows[1]["raw_score"] != rows[0]["raw_score"] and rows[1].keys() == rows[0].keys()
+
+
+def test_evaluation_in_bfloat16(tmp_path, small_clip_folder, photograph):
+    detector = write_detector(tmp_path / "detector", small_clip_folder, photograph)
+    data = fitting.write_products(tmp_path / "data", photograph)
+    report = tmp_path / "report.json"
+    assert main(["evaluate", str(detector), str(data), "--dtype", "bfloat16", "--json", str(report)]) == 0
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["mean"]["pixel_auroc"] is not None and found["dtype"] == "bfloat16"
