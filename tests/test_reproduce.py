@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hub.reproduce.__main__ import main
 from hub.reproduce.cells import cell_file
-from hub.reproduce.measuring import thin_rows
+from hub.reproduce.measuring import fit_words, thin_rows
 from hub.reproduce.options import ReproduceOptions, clip_weights
 from hub.reproduce.report import summarise, to_markdown
 from hub.reproduce.tables import TABLES, tables_of
@@ -85,6 +85,17 @@ def test_cells_of_other_weights_are_not_taken_over(tmp_path, small_clip_folder):
     assert differing == {"clip_weights"} and None not in (before.settings()["clip_weights"], clip_weights("mini"))
     assert cell_file(cell, 0, before) != cell_file(cell, 0, after)
     assert clip_weights("user/name") is None
+
+
+def test_precision_makes_another_cell_and_workers_do_not():
+    cell, usual = TABLES["main"].cells[0], ReproduceOptions("data")
+    shorter, quicker = ReproduceOptions("data", mixed_precision="bf16"), ReproduceOptions("data", num_workers=4)
+    assert cell_file(cell, 0, quicker) == cell_file(cell, 0, usual) != cell_file(cell, 0, shorter)
+    assert fit_words(cell, 0, quicker, "mini") == fit_words(cell, 0, usual, "mini")
+    assert "--mixed_precision bf16" in shorter.command("main") and shorter.settings()["mixed_precision"] == "bf16"
+    assert parse_options(
+        "test", TrainingConfig, model_options(), ["--data_root", "x", *fit_words(cell, 0, shorter, "mini")]
+    )
 
 
 def test_a_record_says_how_it_came_to_be(run, tmp_path):
