@@ -69,7 +69,7 @@ def predict_shards(
         image_column: the column of photographs; not needed where only one holds images.
 
     Returns:
-        How many photographs could not be read, by all processes together.
+        How many photographs of all shards could not be read, now or when they were answered.
 
     Raises:
         ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown product, or answers
@@ -79,8 +79,10 @@ def predict_shards(
         raise ValueError("Give the product of all photographs (class_name) or the column that names it, not both.")
     state = join_processes()
     folder.mkdir(parents=True, exist_ok=True)
-    own = _left_of(shards, folder, state)[state.process_index :: state.num_processes]
-    failed = 0
+    left = _left_of(shards, folder, state)
+    own = left[state.process_index :: state.num_processes]
+    before = [folder / shard.answers for shard in shards if shard not in left]
+    failed = sum(map(_unread_in, before)) if state.is_main_process else 0
     with tqdm(desc="predict", unit=" photographs", disable=None if state.is_main_process else True) as bar:
         for shard in own:
             logger.info("Process %d answers %s.", state.process_index, shard.place)
@@ -88,11 +90,13 @@ def predict_shards(
             column = _image_column(rows, shard, image_column)
             if class_column is not None and class_column not in rows.column_names:
                 raise ValueError(f"{shard.place} has no column {class_column!r}, but {rows.column_names}.")
-            with _whole_file(folder / shard.answers) as path, pq.ParquetWriter(path, _schema_of(shard)) as writer:
+            target = folder / shard.answers
+            with _whole_file(target) as path, pq.ParquetWriter(path, _schema_of(shard)) as writer:
                 for part in _answers(model, processor, rows, column, class_name, class_column, batch_size):
-                    failed += sum(entry["error"] is not None for entry in part)
                     writer.write_table(pa.Table.from_pylist(part, SCHEMA))
                     bar.update(len(part))
+            failed += (unread := _unread_in(target))
+            logger.info("%s has the answers; %d photographs could not be read.", target, unread)
     # all end together and alike: a process that ended early with an error would have the launcher end the others
     return sum(gather_object([failed])) if state.num_processes > 1 else failed
 
@@ -126,6 +130,13 @@ def _is_answered(shard: Shard, target: Path) -> bool:
     return True
 
 
+def _unread_in(target: Path) -> int:
+    """Count the photographs of a file of answers that could not be read, by what parquet says of its column."""
+    found, number = pq.read_metadata(target), SCHEMA.get_field_index("error")
+    groups = [found.row_group(group) for group in range(found.num_row_groups)]
+    return sum(group.num_rows - group.column(number).statistics.null_count for group in groups)
+
+
 def _schema_of(shard: Shard) -> pa.Schema:
     """Name the columns of answers; those of a shard on the Hub say which version it was."""
     return SCHEMA.with_metadata({ADDRESS: shard.place, CONTENT: shard.content}) if shard.content else SCHEMA
@@ -139,6 +150,11 @@ def _open(shard: Shard) -> IterableDataset:
 
 def _image_column(rows: IterableDataset, shard: Shard, asked: str | None) -> str:
     images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+    if not images:
+        raise ValueError(
+            f"{shard.place} has the columns {rows.column_names}, none of which is of images: write it with the photographs' "
+            "column cast to datasets.Image()."
+        )
     column = asked or (images[0] if len(images) == 1 else "image")
     if column not in images:
         raise ValueError(
@@ -165,6 +181,10 @@ def _answers(
         classes = class_name if class_column is None else [row[class_column] for row in part]
         images = [row[column] for row in part]
         predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
+        try:
+            predictions = list(predictions)
+        except ValueError as error:  # a product that is not known, for instance
+            raise ValueError(f"Rows {start} to {start + len(part) - 1} of a shard: {error}") from error
         yield [
             {
                 "number": start + number,

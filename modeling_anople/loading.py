@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from . import registration  # noqa: F401 - transformers must know what is loaded
+from .checkpointing import STATE_FILE
 from .configuration_anople import AnoPLeConfig
 from .devices import computing_device
 from .engines import graph_in
@@ -95,6 +96,8 @@ def _locate(checkpoint: str, revision: str | None) -> Path:
                 f"--revision {revision} was given with the folder {checkpoint}: only a Hub id has revisions."
             )
         if not (folder / "config.json").is_file():
+            if (folder / STATE_FILE).is_file():
+                raise ValueError(f"{checkpoint} holds an unfinished fit: finish it by `anople fit` with --resume.")
             raise ValueError(f"{checkpoint} holds no detector (no config.json): {REMEDY}.")
     else:
         folder = fetch_detector(*split_revision(checkpoint, revision))

@@ -1,5 +1,6 @@
 """One call: `pipeline("image-anomaly-detection", model=folder)(photographs)`, whatever the photographs are in."""
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -118,6 +119,9 @@ class AnomalyDetectionPipeline(Pipeline):
             ImageError: for a photograph that cannot be read, with `on_error="raise"`.
         """
         known = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        possible = inspect.signature(self._sanitize_parameters).parameters
+        if unknown := sorted(options.keys() - possible):
+            raise TypeError(f"The pipeline knows no {', '.join(unknown)}: it takes {', '.join(possible)}, batch_size.")
         given = self._sanitize_parameters(**options)
         reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
         sources = photographs_of(inputs, image_column=reading.pop("image_column", None))

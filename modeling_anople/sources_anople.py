@@ -1,6 +1,7 @@
 """Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them."""
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+
+logger = logging.getLogger(__name__)
+
+MASKS = "ground_truth"  # the folder of masks beside MVTec AD's photographs
 
 
 def is_one_photograph(inputs: Any) -> bool:
@@ -77,7 +83,8 @@ def _rows_of(dataset: Any, image_column: str | None) -> Iterable[Any]:
 
 def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     """
-    Name all photographs: files as they are, folders with the image files below them, sorted; hidden ones are passed over.
+    Name all photographs: files as they are, folders with the image files below them, sorted. Hidden ones are passed over,
+    and masks, which are what lies in folders named `ground_truth`.
 
     Raises:
         ValueError: for a folder without image files.
@@ -87,7 +94,10 @@ def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     for place in map(Path, places):
         if place.is_dir():
             files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
-            inside = sorted(path for path in files if not _is_hidden(path.relative_to(place)))
+            shown = [path for path in files if not _is_hidden(path.relative_to(place))]
+            inside = sorted(path for path in shown if MASKS not in path.relative_to(place).parts[:-1])
+            if len(inside) < len(shown):
+                logger.warning("%s: %d masks in %s are passed over.", place, len(shown) - len(inside), MASKS)
             if not inside:
                 raise ValueError(f"{place} holds no image files: give photographs, or another folder.")
             paths += inside

@@ -123,12 +123,14 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         The folder with the finished detector, loadable by `AnoPLeModel.from_pretrained`.
 
     Raises:
-        ValueError: for a folder that already holds a detector, or data that cannot be used, with the remedy.
+        ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with the remedy.
     """
     output_dir, options = Path(config.output_dir), dict(options or {})
     unfinished = config.resume and (output_dir / STATE_FILE).exists()  # killed while the detector was written
     if (output_dir / "model.safetensors").exists() and not config.overwrite and not unfinished:
         raise ValueError(f"{output_dir} already holds a detector: choose another --output_dir or add --overwrite.")
+    if (output_dir / STATE_FILE).exists() and not (config.resume or config.overwrite):
+        raise ValueError(f"{output_dir} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
     accelerator = make_accelerator(config)
     # 1. Data: k good photographs of each class, the same in every process.
     shots = choose_shots(config)

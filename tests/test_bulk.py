@@ -123,6 +123,10 @@ def test_a_process_with_a_bad_photograph_does_not_end_the_other(detector, images
         (["--output", "{}", "--class_column", "kind"], "has no column 'kind'"),
         (["--output", "{}", "--image_column", "path"], r"of which \['picture'\] hold images"),
         (["--output", "{}", "--class", "nut", "--class_column", "product"], "not both"),
+        (
+            ["--output", "{}", "--class_column", "path"],
+            "Rows 0 to 3 of a shard: The class 'camera/0.png' is not known",
+        ),
     ],
     ids=str,
 )
@@ -131,6 +135,19 @@ def test_what_does_not_fit_is_refused(detector, shards, tmp_path, capsys, option
     assert main(["predict", str(detector), str(shards / "0.parquet"), *options]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_photographs_as_plain_bytes_are_refused_with_what_to_do(detector, images, tmp_path, capsys):
+    Dataset.from_dict({"image": images[:2]}).to_parquet(tmp_path / "plain.parquet")
+    assert main(["predict", str(detector), str(tmp_path / "plain.parquet"), "--output", str(tmp_path)]) == 2
+    assert "none of which is of images: write it with the photographs' column cast" in capsys.readouterr().err
+
+
+def test_a_run_that_is_repeated_ends_as_before(detector, shards, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arguments = ["predict", str(detector), str(shards / "1.parquet"), "--class", "nut", "--output", str(tmp_path)]
+    assert main(arguments) == 1 and main(arguments) == 1
+    assert caplog.text.count("1 photographs could not be read") == 1 and "is answered already" in caplog.text
 
 
 def test_shards_of_one_name_are_refused(shards, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -250,6 +251,14 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
     for arguments, extra in ((["evaluate", str(checkpoint), str(drawn)], "evaluate"), (["fit", str(drawn)], "train")):
         assert bare_main(arguments) == 2
         assert f"pip install 'anople[{extra}]'" in capsys.readouterr().err
+
+
+def test_masks_of_a_data_set_are_no_photographs(drawn, caplog):
+    paths = list_photographs([drawn])
+    assert paths and not [path for path in paths if "ground_truth" in path.parts]
+    assert re.search(r"\d+ masks in ground_truth are passed over", caplog.text)
+    masks = next(drawn.glob("*/ground_truth"))
+    assert list_photographs([masks])  # where they are asked for
 
 
 def test_an_export_names_the_extra_of_its_format(capsys, monkeypatch, checkpoint, tmp_path):

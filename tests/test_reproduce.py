@@ -108,6 +108,7 @@ def test_a_record_says_how_it_came_to_be(run, tmp_path):
     assert record["command"].startswith("anople fit data --clip small --seed 0 --shots 1 --max_steps 1")
     table = (tmp_path / "out/main.md").read_text(encoding="utf-8")
     ours = 100 * record["mean"]["image_auroc"]
+    assert "**A trial run of 1 steps" in table
     assert f"| {ours:.1f} |" in table and f"| 94.5 | {ours - 94.5:+.1f} |" in table and "not run" in table
     assert "--data_set mvtec" in table and str(tmp_path) not in table and "bolt: " in table
     assert (tmp_path / "out/main.png").read_bytes().startswith(b"\x89PNG")

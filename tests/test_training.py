@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from modeling_anople import AnoPLeModel, cli
+from modeling_anople.checkpointing import STATE_FILE
 from modeling_anople.losses_anople import LossTerm
 from modeling_anople.training import (
     TrainingConfig,
@@ -166,6 +167,21 @@ def test_a_finished_detector_is_not_overwritten_unasked(fit):
     fit("--seed", "1", "--overwrite")
     assert (detector / "model.safetensors").read_bytes() != before
     assert [line["step"] for line in read_log(detector)] == [1, 2]
+
+
+def test_an_unfinished_fit_is_not_begun_anew_unasked(fit, products, capsys):
+    detector = fit()
+    (detector / "model.safetensors").unlink()
+    (detector / "config.json").unlink()
+    (detector / STATE_FILE).write_bytes(b"as a killed fit leaves it")
+    log = (detector / "training_log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="unfinished fit: go on with --resume, or begin anew with --overwrite"):
+        fit()
+    assert (detector / "training_log.jsonl").read_bytes() == log
+    assert cli.main(["predict", str(detector), str(products)]) == 2
+    assert "holds an unfinished fit: finish it by `anople fit` with --resume" in capsys.readouterr().err
+    fit("--overwrite")
+    assert not (detector / STATE_FILE).exists() and (detector / "model.safetensors").exists()
 
 
 def test_the_log_is_finite_and_names_every_loss(launched):

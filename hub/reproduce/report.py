@@ -13,6 +13,8 @@ from .tables import Cell, Table
 
 COLUMNS = {"image_auroc": "I-AUROC", "image_ap": "I-AP", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 
+TRIAL_STEPS = 10  # a fit of so few teaches nothing
+
 
 def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
     """
@@ -81,7 +83,10 @@ def to_markdown(summary: dict) -> str:
         "ours - paper",
         "paper: to reference",
     ]
-    lines = [f"# {summary['title']}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"# {summary['title']}", ""]
+    if protocol["max_steps"] <= TRIAL_STEPS:
+        lines += [f"**A trial run of {protocol['max_steps']} steps: that the table can be made, and no result.**", ""]
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in summary["rows"]:
         name = f"**{row['cell']}**" if row["cell"] == summary["reference"] else row["cell"]
         figures = [_pair(row[metric], len(row["seeds"])) if row["seeds"] else "not run" for metric in COLUMNS]

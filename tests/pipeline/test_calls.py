@@ -189,7 +189,7 @@ def test_the_threshold_is_changed_without_reloading(folder, detect, images, expe
         ({"threshold": 1.5}, ValueError, "within 0 and 1, got 1.5"),
         ({"on_error": "ignore"}, ValueError, "'return' or 'raise', got 'ignore'"),
         ({"batch_size": -1}, ValueError, "at least 1, got -1"),
-        ({"class": "nut"}, TypeError, "class"),
+        ({"class": "nut"}, TypeError, "knows no class: it takes class_name, class_names, threshold, .*, batch_size"),
     ],
 )
 def test_wrong_options_are_refused(detect, images, options, error, message):
