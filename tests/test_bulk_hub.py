@@ -89,8 +89,10 @@ def test_answers_to_another_file_are_not_kept(client, on_hub, detector, shards, 
             assert len(answers_in(tmp_path)) == 3 and (tmp_path / "data-0.results.parquet").read_bytes() == before
     assert code == 2 and f"@{on_hub}/data/0.parquet, and hf://datasets/{NAME}@" in errors
     assert "another folder of answers, or on the Hub the revision" in errors
+    answered = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code, _, errors = client.call(anople, "predict", detector, f"{address}@{on_hub}/data", *options)
-    assert code == 0, errors  # all are answered
+    assert code == 1, errors  # all are answered, and one photograph could not be read
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == answered
     (tmp_path / "data-0.parquet").write_bytes((shards / "0.parquet").read_bytes())
     code, _, errors = client.call(anople, "predict", detector, tmp_path / "data-0.parquet", *options)
     assert code == 2 and "data-0.parquet is another file" in errors

@@ -140,7 +140,7 @@ def test_without_a_state_a_resumed_fit_starts_anew(fit):
 
 def test_a_fresh_fit_in_the_folder_of_a_killed_one_starts_its_own_log(fit, killed):
     assert len(read_log(killed)) > 1
-    assert [line["step"] for line in read_log(fit("--max_steps", "1", "--save_steps", "9"))] == [1]
+    assert [line["step"] for line in read_log(fit("--max_steps", "1", "--save_steps", "9", "--overwrite"))] == [1]
     assert not (killed / STATE_FILE).exists()
 
 
