@@ -59,7 +59,12 @@ def write_small_clip(folder: Path, *, seed: int = 0, **vision) -> Path:
     if (folder / "preprocessor_config.json").exists():
         return folder
     tokenizer = byte_tokenizer()
-    config = small_clip_config(tokenizer, **vision)
+    write_clip(folder, small_clip_config(tokenizer, **vision), tokenizer, seed=seed)
+    return folder
+
+
+def write_clip(folder: Path, config: CLIPConfig, tokenizer: CLIPTokenizer, *, seed: int = 0) -> None:
+    """Write a CLIP with random weights as an ordinary checkpoint folder; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
@@ -67,7 +72,6 @@ def write_small_clip(folder: Path, *, seed: int = 0, **vision) -> Path:
     tokenizer.save_pretrained(folder)
     side = config.vision_config.image_size
     CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False).save_pretrained(folder)
-    return folder
 
 
-__all__ = ["byte_tokenizer", "small_clip_config", "write_small_clip"]
+__all__ = ["byte_tokenizer", "small_clip_config", "write_clip", "write_small_clip"]

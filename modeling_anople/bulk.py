@@ -181,18 +181,18 @@ def _answers(
         classes = class_name if class_column is None else [row[class_column] for row in part]
         images = [row[column] for row in part]
         predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
-        try:
-            predictions = list(predictions)
+        try:  # no map outlives its row
+            answers = [
+                {
+                    "number": start + number,
+                    "path": str(row[named]) if named else (row[column] or {}).get("path"),
+                    **{name: getattr(prediction, name) for name in SCHEMA.names[2:]},
+                }
+                for number, (row, prediction) in enumerate(zip(part, predictions, strict=True))
+            ]
         except ValueError as error:  # a product that is not known, for instance
             raise ValueError(f"Rows {start} to {start + len(part) - 1} of a shard: {error}") from error
-        yield [
-            {
-                "number": start + number,
-                "path": str(row[named]) if named else (row[column] or {}).get("path"),
-                **{name: getattr(prediction, name) for name in SCHEMA.names[2:]},
-            }
-            for number, (row, prediction) in enumerate(zip(part, predictions, strict=True))
-        ]
+        yield answers
 
 
 def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]]]:

@@ -108,7 +108,7 @@ def evaluate(
             predictions = predict(model, processor, sources, class_names=name, batch_size=batch_size, part=part)
             for row, prediction in zip(chosen, predictions, strict=True):
                 of_class.append(_image_row(row, prediction))
-                of_class[-1].error = prediction.error or _add_pixels(pixels, row, prediction, evaluation_size)
+                of_class[-1].error = prediction.error or add_pixels(pixels, row, prediction, evaluation_size)
                 bar.update(state.num_processes)
             of_class = _gather(of_class, own, pixels, state)
             entries[name] = _class_entry(of_class, pixels)
@@ -182,7 +182,7 @@ def _image_row(row: dict, prediction: Prediction) -> ImageRow:
     )
 
 
-def _add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: int) -> str | None:
+def add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: int) -> str | None:
     """Compare one map with its mask, or say why not; a defective photograph without a mask is left out."""
     if prediction.raw_map is None or (row["label"] and row["mask"] is None):
         return None
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-__all__ = ["EvaluateOptions", "EvaluationReport", "ImageRow", "evaluate", "main", "test_rows"]
+__all__ = ["EvaluateOptions", "EvaluationReport", "ImageRow", "add_pixels", "evaluate", "main", "test_rows"]
 
 
 if __name__ == "__main__":

@@ -77,7 +77,11 @@ class AnomalyDetectionPipeline(Pipeline):
         explain: bool | None = None,
         tiling: Tiling = SAME,
         ignore_mask: Any = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
+        if unknown:
+            known = list(inspect.signature(self._sanitize_parameters).parameters)[:-1]
+            raise TypeError(f"The pipeline knows no {', '.join(unknown)}: it takes {', '.join(known)}, batch_size.")
         if class_name is not None and class_names is not None:
             raise ValueError("Give class_name for all photographs, or class_names with one for each; not both.")
         if threshold is not None and not 0 <= threshold <= 1:
@@ -119,9 +123,6 @@ class AnomalyDetectionPipeline(Pipeline):
             ImageError: for a photograph that cannot be read, with `on_error="raise"`.
         """
         known = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        possible = inspect.signature(self._sanitize_parameters).parameters
-        if unknown := sorted(options.keys() - possible):
-            raise TypeError(f"The pipeline knows no {', '.join(unknown)}: it takes {', '.join(possible)}, batch_size.")
         given = self._sanitize_parameters(**options)
         reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
         sources = photographs_of(inputs, image_column=reading.pop("image_column", None))

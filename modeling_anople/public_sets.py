@@ -135,7 +135,6 @@ SETS = {
         "CC BY-NC-SA 4.0, says anomalib",
         "realiad_jsons/CLASS.json beside realiad_1024/CLASS (or 512, 256, raw)",
         classes=dict.fromkeys(REAL_IAD),
-        totals=(36465, 63256, 51329),  # as Dinomaly (CVPR 2025) tells the authors' split of their 151,050, all views
     ),
     "mpdd": PublicSet(
         "MPDD",

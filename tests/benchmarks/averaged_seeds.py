@@ -7,24 +7,22 @@ their learnt weights (and memory, lines and texts made anew with these), and by 
 """
 
 import argparse
-import copy
 import os
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from datasets import Dataset
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.evaluation import test_rows
-from modeling_anople.fusion_anople import resize_maps
+from modeling_anople.evaluation import add_pixels, test_rows
 from modeling_anople.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.options import TrainingConfig
-from modeling_anople.photographs_anople import load_mask
-from modeling_anople.prediction import predict
+from modeling_anople.prediction import Prediction, predict
 from modeling_anople.shots import choose_shots
 from modeling_anople.training import finish
 from modeling_anople.training import main as fit
@@ -37,48 +35,38 @@ SHOWN = ("image_auroc", "pixel_auroc", "aupro")
 def link_shots(data: Path, folder: Path, shots: int) -> None:
     """Make a data set that has the shots of seed 0 alone to learn from, so that any seed takes them."""
     chosen = choose_shots(TrainingConfig(str(data), shots=shots, monitor_images=1)).files
-    for name, files in chosen.items():
-        for file in files:
-            link = folder / file
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(data / file, link)
-        assert (folder / name / "train" / "good").is_dir(), "DATA must be a tree in MVTec AD's layout."
+    for file in (file for files in chosen.values() for file in files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        os.link(data / file, folder / file)
 
 
 @torch.no_grad()
-def averaged(folders: Sequence[Path], config: TrainingConfig) -> AnoPLeModel:
-    """Make one detector of the mean of the learnt weights of several."""
-    models = [dict(AnoPLeModel.from_pretrained(folder).named_parameters()) for folder in folders]
-    model = copy.deepcopy(AnoPLeModel.from_pretrained(folders[0]))
+def averaged(models: Sequence[AnoPLeModel], processor: AnoPLeProcessor, config: TrainingConfig) -> AnoPLeModel:
+    """Give the first detector the mean of the learnt weights of all."""
+    model, others = models[0], [dict(model.named_parameters()) for model in models[1:]]
     for name, weight in model.named_parameters():
         if not name.startswith("clip."):
-            weight.copy_(torch.stack([other[name] for other in models]).mean(0))
+            weight.copy_(torch.stack([weight, *(other[name] for other in others)]).mean(0))
     for class_id in range(len(model.config.class_names)):
         model.memory.clear(class_id)
-    finish(model, AnoPLeProcessor.from_pretrained(folders[0]), choose_shots(config), None, config)
+    finish(model, processor, choose_shots(config), None, config)
     return model
 
 
-def answers(model: AnoPLeModel, processor: AnoPLeProcessor, rows) -> list[tuple[float, np.ndarray]]:
-    """Return raw score and map of each test photograph."""
-    found = predict(model, processor, (row["image"] for row in rows), class_names=rows["class_name"][:])
-    return [(one.raw_score, one.raw_map) for one in found]
+def answers(model: AnoPLeModel, processor: AnoPLeProcessor, rows: Dataset) -> list[Prediction]:
+    """Judge each test photograph."""
+    return list(predict(model, processor, (row["image"] for row in rows), class_names=rows["class_name"][:]))
 
 
-def measure(found: Sequence[tuple[float, np.ndarray]], rows) -> dict[str, float]:
+def measure(found: Sequence[Prediction], rows: Dataset) -> dict[str, float | None]:
     """Return the figures of answers, mean over products."""
-    names, figures = rows["class_name"][:], {}
+    names, labels, figures = rows["class_name"][:], rows["label"][:], {}
     for name in sorted(set(names)):
-        own = [number for number, owner in enumerate(names) if owner == name]
-        pixels = PixelMetrics()
+        own, pixels = [number for number, owner in enumerate(names) if owner == name], PixelMetrics()
         for number in own:
-            mask = None
-            if rows[number]["mask"] is not None:
-                marked = Image.fromarray(load_mask(rows[number]["mask"]).astype(np.uint8))
-                mask = np.asarray(marked.resize((SIDE, SIDE), Image.Resampling.NEAREST)) > 0
-            pixels.update(resize_maps(torch.from_numpy(found[number][1])[None], (SIDE, SIDE))[0].numpy(), mask)
-        labels = [bool(rows[number]["label"]) for number in own]
-        figures[name] = image_metrics([found[number][0] for number in own], labels) | pixels.compute()
+            add_pixels(pixels, rows[number], found[number], SIDE)
+        scores = image_metrics([found[number].raw_score for number in own], [bool(labels[number]) for number in own])
+        figures[name] = scores | pixels.compute()
     return mean_metrics(figures)
 
 
@@ -105,20 +93,22 @@ def main() -> None:
             fit([*words, "--seed", str(seed), "--output_dir", str(folder)])
         processor = AnoPLeProcessor.from_pretrained(folders[0])
         rows = test_rows(options.data, processor.class_names)
-        alone = [answers(AnoPLeModel.from_pretrained(folder), processor, rows) for folder in folders]
+        models = [AnoPLeModel.from_pretrained(folder) for folder in folders]
+        alone = [answers(model, processor, rows) for model in models]
         figures = [measure(found, rows) for found in alone]
-        add("each alone, mean", {name: statistics.fmean(one[name] for one in figures) for name in SHOWN})
-        add(
-            "the worst and the best of each figure, worst", {name: min(one[name] for one in figures) for name in SHOWN}
-        )
-        add("the same, best", {name: max(one[name] for one in figures) for name in SHOWN})
-        config = TrainingConfig(str(shots), shots=options.shots, monitor_images=0)
-        add("mean of their weights", measure(answers(averaged(folders, config), processor, rows), rows))
+        for what, over in (("mean", statistics.fmean), ("lowest", min), ("highest", max)):
+            add(f"each alone, {what}", {name: over([one[name] for one in figures]) for name in SHOWN})
         together = [
-            (statistics.fmean(score for score, _ in each), np.mean([one for _, one in each], axis=0))
+            replace(
+                each[0],
+                raw_score=statistics.fmean(one.raw_score for one in each),
+                raw_map=np.mean([one.raw_map for one in each], axis=0),
+            )
             for each in zip(*alone, strict=True)
         ]
         add("mean of their answers", measure(together, rows))
+        config = TrainingConfig(str(shots), shots=options.shots, monitor_images=0)
+        add("mean of their weights", measure(answers(averaged(models, processor, config), processor, rows), rows))
     print("\n".join(lines))
 
 

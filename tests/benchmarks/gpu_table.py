@@ -15,31 +15,19 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hub.reproduce.cells import run_cell
 from hub.reproduce.measuring import fit_cell
 from hub.reproduce.options import ReproduceOptions
 from hub.reproduce.tables import TABLES
-from hub.small_clip import byte_tokenizer
+from hub.small_clip import byte_tokenizer, write_clip
 from modeling_anople.drawing import PRODUCTS, write_dataset
 from modeling_anople.public_sets import SETS
 
 from .prediction_cost import RESULTS, b16_plus_config
-from .speed_rows import SIDE
 
 
 DIFFERENT = {"train": 4, "good": 2, "defective": 6}  # photographs drawn of a product; the others are links to them
-
-
-def write_clip(folder: Path) -> None:
-    """Write a CLIP of B/16+'s size as an ordinary checkpoint folder."""
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    CLIPModel(b16_plus_config(len(tokenizer), tokenizer.eos_token_id)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False).save_pretrained(folder)
 
 
 def write_photographs(root: Path, size: int = 900) -> None:
@@ -87,7 +75,8 @@ def main() -> None:
     places = parser.parse_args()
     if places.folder.exists():
         parser.error(f"{places.folder} exists: name a new folder")
-    write_clip(places.folder / "clip")
+    tokenizer = byte_tokenizer()
+    write_clip(places.folder / "clip", b16_plus_config(len(tokenizer), tokenizer.eos_token_id), tokenizer)
     write_photographs(places.folder / "photographs")
     rows, cells = [], TABLES["main"].cells
     for cell, steps in zip(cells, places.max_steps * (1 if len(places.max_steps) > 1 else len(cells)), strict=False):

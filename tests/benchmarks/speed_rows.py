@@ -1,6 +1,7 @@
 """The rows of the table of speed and memory; see `tests.benchmarks.speed`."""
 
 import copy
+import functools
 import re
 import resource
 import statistics
@@ -91,11 +92,16 @@ def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photograph.jpg"
-        noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((900, 900)).save(path)
-        pairs = timed(lambda: detect(str(path)), lambda: model.clip.vision_model(pixels), repeats)
+        path = write_jpeg(Path(folder) / "photograph.jpg")
+        pairs = timed(lambda: detect(path), lambda: model.clip.vision_model(pixels), repeats)
     yield row("JPEG file of 900 x 900 to result", "bare vision_model on a tensor", pairs, 1.20)
+
+
+def write_jpeg(path: Path) -> str:
+    """Write smooth noise of 900 x 900, and return the path."""
+    noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((900, 900)).save(path)
+    return str(path)
 
 
 def product_rows(repeats: int, device: torch.device = torch.device("cpu")) -> Iterator[dict]:
@@ -216,14 +222,7 @@ def import_seconds(program: str) -> float:
 def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     """Other forms of the same detector, with how far their answers are from its own."""
     pixels, class_ids = torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long)
-    expected = model(pixels, class_ids=class_ids)
-
-    def compare(name: str, other: Callable, note: str = "") -> dict:
-        answer = other()
-        away = (answer.calibrated_scores.float() - expected.calibrated_scores).abs().max()
-        noted = f"score differs by {away:.1e}" + (f"; {note}" if note else "")
-        return row(name, "eager torch", timed(other, lambda: model(pixels, class_ids=class_ids), repeats), None, noted)
-
+    compare = functools.partial(form_row, lambda: model(pixels, class_ids=class_ids), repeats, model.device)
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         folder = export_detector(model, processor_of(model.config.class_names), Path(place) / "graph")
@@ -241,6 +240,15 @@ def form_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     half = copy.deepcopy(model).bfloat16()
     yield compare("predict in bfloat16", lambda: half(pixels.bfloat16(), class_ids=class_ids))
     yield compare("predict, vision tower by torch.compile", *compiled_tower(model, pixels, class_ids))
+
+
+def form_row(
+    usual: Callable, repeats: int, device: torch.device, name: str, other: Callable, note: str = ""
+) -> dict[str, Any]:
+    """Another form's predictions against the usual ones."""
+    away = (other().calibrated_scores.float() - usual().calibrated_scores).abs().max()
+    noted = f"score differs by {away:.1e}" + (f"; {note}" if note else "")
+    return row(name, "eager torch", timed(other, usual, repeats, device), None, noted)
 
 
 def compiled_tower(model: AnoPLeModel, pixels: torch.Tensor, class_ids: torch.Tensor) -> tuple[Callable, str]:
