@@ -100,7 +100,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         # batch_size counts the photographs of all processes; each takes its part of every batch
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True, non_blocking=True),
     )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
@@ -156,6 +156,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         sampler=StepSampler(first * config.batch_size, config.max_steps * config.batch_size),
         collate_fn=collate_views,
         num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",  # a batch travels while the step before is computed
     )
     watched = make_watched(config, processor, shots, model.config.tiling)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -179,6 +180,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     # 6. Memory, lines and class embeddings; then one folder with all of it.
     accelerator.wait_for_everyone()
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # prediction is not in bfloat16
+    # what accelerate left in its place has lost our decorators too, and ties the model to itself: it would outlive this
+    vars(model).pop("forward", None)
     if accelerator.is_main_process:
         health = finish(model, processor, shots, watched, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}

@@ -181,6 +181,7 @@ def test_official_numbers_agree_with_their_sums():
         counts = list(SETS[name].classes.values())
         assert tuple(map(sum, zip(*counts, strict=True))) == SETS[name].totals
     assert len(SETS["real_iad"].classes) == 30 and set(READERS) < set(SETS)
+    assert sum(SETS["real_iad"].totals) == 151_050  # which its authors state
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,7 @@ def test_a_class_without_official_numbers_is_not_said_to_differ(tmp_path, capsys
     assert main(["data", "check", "real_iad", str(real_iad(tmp_path))]) == 1  # 29 classes are missing
     printed = capsys.readouterr().out
     assert "| toy | 2 | 1 | 1 | not known to us |" in printed
+    assert "| all | 2 | 1 | 1 | differs: (36465, 63256, 51329) |" in printed
 
 
 def test_a_whole_set_ends_with_0(tmp_path, capsys, monkeypatch):

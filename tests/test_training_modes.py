@@ -1,5 +1,6 @@
 """Every switch of the method and every layout of data, from the command line to a detector that judges photographs."""
 
+import gc
 import json
 import logging
 import shutil
@@ -79,6 +80,23 @@ def test_each_mode_trains_and_gives_a_detector(fit, products, mode):
 
 def test_workers_prepare_the_same_photographs(fit):
     assert_same_weights(fit(output="none"), fit("--num_workers", "2", output="two"))
+
+
+def models_in_memory() -> int:
+    return sum(type(one) is AnoPLeModel for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_nothing_of_a_fit_outlives_it(fit, precision):
+    """One that is tied to itself waits for the collector, with all that a GPU holds of it; many fits in a row fill that."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = models_in_memory()
+        fit("--mixed_precision", precision)
+        assert models_in_memory() == before
+    finally:
+        gc.enable()
 
 
 def test_bfloat16_stays_near_full_precision(fit):
