@@ -14,7 +14,7 @@ from .folder_anople import FolderMixin
 from .lines_anople import ClassLine
 from .masks_anople import KeptMasksMixin
 from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins
-from .processing_anople import AnoPLeProcessor
+from .processing_anople import AnoPLeProcessor, find_class
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
 from .prompting_anople import class_prompt_ids
 from .tiling_anople import Tiling, tiling_of, tiling_text
@@ -270,11 +270,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         self.note_memory()
 
     def _class_id(self, class_name: str) -> int:
-        if class_name not in self.config.class_names:
-            raise ValueError(
-                f"The class {class_name!r} is not known to this detector: it knows {self.config.class_names}."
-            )
-        return self.config.class_names.index(class_name)
+        return find_class(class_name, self.config.class_names)
 
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:

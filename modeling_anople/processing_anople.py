@@ -1,5 +1,6 @@
 """AnoPLeProcessor: photographs of any kind, class names and masks -> tensors, and answers -> the photographs' own size."""
 
+import difflib
 import functools
 import math
 from collections.abc import Sequence
@@ -126,11 +127,7 @@ class AnoPLeProcessor(ProcessorMixin):
 
     def class_id(self, class_name: str) -> int:
         """Return the id of a product; an unknown name is refused with the known ones."""
-        if class_name not in self.class_names:
-            raise ValueError(
-                f"The class {class_name!r} is not known to this detector, which knows {self.class_names}."
-            )
-        return self.class_names.index(class_name)
+        return find_class(class_name, self.class_names)
 
     def _to_tensors(self, photographs: list[Image.Image], options: dict) -> dict[str, torch.Tensor]:
         prepare = functools.partial(self.image_processor, return_tensors="pt", **options)
@@ -208,6 +205,20 @@ class AnoPLeProcessor(ProcessorMixin):
         return results
 
 
+def find_class(class_name: str | None, class_names: list[str]) -> int:
+    """
+    Return the id of a product.
+
+    Raises:
+        ValueError: for an unknown name; says which are known, and which of them it resembles.
+    """
+    if class_name in class_names:
+        return class_names.index(class_name)
+    near = difflib.get_close_matches(str(class_name), class_names, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
+
+
 def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     """List numbers without the noise of half and single precision, `None` for NaN and for no tensor at all."""
     if values is None:
@@ -215,4 +226,4 @@ def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-__all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "load_mask", "load_photograph"]
+__all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "find_class", "load_mask", "load_photograph"]

@@ -26,16 +26,12 @@ from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .command_line import start_logging
 from .devices import one_order_of_sums
 from .fewshot import StepSampler, collate_views
+from .finishing import finish
 from .losses_anople import LossTerm, loss_weights
 from .modeling_anople import AnoPLeModel
-from .monitoring import DecoderHealth, check_decoder
-from .normals_anople import digest_of
 from .options import TrainingConfig, model_options, parse_options
-from .photographs_anople import load_photograph
 from .processing_anople import AnoPLeProcessor
-from .shots import Shots, choose_shots, make_samples, make_watched
-from .support_anople import describe_support
-from .views_anople import Views
+from .shots import choose_shots, make_samples, make_watched
 
 
 logger = logging.getLogger(__name__)
@@ -250,40 +246,6 @@ def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, value
         bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
         with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-
-
-def finish(
-    model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, watched: dict | None, config: TrainingConfig
-) -> DecoderHealth | None:
-    """Store class embeddings, fill the memory, set the lines and check the decoder."""
-    model.eval()
-    model.store_class_embeddings()
-    device = model.device
-    pixels, digests = [], []
-    for class_id in range(len(shots.files)):
-        images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
-        photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
-        digests.append([digest_of(photograph) for photograph in photographs])
-        mask, tiling = model.masks.wanted(model.config.class_names[class_id]), model.config.tiling
-        if tiling or mask:
-            masks = [mask(photograph.size[::-1]) if mask else None for photograph in photographs]
-            pixels.append(
-                [Views.of(one, processor, tiling, mask) for one, mask in zip(photographs, masks, strict=True)]
-            )
-        else:
-            pixels.append(processor(photographs)["pixel_values"].to(device))
-        model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])
-    for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
-        line = model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
-        logger.info("%s: %s", model.config.class_names[class_id], describe_support(dataclasses.asdict(line)))
-    for class_id, (name, files) in enumerate(shots.files.items()):
-        model.log_history("fit", name, files=files, digests=digests[class_id])
-    if watched is None:
-        return None
-    health = check_decoder(model, {name: values.to(device) for name, values in watched.items()})
-    logger.info("Decoder on made defects over held-back photographs: %s", health.as_dict())
-    health.warn()
-    return health
 
 
 def main(arguments: list[str] | None = None) -> Path:
