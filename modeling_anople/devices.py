@@ -1,6 +1,7 @@
-"""Where a detector computes, and in which order a GPU adds up."""
+"""Where a detector computes, who prepares what it learns from, and in which order a GPU adds up."""
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -47,4 +48,16 @@ def one_order_of_sums(device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
-__all__ = ["computing_device", "one_order_of_sums"]
+def loader_workers(device: torch.device, processes: int = 1) -> int:
+    """
+    Say how many processes should prepare photographs for each of `processes` that learn on such a device.
+
+    None for a CPU, which has enough to do. For a GPU, which would wait otherwise, a share of the cores, at most 8; none
+    where processes are not forked: they would import a script that calls `train` again.
+    """
+    if device.type != "cuda" or multiprocessing.get_start_method() != "fork":
+        return 0
+    return min(8, (os.cpu_count() or 1) // processes)
+
+
+__all__ = ["computing_device", "loader_workers", "one_order_of_sums"]

@@ -128,7 +128,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Arguments and errors are those of [`enroll`]; the product must exist, and none of the photographs may have been
         added before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
         """
-        self._class_id(class_name)
+        find_class(class_name, self.config.class_names)
         processor = self.processor_beside(processor)
         tiling = tiling_of(self.config, class_name)
         ignore_mask = self.ignore_mask_for(class_name, ignore_mask)
@@ -161,7 +161,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Raises:
             ValueError: also for a product without a line, and if neither photographs nor a rate are given.
         """
-        class_id = self._class_id(class_name)
+        class_id = find_class(class_name, self.config.class_names)
         if not self.calibration.knows(class_name):
             raise ValueError(f"{class_name!r} has no line to refine: give it good photographs with add_normals first.")
         if images is None and max_false_alarm_rate is None:
@@ -194,7 +194,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Raises:
             ValueError: for an unknown name, with the known ones, or the only product.
         """
-        class_id, config = self._class_id(class_name), self.config
+        class_id, config = find_class(class_name, self.config.class_names), self.config
         if len(config.class_names) == 1:
             raise ValueError(f"{class_name!r} is the detector's only product: enroll another one before.")
         processor = self.processor_beside(processor)
@@ -245,7 +245,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
     def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
         """Remember photographs and set the line of their product."""
         rate = self._rate(class_name, rate)
-        class_id = self._class_id(class_name)
+        class_id = find_class(class_name, self.config.class_names)
         pixels = normals.ready(self.device, self.dtype)
         self.remember(pixels, class_id, batch_size=batch_size, sizes=normals.sizes)
         self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
@@ -268,9 +268,6 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         self.memory.append_class(prototypes.new_zeros(len(self.memory.layers), 0, self.memory.width))
         self.config.class_names = [*self.config.class_names, class_name]
         self.note_memory()
-
-    def _class_id(self, class_name: str) -> int:
-        return find_class(class_name, self.config.class_names)
 
     @contextlib.contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:

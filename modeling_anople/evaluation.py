@@ -30,7 +30,7 @@ from .metrics import PixelMetrics, image_metrics
 from .modeling_anople import AnoPLeModel
 from .prediction import Part, Prediction, predict
 from .processes import join_processes
-from .processing_anople import AnoPLeProcessor, ImageError, load_mask
+from .processing_anople import AnoPLeProcessor, ImageError, find_class, load_mask
 from .report import EvaluationReport, ImageRow
 from .sources import read_source
 
@@ -136,8 +136,8 @@ def test_rows(data: str | Path, known: list[str], classes: list[str] | None = No
     rows = read_source(data, split="test", classes=classes)
     names = rows["class_name"][:]
     unknown = sorted(set(names) - set(known))
-    if classes and unknown:
-        raise ValueError(f"The detector does not know {unknown}; it knows {known}.")
+    for name in unknown if classes else ():
+        find_class(name, known)  # refuses it
     if unknown:
         logger.warning("Left out, unknown to the detector: %s.", ", ".join(unknown))
         rows = rows.select([number for number, name in enumerate(names) if name in known])

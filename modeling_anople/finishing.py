@@ -24,7 +24,8 @@ def finish(
     model.eval()
     model.store_class_embeddings()
     device = model.device
-    pixels, digests, names, statements = [], [], model.config.class_names, {}
+    names = model.config.class_names
+    pixels, digests = [], []
     for class_id in range(len(shots.files)):
         images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
         photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
@@ -38,6 +39,7 @@ def finish(
         else:
             pixels.append(processor(photographs)["pixel_values"].to(device))
         model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])
+    statements: dict[str, list[str]] = {}
     for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
         line = model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
         statements.setdefault(describe_support(dataclasses.asdict(line)), []).append(names[class_id])

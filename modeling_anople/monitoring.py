@@ -59,8 +59,8 @@ class DecoderHealth:
     def describe(self) -> str:
         """Say the figures in one sentence."""
         return (
-            f"The decoder finds made defects on held-back photographs with pixel AUROC {self.auroc:.3f}; "
-            f"its maps of other photographs would with {self.shuffled_auroc:.3f}."
+            f"The decoder's maps find made defects with pixel AUROC {self.auroc:.3f}; maps of other photographs in their "
+            f"place reach {self.shuffled_auroc:.3f}."
         )
 
     def as_dict(self) -> dict[str, float]:

@@ -74,7 +74,10 @@ class TrainingConfig:
     )
     mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that prepare photographs; by default none for a CPU, up to 8 for a GPU."},
+    )
     monitor_images: int = field(
         default=16,
         metadata={"help": "Held-back photographs that check the decoder, at least one per product; 0 for none."},
@@ -95,8 +98,9 @@ class TrainingConfig:
             raise ValueError(
                 f"max_false_alarm_rate must lie within 0 and 0.5, got {self.max_false_alarm_rate}: it is a share, 0.05 is 5 %."
             )
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, got {self.max_steps}.")
+        for name in ("max_steps", "num_workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.view_pattern is not None:
             try:
                 groups = re.compile(self.view_pattern).groups

@@ -52,7 +52,7 @@ def load_mask(source: Any, *, size: tuple[int, int] | None = None) -> np.ndarray
         ImageError: if it cannot be read or has another size.
     """
     red, green, blue = np.moveaxis(np.asarray(_load(source, ANY_MARK, "black")), -1, 0)
-    mask = (red | green | blue) > 0  # `any` over three values takes 15 times as long
+    mask = (red | green | blue) > 0  # `any` over three values takes many times as long
     if size is not None and mask.shape != tuple(size):
         raise ImageError(
             f"{_name_of(source)}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels and its photograph "

@@ -214,8 +214,9 @@ def find_class(class_name: str | None, class_names: list[str]) -> int:
     """
     if class_name in class_names:
         return class_names.index(class_name)
-    near = difflib.get_close_matches(str(class_name), class_names, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    lower = {name.lower(): name for name in class_names}
+    near = difflib.get_close_matches(class_name.lower(), lower, n=1) if isinstance(class_name, str) else []
+    meant = f" Did you mean {lower[near[0]]!r}?" if near else ""
     raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
 
 

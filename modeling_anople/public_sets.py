@@ -129,8 +129,8 @@ SETS = {
         classes=dict(VISA),
         totals=(8659, 962, 1200),
     ),
-    # realiad_jsons, as others counted it: 36,465 to train on, 114,585 to test on, 51,329 of them with a mask; the sum,
-    # 151,050, is the one that its authors state
+    # realiad_jsons, by the notes of somebody who counted it: 36,465 to train on, 114,585 to test on, 51,329 of them with
+    # a mask; the sum, 151,050, is the one that its authors state
     "real_iad": PublicSet(
         "Real-IAD",
         "https://realiad4ad.github.io/Real-IAD",

@@ -24,7 +24,7 @@ from . import registration  # noqa: F401 - transformers must know what is loaded
 from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .command_line import start_logging
-from .devices import one_order_of_sums
+from .devices import loader_workers, one_order_of_sums
 from .fewshot import StepSampler, collate_views
 from .finishing import finish
 from .losses_anople import LossTerm, loss_weights
@@ -96,7 +96,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         project_dir=config.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         # batch_size counts the photographs of all processes; each takes its part of every batch
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True, non_blocking=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
     )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
@@ -146,13 +146,15 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     first = load_state(output_dir, settings=settings, model=model, optimizer=optimizer) if config.resume else 0
     # 4. Samples by number, so that any process, at any time, draws the same ones.
     samples = make_samples(config, processor, shots, model.config.view_grid, model.config.tiling)
+    workers = config.num_workers
+    if workers is None:
+        workers = loader_workers(accelerator.device, accelerator.num_processes)
     loader = DataLoader(
         samples,
         batch_size=config.batch_size // config.gradient_accumulation_steps,
         sampler=StepSampler(first * config.batch_size, config.max_steps * config.batch_size),
         collate_fn=collate_views,
-        num_workers=config.num_workers,
-        pin_memory=accelerator.device.type == "cuda",  # a batch travels while the step before is computed
+        num_workers=workers,
     )
     watched = make_watched(config, processor, shots, model.config.tiling)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -175,8 +177,9 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.
     accelerator.wait_for_everyone()
-    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # prediction is not in bfloat16
-    # what accelerate left in its place has lost our decorators too, and ties the model to itself: it would outlive this
+    # prediction is not in bfloat16
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+    # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
     vars(model).pop("forward", None)
     if accelerator.is_main_process:
         health = finish(model, processor, shots, watched, config)

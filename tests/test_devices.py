@@ -1,6 +1,8 @@
 """Where a detector computes: by itself, as told, or a refusal that says what is there."""
 
 import json
+import multiprocessing
+import os
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from hub.reproduce.options import ReproduceOptions
 from modeling_anople import bulk, loading, processes
 from modeling_anople.cli import main
-from modeling_anople.devices import computing_device, one_order_of_sums
+from modeling_anople.devices import computing_device, loader_workers, one_order_of_sums
 
 from . import fitting
 from .detectors import write_detector
@@ -56,6 +58,15 @@ def test_processes_are_joined_before_a_device_is_taken(monkeypatch, tmp_path):
     (tmp_path / "shard.parquet").touch()
     assert main(["predict", "detector", str(tmp_path / "shard.parquet"), "--output", str(tmp_path)]) == 0
     assert done == ["joined", "loaded"]
+
+
+def test_a_gpu_has_its_photographs_prepared_by_other_processes_and_a_cpu_has_not(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
+    assert loader_workers(torch.device("cpu")) == 0
+    assert [loader_workers(torch.device("cuda", 1), processes) for processes in (1, 2, 4, 16)] == [8, 6, 3, 0]
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    assert loader_workers(torch.device("cuda")) == 0
 
 
 def test_one_order_of_sums_leaves_things_as_they_were(monkeypatch):

@@ -114,7 +114,7 @@ def test_class_names_become_ids(make_processor, photograph):
     with pytest.raises(ValueError, match=r"'Bolt' is not known .* knows \['nut', 'bolt', 'cap'\]"):
         processor(images, class_names=["nut", "Bolt"])
     with pytest.raises(ValueError, match=r"which knows .*\. Did you mean 'bolt'\?$"):
-        processor(images, class_names=["nut", "bolts"])
+        processor(images, class_names=["nut", "BOLTS"])
     with pytest.raises(ValueError, match=r"which knows .*'cap'\]\.$"):
         processor(images, class_names=["nut", "hammer"])
     with pytest.raises(ValueError, match="2 images were given with 1 class names: give one for each"):

@@ -313,6 +313,7 @@ def test_losses_are_weighted_means_over_their_own_samples():
         {"shots": 0},
         {"batch_size": 0},
         {"max_steps": -1},
+        {"num_workers": -1},
         {"gradient_accumulation_steps": 0},
         {"log_steps": 0},
         {"save_steps": 0},

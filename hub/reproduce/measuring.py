@@ -90,8 +90,9 @@ def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classe
     key = json.dumps({**sources, "fit": chosen}, sort_keys=True)
     folder = Path(options.output_dir) / "fits" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if not (folder / "processor_config.json").exists():  # written last
-        workers = str(options.num_workers)  # which changes nothing in a fit
-        fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--num_workers", workers, "--overwrite"])
+        if options.num_workers is not None:  # which changes nothing in a fit
+            chosen += ["--num_workers", str(options.num_workers)]
+        fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--overwrite"])
     return folder
 
 

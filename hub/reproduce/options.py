@@ -45,7 +45,9 @@ class ReproduceOptions:
     mixed_precision: Literal["no", "bf16"] = field(
         default="no", metadata={"help": "Precision of fitting, as for `anople fit`."}
     )
-    num_workers: int = field(default=0, metadata={"help": "Processes that prepare photographs, as for `anople fit`."})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that prepare photographs, as for `anople fit`."}
+    )
     device: str = field(default="auto", metadata={"help": "Where cells are measured: auto, cpu, cuda, ..."})
 
     def __post_init__(self):
