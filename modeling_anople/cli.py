@@ -13,6 +13,7 @@ from .cli_data import data
 from .cli_demo import demo
 from .cli_products import add_normals, calibrate, enroll, forget, ignore, products
 from .command_line import CHECKPOINT, make_parser, parse, start_logging
+from .names_anople import did_you_mean
 
 
 USAGE = """anople COMMAND ...
@@ -246,7 +247,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] not in COMMANDS:
         known = not arguments or arguments[0] in ("-h", "--help")
-        sys.stderr.write(USAGE + "\n" if known else f"anople: no command {arguments[0]!r}.\n{USAGE}\n")
+        sys.stderr.write(
+            USAGE + "\n"
+            if known
+            else f"anople: no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}\n{USAGE}\n"
+        )
         return 0 if known and arguments else 2
     start_logging()
     try:

@@ -4,7 +4,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
+
+from .names_anople import did_you_mean
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
@@ -30,8 +33,23 @@ def make_parser(command: str, options: type, **places: str) -> argparse.Argument
 
 def parse(parser, arguments: list[str] | None):
     """Split a command line into its positional arguments and its options."""
-    options, places = parser.parse_args_into_dataclasses(args=arguments)
+    options, places = parse_whole(parser, arguments)
     return places, options
+
+
+def parse_whole(parser, arguments: list[str] | None) -> tuple:
+    """
+    Parse a command line into the dataclasses of a parser, and its positional arguments if it has some.
+
+    Raises:
+        ValueError: for what is left over; says which option it resembles.
+    """
+    *found, left = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    if left:
+        unknown = next((word for word in left if word.startswith("-")), left[0]).partition("=")[0]
+        options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
+        raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
+    return tuple(found)
 
 
 def run_program(
@@ -63,4 +81,4 @@ def run_program(
     return 0
 
 
-__all__ = ["CHECKPOINT", "make_parser", "parse", "run_program", "start_logging"]
+__all__ = ["CHECKPOINT", "make_parser", "parse", "parse_whole", "run_program", "start_logging"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 
 from .backbone_anople import MINI_CLIP
+from .command_line import parse_whole
 from .configuration_anople import AnoPLeConfig
 from .copies_anople import MemoryCopies
 from .recipes import RECIPES, Recipe
@@ -173,7 +174,7 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     preset.add_argument("--recipe", default="paper")
     recipe = preset.parse_known_args(arguments)[0].recipe
     parser.set_defaults(**RECIPES.get(recipe, {}))  # the parser itself refuses others
-    parsed, chosen = parser.parse_args_into_dataclasses(args=arguments)
+    parsed, chosen = parse_whole(parser, arguments)
     defaults = model()
     values = dataclasses.asdict(chosen).items()
     return parsed, {name: value for name, value in values if value != getattr(defaults, name)}

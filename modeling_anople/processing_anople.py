@@ -1,6 +1,5 @@
 """AnoPLeProcessor: photographs of any kind, class names and masks -> tensors, and answers -> the photographs' own size."""
 
-import difflib
 import functools
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
+from .names_anople import did_you_mean
 from .photographs_anople import ImageError, load_mask, load_photograph
 from .threads_anople import act_on_each
 from .verdict_anople import label_of
@@ -214,9 +214,7 @@ def find_class(class_name: str | None, class_names: list[str]) -> int:
     """
     if class_name in class_names:
         return class_names.index(class_name)
-    lower = {name.lower(): name for name in class_names}
-    near = difflib.get_close_matches(class_name.lower(), lower, n=1) if isinstance(class_name, str) else []
-    meant = f" Did you mean {lower[near[0]]!r}?" if near else ""
+    meant = did_you_mean(class_name, class_names) if isinstance(class_name, str) else ""
     raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
 
 

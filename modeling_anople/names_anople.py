@@ -1,0 +1,14 @@
+"""Names that are not known: which one may have been meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean NAME?" for the known name that a word resembles, whatever their case; "" where none does."""
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f" Did you mean {lower[near[0]]}?" if near else ""
+
+
+__all__ = ["did_you_mean"]

@@ -1,0 +1,31 @@
+"""A mistyped name is answered with the one that may have been meant."""
+
+import pytest
+
+from modeling_anople.cli import main
+from modeling_anople.names_anople import did_you_mean
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("botle", " Did you mean bottle?"), ("GRID", " Did you mean Grid?"), ("screw", ""), ("", "")],
+)
+def test_the_nearest_known_name_is_offered(word, meant):
+    assert did_you_mean(word, ["bottle", "Grid"]) == meant
+    assert did_you_mean(word, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pedict", "x"], "anople: no command 'pedict'. Did you mean predict?"),
+        (["xyz"], "anople: no command 'xyz'.\n"),
+        (["fit", "x", "--mixed_precison", "no"], "anople fit: --mixed_precison is none of its options. Did you mean"),
+        (["fit", "x", "--couplin=none"], "--couplin is none of its options. Did you mean --coupling?"),
+        (["predict", "x", "y", "--clas_name", "z"], "--clas_name is none of its options. Did you mean --class_name?"),
+        (["products", "x", "y"], "anople products: y is none of its options. --help lists them."),
+    ],
+)
+def test_commands_and_options(capsys, words, said):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
