@@ -20,9 +20,12 @@ def clip_source(name: str | Path) -> str:
     Turn the name of a CLIP into what transformers loads: `"mini"` into the embedded one's folder, others as they are.
 
     Raises:
-        ValueError: for `"mini"` where only a detector's own files are at hand, not the package.
+        ValueError: for `"mini"` where only a detector's own files are at hand, not the package; for a single word that
+            is no folder, which the Hub need not be asked for.
     """
     if str(name) != MINI_CLIP:
+        if len(Path(name).parts) == 1 and not Path(name).exists():
+            raise ValueError(f"{name} is no folder here, and a CLIP on the Hub is named user/name: check the name.")
         return str(name)
     folder = Path(__file__).parent / "mini_clip"
     if not (folder / "config.json").exists():

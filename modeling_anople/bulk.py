@@ -19,8 +19,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Image, IterableDataset, load_dataset
 from tqdm.auto import tqdm
 
-from .prediction import predict
+from .prediction import Prediction, predict
 from .processes import join_processes
+from .processing_anople import find_class
 from .shards import Shard
 
 
@@ -69,11 +70,13 @@ def predict_shards(
         image_column: the column of photographs; not needed where only one holds images.
 
     Returns:
-        How many photographs of all shards could not be read, now or when they were answered.
+        How many photographs of all shards could not be read, or are of an unknown product, now or when they were
+        answered.
 
     Raises:
-        ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown product, or answers
-            in `folder` to another file of a shard's name.
+        ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown `class_name`, a
+            `class_column` that in 256 rows in turn names no known product, or answers in `folder` to another file of a
+            shard's name.
     """
     if class_name is not None and class_column is not None:
         raise ValueError("Give the product of all photographs (class_name) or the column that names it, not both.")
@@ -178,9 +181,7 @@ def _answers(
     table = rows.select_columns([column, *others]).cast_column(column, Image(decode=False))
     named = next((name for name in NAMES if name in others), None)
     for start, part in _in_parts(table, part_size):
-        classes = class_name if class_column is None else [row[class_column] for row in part]
-        images = [row[column] for row in part]
-        predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
+        predictions = _judge_rows(model, processor, part, column, class_name, class_column, batch_size)
         try:  # no map outlives its row
             answers = [
                 {
@@ -190,9 +191,40 @@ def _answers(
                 }
                 for number, (row, prediction) in enumerate(zip(part, predictions, strict=True))
             ]
-        except ValueError as error:  # a product that is not known, for instance
+        except ValueError as error:  # no product is known, for instance
             raise ValueError(f"Rows {start} to {start + len(part) - 1} of a shard: {error}") from error
         yield answers
+
+
+def _judge_rows(
+    model: Any,
+    processor: Any,
+    rows: list[dict],
+    column: str,
+    class_name: str | None,
+    class_column: str | None,
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """
+    Judge rows; those of an unknown product have an error.
+
+    Raises:
+        ValueError: if the product of no row is known: the column holds something else.
+    """
+    faults: dict[int, ValueError] = {}
+    for number, row in enumerate(rows if class_column is not None else ()):
+        try:
+            find_class(row[class_column], processor.class_names)
+        except ValueError as error:
+            faults[number] = error
+    if len(faults) == len(rows):
+        raise faults[0]
+    known = [row for number, row in enumerate(rows) if number not in faults]
+    classes = class_name if class_column is None else [row[class_column] for row in known]
+    images = [row[column] for row in known]
+    predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
+    for number in range(len(rows)):
+        yield Prediction(error=str(faults[number])) if number in faults else next(predictions)
 
 
 def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]]]:

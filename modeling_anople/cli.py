@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import logging
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,8 @@ from .cli_products import add_normals, calibrate, enroll, forget, ignore, produc
 from .command_line import CHECKPOINT, make_parser, parse, start_logging
 from .names_anople import did_you_mean
 
+
+logger = logging.getLogger(__name__)
 
 USAGE = """anople COMMAND ...
 
@@ -37,7 +42,8 @@ USAGE = """anople COMMAND ...
   forget CHECKPOINT NAME
                     remove a product
   export CHECKPOINT FOLDER
-                    write an ONNX graph, which predict takes as well
+                    write an ONNX graph, which predict takes as well; later
+                    --products_only brings it products and lines that changed
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
@@ -137,7 +143,7 @@ def predict(arguments: list[str]) -> int:
     from .tiling_anople import tiling_text
     from .visualization import overlay, with_legend
 
-    paths, failed = list_photographs(places.images), 0
+    paths, failed, labels = list_photographs(places.images), 0, Counter()
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.threshold is not None:
         model.config.threshold = options.threshold
@@ -167,6 +173,11 @@ def predict(arguments: list[str]) -> int:
             sys.stdout.write(text)
             if results:
                 results.write(text)
+            labels[prediction.label or "without a line"] += prediction.error is None
+    if len(paths) > 1:
+        counts = [f"{count} {label}" for label, count in sorted(labels.items()) if count]
+        counts += [f"{failed} that could not be used"] if failed else []
+        logger.info("%d photographs: %s.", len(paths), ", ".join(counts))
     return 1 if failed else 0
 
 
@@ -202,8 +213,15 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
 def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
     if folder is None:
         return contextlib.nullcontext()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for --output.")
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "results.jsonl").open("w", encoding="utf-8")
+    results = folder / "results.jsonl"
+    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
+        with contextlib.suppress(ValueError):  # half a line, where the run was killed
+            if picture := json.loads(line).get("overlay"):  # of the run before, which this one replaces
+                (folder / Path(picture).name).unlink(missing_ok=True)
+    return results.open("w", encoding="utf-8")
 
 
 def export(arguments: list[str]) -> int:
@@ -245,7 +263,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a person can mend are one line, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] not in (*COMMANDS, "--version"):
         known = not arguments or arguments[0] in ("-h", "--help")
         sys.stderr.write(
             USAGE + "\n"
@@ -253,12 +271,19 @@ def main(arguments: list[str] | None = None) -> int:
             else f"anople: no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}\n{USAGE}\n"
         )
         return 0 if known and arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"anople {version('anople')}\n")
+        return 0
     start_logging()
     try:
         return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
         sys.stderr.write(f"anople {arguments[0]}: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        more = ": the same command with --resume goes on" if arguments[0] == "fit" else ""
+        sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
+        return 130
     except ModuleNotFoundError as error:
         extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
         extra = "openvino" if error.name == "openvino" else extra

@@ -46,6 +46,12 @@ class EnrollOptions(AddOptions):
     tiling: str = field(
         default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
     )
+    clip: str | None = field(
+        default=None,
+        metadata={
+            "help": "Begin a new detector with this product, nothing fitted: mini, or the folder or Hub id of a CLIPModel."
+        },
+    )
 
 
 @dataclass
@@ -79,27 +85,47 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from .loading import load_config, load_detector
+    from .processing_anople import find_class
     from .sources_anople import list_photographs
 
-    target = _target(places.checkpoint, options.output)
+    method, begun = METHODS[command], command == "enroll" and options.clip is not None
+    if begun:
+        method, target = "add_normals", _target("", options.output or places.checkpoint)
+        model, processor = _begin(places.name, options)
+    else:
+        target = _target(places.checkpoint, options.output)
+        model, processor = load_detector(places.checkpoint)
     paths = list_photographs(places.images) if places.images else None
-    model, processor = load_detector(places.checkpoint)
-    line = getattr(model, METHODS[command])(
+    line = getattr(model, method)(
         places.name,
         paths and tqdm(paths, desc=command, disable=None),
         processor=processor,
         max_false_alarm_rate=options.max_false_alarm_rate,
         batch_size=options.batch_size,
         ignore_mask=options.ignore_mask,
-        **({"tiling": options.tiling} if command == "enroll" else {}),
+        **({"tiling": options.tiling} if method == "enroll" else {}),
     )
-    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
-    known = len(model.memory.counts[model.config.class_names.index(places.name)])
+    adapter = not begun and bool(load_config(places.checkpoint).adapter_clip_sha256)
+    _save(model, processor, target, adapter=adapter)
+    known = len(model.memory.counts[find_class(places.name, model.config.class_names)])
     sys.stdout.write(
         f"{places.name}: {known} good photographs, line at raw score {line.image_line:.4f} "
         f"(for {line.max_false_alarm_rate:g} false alarms). {describe_support(asdict(line))} The detector is in {target}.\n"
     )
     return 0
+
+
+def _begin(name: str, options: EnrollOptions) -> tuple:
+    """Make a detector of one product, which its memory alone will judge: what else there is was never fitted."""
+    from .modeling_anople import AnoPLeModel
+    from .processing_anople import AnoPLeProcessor
+
+    tiling = None if options.tiling in ("same", "none") else options.tiling
+    fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
+    model = AnoPLeModel.from_clip(options.clip, [name], **fusion)
+    if options.ignore_mask not in (None, "none"):
+        model.set_ignore_mask(name, options.ignore_mask)
+    return model, AnoPLeProcessor.from_clip(options.clip, [name])
 
 
 def forget(arguments: list[str]) -> int:
@@ -143,9 +169,13 @@ def _kept_mask(config, name: str) -> str:
 def products(arguments: list[str]) -> int:
     """List the products of a detector, their normals, memory and lines, and the log."""
     places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
+    from .engines import graph_in
+    from .exported import put_lines, whole_export_in
     from .loading import load_config
 
     config = load_config(places.checkpoint)
+    if graph_in(places.checkpoint):
+        put_lines(config, whole_export_in(places.checkpoint).parent)
     width = max(map(len, ["product", *config.class_names]))
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
     numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
@@ -169,7 +199,10 @@ def _target(checkpoint: str, output: str | None) -> Path:
     """Say where the changed detector goes, before any work is done."""
     target = Path(output or checkpoint)
     if output is None and not target.is_dir():
-        raise ValueError(f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER.")
+        raise ValueError(
+            f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER, or begin a detector with "
+            "`anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`."
+        )
     if output is not None and (target / "config.json").exists() and target.resolve() != Path(checkpoint).resolve():
         raise ValueError(f"{target} already holds a detector: choose another --output.")
     return target

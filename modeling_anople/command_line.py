@@ -11,14 +11,25 @@ from .names_anople import did_you_mean
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
-QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
+OWN = ("modeling_anople", "hub", "demo", "tests", "__main__")
+YES_OR_NO = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
 def start_logging() -> None:
-    """Log a program's own lines to stderr, and of HTTP clients warnings alone."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """
+    Log a program's own lines to stderr, and of libraries warnings alone: some log each address, which may be a secret.
+
+    Bars of transformers over weights, which take a moment, are left out; those of downloads stay.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    enable_progress_bars()
 
 
 def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
@@ -44,12 +55,25 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
     Raises:
         ValueError: for what is left over; says which option it resembles.
     """
-    *found, left = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    words = _with_answers(parser, sys.argv[1:] if arguments is None else arguments)
+    *found, left = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if left:
         unknown = next((word for word in left if word.startswith("-")), left[0]).partition("=")[0]
         options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
         raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
     return tuple(found)
+
+
+def _with_answers(parser, words: list[str]) -> list[str]:
+    """Put "true" behind an option that asks yes or no and is followed by neither: by a photograph, for instance."""
+    kinds = [entry for kind in parser.dataclass_types for entry in fields(kind) if entry.type is bool]
+    options = {f"--{name}" for entry in kinds for name in (entry.name, entry.name.replace("_", "-"))}
+    answered = []
+    for number, word in enumerate(words):
+        answered.append(word)
+        if word in options and "".join(words[number + 1 : number + 2]).lower() not in YES_OR_NO:
+            answered.append("true")
+    return answered
 
 
 def run_program(

@@ -1,10 +1,12 @@
 """Image sources (folder trees, imagefolders, parquet files, Hub data sets), each as one `datasets.Dataset`."""
 
 import csv
+import functools
 import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ _IMAGE, _TEXT = Image(decode=False), Value("string")
 _LABEL = ClassLabel(names=["normal", "anomalous"])
 FEATURES = Features(image=_IMAGE, mask=_IMAGE, label=_LABEL, class_name=_TEXT, defect=_TEXT, path=_TEXT)
 SPLITS = ("train", "test")
+_composed = functools.partial(unicodedata.normalize, "NFC")  # on a Mac a folder's name has its accents apart
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 
 _LAYOUTS = f"""Accepted layouts (images: {", ".join(sorted(IMAGE_EXTENSIONS))}):
@@ -70,7 +73,7 @@ def read_dataset(source: str | Path, *, split: str, classes: Sequence[str] | Non
         raise ValueError(f"split must be 'train' or 'test', not {split!r}.")
     opened = _open(source)
     known = _class_names(opened)
-    wanted = list(classes or known)
+    wanted = [_composed(name) for name in classes or known]
     if missing := [name for name in wanted if name not in known]:
         raise ValueError(f"No class {missing} in {opened.root}. Classes there: {', '.join(known)}.")
     dataset = (_read_tree if opened.layouts else _read_table)(opened, split, wanted)
@@ -89,7 +92,7 @@ def list_classes(source: str | Path) -> list[str]:
 
 def _class_names(opened: _Source) -> list[str]:
     tables = [_pick(table, ("class_name", "label")) for table in opened.tables.values()]
-    names = {str(name) for raw in tables for name in _values(raw, "class_name", opened.name)}
+    names = {_composed(str(value)) for raw in tables for value in _values(raw, "class_name", opened.name)}
     return sorted({*opened.layouts, *names}, key=_natural_key)
 
 
@@ -125,7 +128,7 @@ def _class_layouts(root: Path) -> dict[str, _Layout]:
     if single or (not folders and _images(root)):
         folders = [root]
     mvtec = {path for path in folders if any((path / split).is_dir() for split in SPLITS)}
-    return {path.name: _mvtec_layout(path) if path in mvtec else _plain_layout(path) for path in folders}
+    return {_composed(path.name): (_mvtec_layout if path in mvtec else _plain_layout)(path) for path in folders}
 
 
 def _is_class(folder: Path) -> bool:
@@ -164,8 +167,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _read_tree(opened: _Source, split: str, classes: Collection[str]) -> Dataset:
-    read = _train_images if split == "train" else _test_images
-    rows = []
+    rows, read = [], _train_images if split == "train" else _test_images
     for name in {*classes}:
         for image, mask, defect in read(opened.layouts[name]):
             path = image.relative_to(opened.root).as_posix()
@@ -182,8 +184,7 @@ def _train_images(layout: _Layout) -> list[tuple[Path, None, str]]:
 
 
 def _test_images(layout: _Layout) -> list[tuple[Path, Path | None, str]]:
-    rows = []
-    truths = {path.name: _images(path) for path in _subfolders(layout.masks)} if layout.masks else {}
+    rows, truths = [], {path.name: _images(path) for path in _subfolders(layout.masks)} if layout.masks else {}
     for defect, folder in layout.tests.items():
         masks = {path.stem: path for path in truths.get(defect, [])}
         pairs = [(image, masks.get(f"{image.stem}_mask", masks.get(image.stem))) for image in _images(folder)]
@@ -284,7 +285,7 @@ def _read_table(opened: _Source, split: str, classes: Collection[str]) -> Datase
         raw = raw.add_column("mask", [None] * len(raw), feature=_IMAGE)
     raw = raw.cast_column("image", _IMAGE).cast_column("mask", _IMAGE)
     labels = [_read_label(value, opened.root) for value in _values(raw, "label")]
-    names = [str(name) for name in _values(raw, "class_name", opened.name)]
+    names = [_composed(str(value)) for value in _values(raw, "class_name", opened.name)]
     defects = [defect or label for defect, label in zip(_values(raw, "defect"), labels)]
     stored = pyarrow.compute.struct_field(raw.data.column("image"), "path").to_pylist()
     paths = [path or PurePath(file or "").name for path, file in zip(_values(raw, "path"), stored)]

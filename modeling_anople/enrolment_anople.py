@@ -13,8 +13,9 @@ from torch import Tensor
 from .folder_anople import FolderMixin
 from .lines_anople import ClassLine
 from .masks_anople import KeptMasksMixin
-from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins
-from .processing_anople import AnoPLeProcessor, find_class
+from .names_anople import composed
+from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins, warn_of_others
+from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor, find_class
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
 from .prompting_anople import class_prompt_ids
 from .tiling_anople import Tiling, tiling_of, tiling_text
@@ -77,6 +78,9 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         config = self.config
         if not isinstance(class_name, str) or not class_name.strip():
             raise ValueError(f"A product needs a name, got {class_name!r}.")
+        class_name = composed(class_name)
+        if class_name == UNKNOWN_PRODUCT:
+            raise ValueError(f"{class_name!r} is what a photograph of no known product is called: take another name.")
         if class_name in config.class_names:
             raise ValueError(
                 f"The class {class_name!r} exists: give it more photographs with add_normals, or forget it first."
@@ -93,6 +97,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         if setting != config.tiling and config.class_identity == "pooled":
             raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
         normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
+        warn_of_others(normals, config.history, config.class_names)
         ids = class_prompt_ids(
             processor.tokenizer,
             [class_name],
@@ -128,7 +133,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Arguments and errors are those of [`enroll`]; the product must exist, and none of the photographs may have been
         added before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
         """
-        find_class(class_name, self.config.class_names)
+        class_name = self._known(class_name)[1]
         processor = self.processor_beside(processor)
         tiling = tiling_of(self.config, class_name)
         ignore_mask = self.ignore_mask_for(class_name, ignore_mask)
@@ -161,7 +166,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Raises:
             ValueError: also for a product without a line, and if neither photographs nor a rate are given.
         """
-        class_id = find_class(class_name, self.config.class_names)
+        class_id, class_name = self._known(class_name)
         if not self.calibration.knows(class_name):
             raise ValueError(f"{class_name!r} has no line to refine: give it good photographs with add_normals first.")
         if images is None and max_false_alarm_rate is None:
@@ -194,7 +199,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Raises:
             ValueError: for an unknown name, with the known ones, or the only product.
         """
-        class_id, config = find_class(class_name, self.config.class_names), self.config
+        (class_id, class_name), config = self._known(class_name), self.config
         if len(config.class_names) == 1:
             raise ValueError(f"{class_name!r} is the detector's only product: enroll another one before.")
         processor = self.processor_beside(processor)
@@ -226,11 +231,12 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         date: str | None = None,
     ) -> None:
         """
-        Write into `config.history` what was done to a product, when, from which files, and how much it knows now.
+        Write into `config.history` what was done to a product, when, from which files, how much it knows and where its
+        line lies now.
 
         File names stand there without their folders; `digests` are of the photographs' pixels.
         """
-        names = self.config.class_names
+        names, line = self.config.class_names, self.config.calibration.get(class_name, {})
         entry = {
             "date": date or datetime.now(UTC).isoformat(timespec="seconds"),
             "action": action,
@@ -239,13 +245,14 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
             "files": [None if file is None else Path(file).name for file in files or []],
             "digests": list(digests or []),
             "known_photographs": len(self.memory.counts[names.index(class_name)]) if class_name in names else 0,
+            "line": line.get("image_line"),
+            "max_false_alarm_rate": line.get("max_false_alarm_rate"),
         }
         self.config.history = [*self.config.history, entry]
 
     def _take_in(self, normals: Normals, class_name: str, rate: float | None, batch_size: int) -> None:
         """Remember photographs and set the line of their product."""
-        rate = self._rate(class_name, rate)
-        class_id = find_class(class_name, self.config.class_names)
+        rate, class_id = self._rate(class_name, rate), self.config.class_names.index(class_name)
         pixels = normals.ready(self.device, self.dtype)
         self.remember(pixels, class_id, batch_size=batch_size, sizes=normals.sizes)
         self.calibrate_further(pixels, class_id, max_false_alarm_rate=rate)
@@ -257,6 +264,11 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         lines = self.config.calibration
         known = lines.get(class_name) or next(iter(lines.values()), {})
         return known.get("max_false_alarm_rate", DEFAULT_FALSE_ALARM_RATE)
+
+    def _known(self, class_name: str) -> tuple[int, str]:
+        """Return the id of a product, and its name as the detector writes it; refuse an unknown one."""
+        class_id = find_class(class_name, self.config.class_names)
+        return class_id, self.config.class_names[class_id]
 
     def _append_class(self, class_name: str, ids: Tensor) -> None:
         """Make room for a product; the rows of the others are copied as they are."""

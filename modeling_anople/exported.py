@@ -1,11 +1,17 @@
-"""Run an exported detector by ONNX Runtime or OpenVINO, with the answers of the model it was made from."""
+"""
+What lies beside an exported graph, and how both are run, with the answers of the model that they were made from.
 
+The graph runs in ONNX Runtime or OpenVINO; [`write_products`] writes beside it what [`ExportedDetector`] reads.
+"""
+
+import copy
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,10 +24,83 @@ from .ignoring_anople import ignored_patches
 from .masks_anople import KeptMasks
 from .memory_anople import NormalMemory
 from .outputs_anople import AnoPLeOutput
+from .weights_anople import align_files, hash_weights
 
 
-PRODUCTS, LINES = "products.safetensors", "lines.json"
+if TYPE_CHECKING:
+    from .modeling_anople import AnoPLeModel
+    from .processing_anople import AnoPLeProcessor
+
+
+PRODUCTS, LINES, ORIGIN = "products.safetensors", "lines.json", "graph.json"
 OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_scores", "image_embeds")
+OF_PRODUCTS = ("memory.", "masks.", "class_")  # how the names of tensors begin that are no part of the graph
+OUTSIDE = {
+    *("class_names", "memory_sizes", "memory_photographs", "memory_boxes", "ignore_mask_sizes", "product_tilings"),
+    *("tiling", "memory_copies", "memory_limit", "class_identity", "class_prediction", "unknown_product_rate"),
+    *("threshold", "calibration", "history", "fit", "clip_source", "adapter_clip_sha256", "custom_pipelines"),
+}  # fields of the config that are no part of it either
+
+ABOUT = (
+    "A raw score r of a class reads s = sigmoid((log(max(r, 1e-9)) - log(line)) / spread): image_line and image_spread "
+    "for image_scores, map_line and map_spread for anomaly_maps. A photograph is anomalous where s > threshold."
+)
+
+
+def whole_export_in(folder: str | Path) -> Path:
+    """Return the graph of an export; raise `ValueError` if the folder holds none, or not all of it."""
+    folder = Path(folder)
+    path = graph_in(folder) or folder / GRAPHS["onnx"]
+    if missing := [name for name in (path.name, PRODUCTS, LINES, "config.json") if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} is no whole export ({missing[0]} is missing): make it again with anople export.")
+    return path
+
+
+def put_lines(config: AnoPLeConfig, folder: str | Path) -> None:
+    """Put the threshold and the lines that lie beside a graph into its config, in place."""
+    lines = json.loads((Path(folder) / LINES).read_text(encoding="utf-8"))
+    config.threshold, config.calibration = lines["threshold"], lines["classes"]
+
+
+def write_products(model: "AnoPLeModel", processor: "AnoPLeProcessor", folder: Path) -> None:
+    """Write all of an export that is not its graph: products, lines, config and processor."""
+    config = copy.deepcopy(model.config)
+    tensors = {f"bank_{number}": model.memory.bank(number) for number in range(len(config.class_names))}
+    tensors |= {name: getattr(model, name) for name in ("class_embeddings", "class_prototypes")}
+    tensors = {name: tensor.float() for name, tensor in tensors.items()} | model.masks.state_dict()
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / PRODUCTS)
+    align_files(folder, PRODUCTS)  # and as readable as all else: safetensors' own file is its owner's alone
+    lines = {"about": ABOUT, "threshold": config.threshold, "classes": config.calibration}
+    (folder / LINES).write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
+    config.calibration = {}  # they have a file of their own
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def write_origin(model: "AnoPLeModel", folder: Path) -> None:
+    """Note the weights that a graph is made from, so that no other detector's products are put beside it."""
+    (folder / ORIGIN).write_text(json.dumps(_origin(model), indent=2) + "\n", encoding="utf-8")
+
+
+def check_origin(model: "AnoPLeModel", folder: Path) -> None:
+    """Raise `ValueError` if a folder holds no whole export, or its graph is not what this detector would be exported as."""
+    whole_export_in(folder)
+    if not (folder / ORIGIN).is_file():
+        raise ValueError(f"{folder} does not say what its graph was made from: export anew, with --overwrite.")
+    ours = AnoPLeConfig.from_dict(model.config.to_dict()).to_dict()  # as if it were read from a file, too
+    known = AnoPLeConfig.from_pretrained(folder).to_dict()
+    differing = [name for name in AnoPLeConfig.__annotations__ if name not in OUTSIDE and known[name] != ours[name]]
+    if differing or json.loads((folder / ORIGIN).read_text(encoding="utf-8")) != _origin(model):
+        what = ", ".join(differing) or "the weights of CLIP, prompts or decoder"
+        raise ValueError(
+            f"{folder} holds the graph of another detector (it differs in {what}): name the folder of this detector's "
+            "graph, or export anew without --products_only."
+        )
+
+
+def _origin(model: "AnoPLeModel") -> dict[str, str]:
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(OF_PRODUCTS)}
+    return {"weights_sha256": hash_weights(weights)}
 
 
 class ExportedDetector(IdentityMixin):
@@ -47,14 +126,9 @@ class ExportedDetector(IdentityMixin):
             ValueError: if a file is missing or damaged.
         """
         folder = Path(folder)
-        path = graph_in(folder) or folder / GRAPHS["onnx"]
-        if missing := [name for name in (path.name, PRODUCTS, LINES, "config.json") if not (folder / name).is_file()]:
-            raise ValueError(
-                f"{folder} is no whole export ({missing[0]} is missing): make it again with anople export."
-            )
+        self.path = whole_export_in(folder)
         self.config = AnoPLeConfig.from_pretrained(folder)
-        lines = json.loads((folder / LINES).read_text(encoding="utf-8"))
-        self.config.threshold, self.config.calibration = lines["threshold"], lines["classes"]
+        put_lines(self.config, folder)
         tensors = load_file(folder / PRODUCTS)
         self.memory, self.calibration = NormalMemory(self.config), ScoreCalibration(self.config)
         self.memory.restore(
@@ -65,9 +139,8 @@ class ExportedDetector(IdentityMixin):
         ids = {name: number for number, name in enumerate(self.config.class_names)}
         self.masks = KeptMasks(self.config)
         self.masks.restore({name: (tensors[f"mask_{ids[name]}"], size) for name, size in sizes.items()})
-        self.path = path
         try:
-            self.engine = open_engine(path, threads or torch.get_num_threads())
+            self.engine = open_engine(self.path, threads or torch.get_num_threads())
         except ImportError:
             raise  # the command line says which extra is missing
         except Exception as error:  # engines have many of their own
@@ -180,4 +253,14 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
-__all__ = ["LINES", "OUTPUTS", "PRODUCTS", "ExportedDetector"]
+__all__ = [
+    "LINES",
+    "OUTPUTS",
+    "PRODUCTS",
+    "ExportedDetector",
+    "check_origin",
+    "put_lines",
+    "whole_export_in",
+    "write_origin",
+    "write_products",
+]

@@ -4,25 +4,27 @@
 The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
 (its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
 texts lie in `products.safetensors`, the lines in `lines.json`: a line is moved, and a product added, without the graph.
+What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
 """
 
+import contextlib
 import copy
-import json
 import logging
 import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .command_line import CHECKPOINT, make_parser, parse
 from .engines import GRAPHS, graph_in, to_openvino
-from .exported import LINES, OUTPUTS, PRODUCTS
+from .exported import OUTPUTS, check_origin, write_origin, write_products
 from .fusion_anople import fuse_answers
 from .loading import load_detector
 from .modeling_anople import AnoPLeModel
@@ -37,11 +39,6 @@ LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; a protobuf file ends at 2 GB
 OPSET = 20
 
 Weights = Literal["float32", "int8", "int8_dynamic"]
-
-ABOUT = (
-    "A raw score r of a class reads s = sigmoid((log(max(r, 1e-9)) - log(line)) / spread): image_line and image_spread "
-    "for image_scores, map_line and map_spread for anomaly_maps. A photograph is anomalous where s > threshold."
-)
 
 
 class DetectorGraph(nn.Module):
@@ -102,6 +99,10 @@ class ExportOptions:
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export in the folder."})
+    products_only: bool = field(
+        default=False,
+        metadata={"help": "Bring products and lines of this detector's export up to date; the graph stays as it is."},
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
 
 
@@ -118,7 +119,8 @@ def export_detector(
     Write a detector as a graph with its products and lines.
 
     Args:
-        folder: new or empty; gets `model.onnx` or `model.xml` and `model.bin`, `products.safetensors`, `lines.json`, `config.json` and the processor.
+        folder: new or empty; gets `model.onnx` or `model.xml` and `model.bin`, `graph.json`, `products.safetensors`,
+            `lines.json`, `config.json` and the processor.
         format: `onnx` for ONNX Runtime, `openvino` for OpenVINO.
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
             single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
@@ -132,37 +134,76 @@ def export_detector(
         ValueError: if the folder holds something, the detector has no memory or an empty one, or OpenVINO is to have
             weights of 8 bits.
     """
-    folder, config = Path(folder), model.config
+    folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (overwrite and graph_in(folder)):
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
-    if empty := [name for name, size in zip(config.class_names, model.memory.sizes, strict=True) if not size]:
+    _check_memories(model)
+    if format == "openvino" and weights != "float32":
+        raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")
+    with _replacing(folder) as unfinished:
+        graph = unfinished / GRAPHS["onnx"]
+        write_graph(model, graph)
+        if weights != "float32":
+            quantize(graph, weights)
+        if format == "openvino":
+            to_openvino(graph)
+        write_origin(model, unfinished)
+        write_products(model, processor, unfinished)
+    return folder
+
+
+def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str | Path) -> Path:
+    """
+    Bring the products and lines of an export up to date with the detector that it was made from; its graph stays.
+
+    Raises:
+        ValueError: if the folder holds no export, or one of another detector, or a product has no memory.
+    """
+    folder = Path(folder)
+    check_origin(model, folder)
+    _check_memories(model)
+    with _replacing(folder) as unfinished:
+        write_products(model, processor, unfinished)
+        shutil.copytree(folder, unfinished, copy_function=_take_over, dirs_exist_ok=True)
+    return folder
+
+
+def _check_memories(model: AnoPLeModel) -> None:
+    if empty := [name for name, size in zip(model.config.class_names, model.memory.sizes, strict=True) if not size]:
         raise ValueError(
             f"The products {empty} have no memory: fit the detector, or forget them, before it is exported."
         )
-    if format == "openvino" and weights != "float32":
-        raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    graph = unfinished / GRAPHS["onnx"]
-    write_graph(model, graph)
-    if weights != "float32":
-        quantize(graph, weights)
-    if format == "openvino":
-        to_openvino(graph)
-    tensors = {f"bank_{number}": model.memory.bank(number) for number in range(len(config.class_names))}
-    tensors |= {name: getattr(model, name) for name in ("class_embeddings", "class_prototypes")}
-    tensors = {name: tensor.float() for name, tensor in tensors.items()} | model.masks.state_dict()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished / PRODUCTS)
-    lines = {"about": ABOUT, "threshold": config.threshold, "classes": config.calibration}
-    (unfinished / LINES).write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
-    without_lines = copy.deepcopy(config)
-    without_lines.calibration = {}  # they have a file of their own
-    without_lines.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    return folder
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """
+    Give an empty folder beside this one, which takes its place when all is written.
+
+    A program killed before that changes nothing; the place is never half-filled.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as place:
+        new, old = Path(place, "new"), Path(place, "old")
+        new.mkdir()
+        yield new
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+
+
+def _take_over(source: str, target: str) -> None:
+    """Link a file that was not written anew, or copy it where links cannot be had."""
+    if not Path(target).exists():
+        try:
+            Path(target).hardlink_to(source)
+        except OSError:
+            shutil.copy2(source, target)
 
 
 @torch.no_grad()
@@ -231,6 +272,12 @@ def export(arguments: list[str]) -> int:
     """Write a detector as a graph."""
     parser = make_parser("export", ExportOptions, checkpoint=CHECKPOINT, folder="Where to.")
     places, options = parse(parser, arguments)
+    if options.products_only:
+        if (options.format, options.weights, options.overwrite) != ("onnx", "float32", False):
+            raise ValueError("--products_only keeps the graph: leave out --format, --weights and --overwrite.")
+        folder = export_products(*load_detector(places.checkpoint, options.revision), places.folder)
+        logger.info("%s holds the products and lines of %s; its graph is as it was.", folder, places.checkpoint)
+        return 0
     import onnxscript  # noqa: F401  needed by the exporter; a missing one is named before anything is loaded
 
     if options.format == "openvino":
@@ -249,4 +296,4 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
-__all__ = ["DetectorGraph", "export", "export_detector", "write_graph"]
+__all__ = ["DetectorGraph", "export", "export_detector", "export_products", "write_graph"]

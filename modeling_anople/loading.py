@@ -48,7 +48,8 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
     folder = _locate(checkpoint, revision)
     if graph_in(folder):
         raise ValueError(
-            f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from."
+            f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from, and "
+            "bring the graph up to date with `anople export DETECTOR FOLDER --products_only`."
         )
     return _explained(checkpoint, lambda: _read_detector(folder))
 

@@ -114,6 +114,7 @@ class KeptMasksMixin:
             ImageError: if the mask cannot be read.
         """
         class_id = find_class(class_name, self.config.class_names)
+        class_name = self.config.class_names[class_id]
         marked = None if mask is None else load_mask(mask)
         if marked is not None:
             if not marked.any():

@@ -1,7 +1,13 @@
 """Names that are not known: which one may have been meant."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+
+def composed(name: str) -> str:
+    """Write a name with composed letters (NFC): on a Mac a folder's name may have its accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -11,4 +17,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {lower[near[0]]}?" if near else ""
 
 
-__all__ = ["did_you_mean"]
+__all__ = ["composed", "did_you_mean"]

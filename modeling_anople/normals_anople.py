@@ -1,6 +1,7 @@
 """Good photographs on their way into a detector: all of them readable, and none of them twice."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .sources_anople import photographs_of, with_masks
 from .tiling_anople import Tiling
 from .views_anople import Views, judge_views
 
+
+logger = logging.getLogger(__name__)
 
 NAMED_FAILURES = 5
 LARGEST_ROUNDING = 1e-5  # of the distance of a photograph to itself in the memory; in half precision eps / 16
@@ -147,9 +150,31 @@ def known_digests(history: list[dict], class_name: str, *, held_out: bool = True
     return known
 
 
+def warn_of_others(normals: Normals, history: list[dict], class_names: list[str]) -> None:
+    """Log a warning for photographs of a new product that the detector was given as one of these others."""
+    for name in class_names:
+        known = set(known_digests(history, name))
+        if count := sum(digest in known for digest in normals.digests):
+            logger.warning(
+                "%d of these %d photographs are known as %r: only one of the two can be named.",
+                count,
+                len(normals.digests),
+                name,
+            )
+
+
 def digest_of(photograph: Image.Image) -> str:
     """Digest the pixels of a photograph that [`load_photograph`] opened."""
     return hashlib.sha256(repr(photograph.size).encode() + photograph.tobytes()).hexdigest()[:16]
 
 
-__all__ = ["Normals", "digest_of", "known_digests", "open_normals", "refuse", "refuse_copies", "refuse_twins"]
+__all__ = [
+    "Normals",
+    "digest_of",
+    "known_digests",
+    "open_normals",
+    "refuse",
+    "refuse_copies",
+    "refuse_twins",
+    "warn_of_others",
+]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,8 @@ def _read(source: Any, white_value: float | None, background: str) -> Image.Imag
         return _to_rgb(_from_array(source, white_value), white_value, background)
     if isinstance(source, Image.Image):
         return _to_rgb(ImageOps.exif_transpose(source), white_value, background)
+    if isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
+        raise ImageError("addresses are not fetched: download the photograph and give the file.")
     source = io.BytesIO(source) if isinstance(source, bytes) else source
     if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
         raise ImageError(f"a {type(source).__name__} is no photograph: give a path, bytes, a PIL image or an array.")

@@ -15,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
-from .names_anople import did_you_mean
+from .names_anople import composed, did_you_mean
 from .photographs_anople import ImageError, load_mask, load_photograph
 from .threads_anople import act_on_each
 from .verdict_anople import label_of
@@ -207,13 +207,15 @@ class AnoPLeProcessor(ProcessorMixin):
 
 def find_class(class_name: str | None, class_names: list[str]) -> int:
     """
-    Return the id of a product.
+    Return the id of a product; letters may be composed or not.
 
     Raises:
         ValueError: for an unknown name; says which are known, and which of them it resembles.
     """
     if class_name in class_names:
         return class_names.index(class_name)
+    if isinstance(class_name, str) and composed(class_name) in (names := [composed(name) for name in class_names]):
+        return names.index(composed(class_name))
     meant = did_you_mean(class_name, class_names) if isinstance(class_name, str) else ""
     raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
 

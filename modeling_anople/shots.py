@@ -11,7 +11,7 @@ import torch
 from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
 from .ignoring_anople import load_ignore_mask
 from .options import TrainingConfig
-from .photographs_anople import load_mask, load_photograph
+from .photographs_anople import ImageError, load_mask, load_photograph
 from .processing_anople import AnoPLeProcessor
 from .sources import read_source
 from .sources_anople import list_photographs
@@ -127,12 +127,21 @@ def make_watched(
     """
     if config.monitor_images < 1:
         return None
-    tiles = [_squares(image, processor, 1, tiling, shots.mask_of(class_id)) for image, class_id in shots.held_back]
-    images = [several[len(several) // 2] for several in tiles]
+    images, class_ids = [], []
+    for image, class_id in shots.held_back:
+        try:
+            tiles = _squares(image, processor, 1, tiling, shots.mask_of(class_id))
+        except ImageError as error:
+            logger.warning("Held back to watch the decoder, and left out: %s", error)
+            continue
+        images.append(tiles[len(tiles) // 2])
+        class_ids.append(class_id)
+    if not images:
+        return None
     kind = "perlin" if config.pixel_anomaly == "none" else config.pixel_anomaly
     samples = FewShotDataset(
         images,
-        [class_id for _, class_id in shots.held_back],
+        class_ids,
         views=_view_settings(processor, 1),
         anomaly=PseudoAnomaly(kind=kind),
         anomaly_period=1,

@@ -24,6 +24,7 @@ from . import registration  # noqa: F401 - transformers must know what is loaded
 from .backbone_anople import name_of
 from .checkpointing import STATE_FILE, load_state, save_state, trim_log
 from .command_line import start_logging
+from .configuration_anople import AnoPLeConfig
 from .devices import loader_workers, one_order_of_sums
 from .fewshot import StepSampler, collate_views
 from .finishing import finish
@@ -122,11 +123,9 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with the remedy.
     """
     output_dir, options = Path(config.output_dir), dict(options or {})
-    unfinished = config.resume and (output_dir / STATE_FILE).exists()  # killed while the detector was written
-    if (output_dir / "model.safetensors").exists() and not config.overwrite and not unfinished:
-        raise ValueError(f"{output_dir} already holds a detector: choose another --output_dir or add --overwrite.")
-    if (output_dir / STATE_FILE).exists() and not (config.resume or config.overwrite):
-        raise ValueError(f"{output_dir} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
+    if _is_finished(output_dir, config, options):
+        logger.info("The detector in %s is finished.", output_dir)
+        return output_dir
     accelerator = make_accelerator(config)
     # 1. Data: k good photographs of each class, the same in every process.
     shots = choose_shots(config)
@@ -190,6 +189,29 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
+
+
+def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
+    """
+    Say whether a fit that is to go on has ended before.
+
+    Raises:
+        ValueError: for a folder that holds another detector, or an unfinished fit, and neither is to be replaced.
+    """
+    if config.overwrite:
+        return False
+    begun, written = (folder / STATE_FILE).exists(), (folder / "model.safetensors").exists()
+    if begun and not config.resume:
+        raise ValueError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
+    if begun or not written:  # begun and written: it was killed while the detector was written
+        return False
+    asked = {**dataclasses.asdict(config), **options}
+    asked |= {name: name_of(asked[name]) for name in NAMED if asked[name]}
+    known = AnoPLeConfig.from_pretrained(folder).fit or {}
+    if config.resume and all(known.get(name) == value for name, value in asked.items() if name not in FREE_ON_RESUME):
+        return True
+    other = " of other settings" if config.resume else ""
+    raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")
 
 
 def fit_steps(

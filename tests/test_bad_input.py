@@ -285,7 +285,7 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, checkpoint, capsys):
     assert_refused(capsys, [*predict, str(tmp_path / "data")], "data holds no image files: give photographs")
     named = [*predict, str(tmp_path / "a.png")]
     assert_refused(capsys, [*named, "--class", "screw"], r"class 'screw' is not known .* knows \['bolt', 'nut'\]")
-    assert_refused(capsys, [*named, "--output", str(tmp_path / "file")], "File exists: .*file")
+    assert_refused(capsys, [*named, "--output", str(tmp_path / "file")], "file is a file: name a folder")
 
 
 def assert_refused(capsys, arguments: list[str], message: str) -> None:

@@ -71,8 +71,7 @@ def test_a_killed_run_goes_on(detector, shards, tmp_path, monkeypatch):
         yield from real(model, processor, rows, *others)
 
     monkeypatch.setattr(bulk, "_answers", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main([*arguments, str(broken)])
+    assert main([*arguments, str(broken)]) == 130
     assert [path.name for path in broken.iterdir()] == ["0.results.parquet"]  # and nothing half done
     first = (broken / "0.results.parquet").read_bytes()
     assert main([*arguments, str(broken)]) == 1
@@ -135,6 +134,17 @@ def test_what_does_not_fit_is_refused(detector, shards, tmp_path, capsys, option
     assert main(["predict", str(detector), str(shards / "0.parquet"), *options]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_row_of_an_unknown_product_does_not_stop_the_others(detector, images, tmp_path):
+    rows = {"image": [{"bytes": file, "path": None} for file in images[:3]], "product": ["bolt", "screw", None]}
+    Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "rows.parquet")
+    options = ["--class_column", "product", "--output", str(tmp_path / "out")]
+    assert main(["predict", str(detector), str(tmp_path / "rows.parquet"), *options]) == 1
+    (answers,) = answers_in(tmp_path / "out").values()
+    assert answers[0]["class_name"] == "bolt" and answers[0]["error"] is None
+    for answer, name in zip(answers[1:], ("'screw'", "None"), strict=True):
+        assert f"class {name} is not known" in answer["error"] and answer["score"] is None
 
 
 def test_photographs_as_plain_bytes_are_refused_with_what_to_do(detector, images, tmp_path, capsys):

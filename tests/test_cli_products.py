@@ -1,5 +1,6 @@
 """`anople products, enroll, add_normals, forget` on a saved detector."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -170,6 +171,31 @@ def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictu
         raise KeyboardInterrupt
 
     monkeypatch.setattr("modeling_anople.processing_anople.AnoPLeProcessor.save_pretrained", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(["enroll", str(checkpoint), "gasket", str(pictures[0])])
+    assert main(["enroll", str(checkpoint), "gasket", str(pictures[0])]) == 130
     assert contents(checkpoint) == before and {path.name for path in checkpoint.iterdir()} == before.keys()
+
+
+def test_a_detector_begins_with_its_first_product(capsys, pictures, tmp_path):
+    new = tmp_path / "new"
+    said = run(capsys, "enroll", new, "bolt", *pictures, "--clip", "mini")
+    assert f"bolt: {len(pictures)} good photographs" in said and str(new) in said
+    run(capsys, "enroll", new, "nut", pictures[0], "--tiling", "2,2")
+    lines = [json.loads(line) for line in run(capsys, "predict", new, *pictures, "--class", "bolt").splitlines()]
+    assert {line["label"] for line in lines} == {"normal"} and all(0 <= line["score"] <= 1 for line in lines)
+    model = AnoPLeModel.from_pretrained(new)
+    assert model.config.map_fusion == "memory" and model.config.class_names == ["bolt", "nut"]
+    for more, message in ((["--clip", "mini"], "already holds a detector"), (["--tiling", "x"], "tiling")):
+        assert main(["enroll", str(new), "cap", str(pictures[0]), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["enroll", str(tmp_path / "none"), "cap", str(pictures[0])]) == 2
+    assert "or begin a detector with `anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`" in capsys.readouterr().err
+
+
+def test_the_same_photographs_as_two_products_are_noticed(capsys, checkpoint, pictures, caplog, tmp_path):
+    for number, name in enumerate(("gasket", "seal")):
+        run(capsys, "enroll", checkpoint, name, *pictures[:2])
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == number
+    assert warnings == ["2 of these 2 photographs are known as 'gasket': only one of the two can be named."]
+    assert main(["enroll", str(checkpoint), "unknown product", str(pictures[2])]) == 2
+    assert "take another name" in capsys.readouterr().err

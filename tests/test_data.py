@@ -1,5 +1,6 @@
 import io
 import json
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -298,3 +299,16 @@ def test_table_errors_name_file_and_remedy(tmp_path):
     metadata.rename(tmp_path / "metadata.jsonl")
     with pytest.raises(ValueError, match=r"metadata\.jsonl is no UTF-8 jsonl file"):
         list_classes(tmp_path)
+
+
+def test_a_folder_with_its_accents_apart_is_the_class_with_composed_ones(tmp_path, photograph):
+    composed, apart = (unicodedata.normalize(form, "Flasche grün") for form in ("NFC", "NFD"))
+    (tmp_path / apart / "good").mkdir(parents=True)
+    photograph(0).save(tmp_path / apart / "good" / "0.png")
+    assert list_classes(tmp_path) == [composed] != [apart]
+    for name in (composed, apart):
+        (row,) = read_dataset(tmp_path, split="train", classes=[name])
+        assert row["class_name"] == composed and Path(row["image"]["path"]).exists()
+    rows = datasets.Dataset.from_dict({"image": [row["image"]["path"]], "class_name": [apart], "label": [0]})
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "rows.parquet")
+    assert list_classes(tmp_path / "rows.parquet") == [composed]

@@ -1,6 +1,7 @@
 """Products come and go: whole or not at all, the others untouched, a log, and the same answers after saving."""
 
 import json
+import unicodedata
 from datetime import datetime
 
 import numpy as np
@@ -100,6 +101,22 @@ def test_a_saved_detector_with_new_products_answers_bit_for_bit_the_same(make_de
     }
     read.enroll("bolt", normals_of(photograph, 0))  # its processor lies beside it
     assert read.config.class_names == ["nut", "gasket", "bolt"]
+
+
+def test_accents_may_be_composed_or_apart(make_detector, photograph):
+    model, processor = make_detector()
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    model.enroll(apart, normals_of(photograph, 3), processor=processor)
+    assert composed != apart and model.config.class_names[-1] == composed == processor.class_names[-1]
+    model.add_normals(apart, normals_of(photograph, 7)[:1], processor=processor)
+    model.refine_line(apart, max_false_alarm_rate=0.1)
+    assert processor.class_id(apart) == processor.class_id(composed) == 2
+    assert model.config.calibration[composed]["max_false_alarm_rate"] == 0.1
+    last = model.config.history[-1]
+    assert last["max_false_alarm_rate"] == 0.1 and last["line"] == model.config.calibration[composed]["image_line"]
+    assert model.config.history[-2]["max_false_alarm_rate"] == 0.05
+    model.forget(apart, processor=processor)
+    assert composed not in model.config.class_names
 
 
 def test_the_log_says_what_was_done_when_with_which_files(make_detector, photograph, tmp_path):

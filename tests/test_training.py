@@ -160,9 +160,10 @@ def test_the_photographs_of_the_fit_are_no_new_ones(fit, products):
 def test_a_finished_detector_is_not_overwritten_unasked(fit):
     detector = fit()
     before = (detector / "model.safetensors").read_bytes()
-    for options in ([], ["--resume"]):
-        with pytest.raises(ValueError, match="already holds a detector.*--overwrite"):
-            fit("--seed", "1", *options)
+    for options, said in ((["--seed", "1"], ":"), (["--seed", "1", "--resume"], " of other settings:"), ([], ":")):
+        with pytest.raises(ValueError, match=f"already holds a detector{said}.*--overwrite"):
+            fit(*options)
+    assert fit("--resume") == detector  # nothing is left to do
     assert (detector / "model.safetensors").read_bytes() == before
     fit("--seed", "1", "--overwrite")
     assert (detector / "model.safetensors").read_bytes() != before

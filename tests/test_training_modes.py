@@ -186,6 +186,21 @@ def test_a_parquet_file_and_a_metadata_folder_are_sources_too(fit, photograph, t
     assert_same_weights(*detectors)
 
 
+def test_a_damaged_photograph_that_only_watches_is_left_out(fit, products, tmp_path, caplog):
+    data = shutil.copytree(products, tmp_path / "data")
+    chosen = AnoPLeModel.from_pretrained(fit(output="first")).config.fit["files"]
+    for name in ("bolt", "nut"):
+        for path in (data / name / "train" / "good").iterdir():
+            if path.relative_to(data).as_posix() not in chosen[name]:
+                path.write_bytes(b"no picture")
+    detector = fit(data=data)
+    said = [
+        record.getMessage() for record in caplog.records if "Held back to watch the decoder" in record.getMessage()
+    ]
+    assert said and all("is not an image that Pillow can read" in line for line in said)
+    assert AnoPLeModel.from_pretrained(detector).config.fit["decoder_health"] is None
+
+
 def test_fewer_photographs_than_shots_are_all_used_with_a_warning(fit, products, caplog):
     detector = fit("--shots", "7", "--classes", "bolt")
     config = AnoPLeModel.from_pretrained(detector).config

@@ -21,6 +21,7 @@ from modeling_anople.command_line import run_program
 
 from .cells import cell_file, commit, run_cell
 from .options import ReproduceOptions
+from .paper_data import count_tests, unlike_paper
 from .report import summarise, write
 from .tables import TABLES, Cell, Table, tables_of
 
@@ -34,12 +35,20 @@ def cells_of(table: Table, options: ReproduceOptions, blocks: int) -> list[Cell]
     return cells[: options.cells or None]
 
 
+def warn_if_unlike(options: ReproduceOptions) -> None:
+    """Warn before the first fit if the paper's figures will be left out of the tables."""
+    if options.data_set != "other" and (why := unlike_paper(count_tests(options.data_root, options.classes), options)):
+        logger.warning("%s", why)
+
+
 def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     """Run every cell of the tables named, all of one seed before the next, and write a table when a seed of it is done."""
     tables, folder = tables_of(places.table, options.given), Path(options.output_dir)
     blocks = load_clip_config(options.clip).vision_config.num_hidden_layers
     rows = {name: cells_of(table, options, blocks) for name, table in tables.items()}
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}
+    if not options.collect:  # which needs no data
+        warn_if_unlike(options)
     commit()  # of the code that runs, whatever is committed meanwhile
     with tqdm(total=len(options.seeds) * sum(map(len, rows.values())), desc="cells") as bar:
         for seed in options.seeds:

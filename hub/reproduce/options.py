@@ -18,7 +18,10 @@ class ReproduceOptions:
     output_dir: str = field(default="out/reproduce", metadata={"help": "Cells, tables and plots go here."})
     clip: str = field(default=MINI_CLIP, metadata={"help": "Folder or Hub id of a CLIPModel, or mini."})
     data_set: Literal["mvtec", "visa", "real_iad", "other"] = field(
-        default="other", metadata={"help": "Which of the paper's columns the figures are compared with."}
+        default="other",
+        metadata={
+            "help": "Which of the paper's columns the figures are compared with, if the data are that whole set."
+        },
     )
     shots: int = field(default=1, metadata={"help": "Good photographs per product, where a table does not fix them."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One fit and figure for each."})
@@ -28,7 +31,9 @@ class ReproduceOptions:
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     test_images: int = field(
         default=0,
-        metadata={"help": "Most good and most defective test photographs per product, evenly spaced; 0: all."},
+        metadata={
+            "help": "The most good and the most defective photographs tested of each class, evenly spaced; 0: all."
+        },
     )
     transfer_root: list[str] | None = field(
         default=None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .options import ReproduceOptions
+from .paper_data import unlike_paper
 from .tables import Cell, Table
 
 
@@ -23,15 +24,20 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
     Args:
         records: per cell one record for each seed; a cell without any was not run.
     """
-    rows = [_row(cell, records.get(cell.name, ()), options) for cell in table.cells]
+    some = next((record for found in records.values() for record in found), {})
+    tested, left_out = _tested(some), _why_left_out(table, records, options)
+    rows = [_row(cell, records.get(cell.name, ()), options, beside=not left_out) for cell in table.cells]
     reference = next(row for row in rows if row["cell"] == table.reference)
     for row in rows:
         row["to_reference"] = _difference(records.get(row["cell"], ()), records.get(table.reference, ()))
         row["paper_to_reference"] = _minus(row["paper"], reference["paper"])
-    some = next((record for found in records.values() for record in found), {})
     first = {seed: record["files"] for found in records.values() for record in found for seed in [record["seed"]]}
-    tests = {key: sum(entry[key] for entry in some.get("products", {}).values()) for key in ("normal", "anomalous")}
-    protocol = {**options.settings(), "shots": options.shots, "seeds": sorted(first), "test_photographs": tests}
+    tests = {
+        "normal": sum(good for good, _ in tested.values()),
+        "anomalous": sum(defective for _, defective in tested.values()),
+    }
+    protocol = {**options.settings(), "shots": options.shots, "seeds": sorted(first)}
+    protocol |= {"test_photographs": tests, "classes_measured": sorted(tested)}
     kept = {key: some.get(key) for key in ("date", "commit", "versions")}
     return {
         "table": name,
@@ -40,18 +46,36 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
         "rows": rows,
         "protocol": protocol,
         "files": first,
+        "paper_left_out": left_out,
         "notes": list(table.notes),
         "command": options.command(name),
         **kept,
     }
 
 
-def _row(cell: Cell, records: Sequence[dict], options: ReproduceOptions) -> dict:
+def _tested(record: dict) -> dict[str, tuple[int, int]]:
+    """Count the good and the defective test photographs of each class; where kinds of defect were measured apart, all."""
+    return {
+        name: (entry["normal"], sum(kind["anomalous"] for kind in entry.get("defects", {"all": entry}).values()))
+        for name, entry in record.get("products", {}).items()
+    }
+
+
+def _why_left_out(table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> str | None:
+    """Say why the paper's figures are left out of a table that has some; one record of other photographs is enough."""
+    if not any(cell.paper for cell in table.cells):
+        return None
+    reasons = (unlike_paper(_tested(record), options) for found in records.values() for record in found)
+    return next(filter(None, reasons), None)
+
+
+def _row(cell: Cell, records: Sequence[dict], options: ReproduceOptions, *, beside: bool) -> dict:
+    """Gather a row; `beside` says whether the paper's figure stands there."""
     row = {"cell": cell.name, "seeds": [record["seed"] for record in records]}
     for metric in COLUMNS:
         values = [record["mean"][metric] for record in records if record["mean"][metric] is not None]
         row[metric] = [100 * statistics.fmean(values), 100 * statistics.pstdev(values)] if values else None
-    row["paper"] = cell.paper.get("mvtec" if options.data_set == "other" else options.data_set)
+    row["paper"] = cell.paper.get("mvtec" if options.data_set == "other" else options.data_set) if beside else None
     # figures of other products or other shots cannot be compared with the paper's; only orders can
     comparable = row["image_auroc"] and options.data_set != "other" and (cell.shots or options.shots) == 1
     row["difference"] = _minus(row["image_auroc"][0], row["paper"]) if comparable else None
@@ -74,15 +98,9 @@ def to_markdown(summary: dict) -> str:
     """Render a table with its protocol."""
     protocol = summary["protocol"]
     column = "MVTec AD" if protocol["data_set"] == "other" else protocol["data_set"]
-    head = [
-        "cell",
-        "seeds",
-        *COLUMNS.values(),
-        "to reference",
-        f"paper, {column}, 1 shot: I-AUROC",
-        "ours - paper",
-        "paper: to reference",
-    ]
+    left_out = summary["paper_left_out"]
+    papers = [f"paper, {column}, 1 shot: I-AUROC", "ours - paper", "paper: to reference"]
+    head = ["cell", "seeds", *COLUMNS.values(), "to reference", *([] if left_out else papers)]
     lines = [f"# {summary['title']}", ""]
     if protocol["max_steps"] <= TRIAL_STEPS:
         lines += [f"**A trial run of {protocol['max_steps']} steps: that the table can be made, and no result.**", ""]
@@ -90,12 +108,8 @@ def to_markdown(summary: dict) -> str:
     for row in summary["rows"]:
         name = f"**{row['cell']}**" if row["cell"] == summary["reference"] else row["cell"]
         figures = [_pair(row[metric], len(row["seeds"])) if row["seeds"] else "not run" for metric in COLUMNS]
-        others = [
-            _signed(row["to_reference"]),
-            _number(row["paper"]),
-            _signed(row["difference"]),
-            _signed(row["paper_to_reference"]),
-        ]
+        papers = [_number(row["paper"]), _signed(row["difference"]), _signed(row["paper_to_reference"])]
+        others = [_signed(row["to_reference"]), *([] if left_out else papers)]
         lines.append(f"| {' | '.join([name, str(len(row['seeds'])), *figures, *others])} |")
     steps = f"{protocol['max_steps']} steps of {protocol['batch_size']} photographs"
     tests = protocol["test_photographs"]
@@ -104,12 +118,13 @@ def to_markdown(summary: dict) -> str:
         f"Percent; mean over products with equal weight, then mean ± standard deviation over seeds {protocol['seeds']}. "
         f"Backbone `{protocol['clip']}`, {protocol['shots']} shot(s) unless a row says otherwise, {steps}, the last step "
         f"kept; class given unless a row says otherwise; maps measured at {protocol['evaluation_size']} pixels. Tested on "
-        f"{tests['normal']} good and {tests['anomalous']} defective photographs. `to reference` is the difference of image "
+        f"{tests['normal']} good and {tests['anomalous']} defective photographs; classes measured: "
+        f"{', '.join(protocol['classes_measured']) or 'none'}. `to reference` is the difference of image "
         "AUROCs over the seeds that both rows have."
     )
     if protocol["data_set"] == "other":
         lines.append("\nThe paper's column is another data set: only orders can be compared, hence no difference.")
-    lines += [f"\n{note}" for note in summary["notes"]]
+    lines += [f"\n{note}" for note in (left_out, *summary["notes"]) if note]
     made = summary["versions"] or {}
     lines.append(
         f"\n{summary['date']}, commit `{summary['commit']}`, {', '.join(f'{k} {v}' for k, v in made.items())}."
