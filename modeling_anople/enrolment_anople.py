@@ -78,8 +78,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         config = self.config
         if not isinstance(class_name, str) or not class_name.strip():
             raise ValueError(f"A product needs a name, got {class_name!r}.")
-        class_name = composed(class_name)
-        if class_name == UNKNOWN_PRODUCT:
+        if (class_name := composed(class_name)) == UNKNOWN_PRODUCT:
             raise ValueError(f"{class_name!r} is what a photograph of no known product is called: take another name.")
         if class_name in config.class_names:
             raise ValueError(
@@ -133,8 +132,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
         Arguments and errors are those of [`enroll`]; the product must exist, and none of the photographs may have been
         added before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
         """
-        class_name = self._known(class_name)[1]
-        processor = self.processor_beside(processor)
+        class_name, processor = self._known(class_name)[1], self.processor_beside(processor)
         tiling = tiling_of(self.config, class_name)
         ignore_mask = self.ignore_mask_for(class_name, ignore_mask)
         normals = open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
