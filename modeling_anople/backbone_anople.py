@@ -25,7 +25,9 @@ def clip_source(name: str | Path) -> str:
     """
     if str(name) != MINI_CLIP:
         if len(Path(name).parts) == 1 and not Path(name).exists():
-            raise ValueError(f"{name} is no folder here, and a CLIP on the Hub is named user/name: check the name.")
+            raise ValueError(
+                f"{name} is no folder here, and a CLIP on the Hub is named user/name; the embedded one is mini."
+            )
         return str(name)
     folder = Path(__file__).parent / "mini_clip"
     if not (folder / "config.json").exists():

@@ -75,7 +75,7 @@ def predict_shards(
 
     Raises:
         ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown `class_name`, a
-            `class_column` that in 256 rows in turn names no known product, or answers in `folder` to another file of a
+            `class_column` that names no known product in a shard's first 256 rows, or answers in `folder` to another file of a
             shard's name.
     """
     if class_name is not None and class_column is not None:
@@ -99,7 +99,9 @@ def predict_shards(
                     writer.write_table(pa.Table.from_pylist(part, SCHEMA))
                     bar.update(len(part))
             failed += (unread := _unread_in(target))
-            logger.info("%s has the answers; %d photographs could not be read.", target, unread)
+            logger.info(
+                "%s has the answers; %d photographs could not be read or are of an unknown product.", target, unread
+            )
     # all end together and alike: a process that ended early with an error would have the launcher end the others
     return sum(gather_object([failed])) if state.num_processes > 1 else failed
 
@@ -181,7 +183,9 @@ def _answers(
     table = rows.select_columns([column, *others]).cast_column(column, Image(decode=False))
     named = next((name for name in NAMES if name in others), None)
     for start, part in _in_parts(table, part_size):
-        predictions = _judge_rows(model, processor, part, column, class_name, class_column, batch_size)
+        predictions = _judge_rows(
+            model, processor, part, column, class_name, class_column, batch_size, first=not start
+        )
         try:  # no map outlives its row
             answers = [
                 {
@@ -204,20 +208,24 @@ def _judge_rows(
     class_name: str | None,
     class_column: str | None,
     batch_size: int,
+    *,
+    first: bool,
 ) -> Iterator[Prediction]:
     """
     Judge rows; those of an unknown product have an error.
 
     Raises:
-        ValueError: if the product of no row is known: the column holds something else.
+        ValueError: if the product of no row is known, of the `first` ones of a shard: the column holds something else.
     """
     faults: dict[int, ValueError] = {}
     for number, row in enumerate(rows if class_column is not None else ()):
         try:
+            if row[class_column] is None:
+                raise ValueError(f"no product is given in {class_column}.")
             find_class(row[class_column], processor.class_names)
         except ValueError as error:
             faults[number] = error
-    if len(faults) == len(rows):
+    if first and len(faults) == len(rows):
         raise faults[0]
     known = [row for number, row in enumerate(rows) if number not in faults]
     classes = class_name if class_column is None else [row[class_column] for row in known]

@@ -1,6 +1,5 @@
 """The `anople` program. Each command's modules are imported when it is called."""
 
-import contextlib
 import json
 import logging
 import sys
@@ -135,7 +134,7 @@ def predict(arguments: list[str]) -> int:
         return _predict_shards(places, options, shards)
     if options.class_column or options.image_column:
         raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
-    from .predict_rows import table_writer, to_row
+    from .predict_rows import open_results, table_writer, to_row
     from .prediction import full_size_map
     from .prediction import predict as judge
     from .processing_anople import load_photograph
@@ -147,6 +146,8 @@ def predict(arguments: list[str]) -> int:
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.threshold is not None:
         model.config.threshold = options.threshold
+    if options.class_name is not None:
+        processor.class_id(options.class_name)  # refuses it before anything is replaced
     folder = Path(options.output) if options.output else None
     predictions = judge(
         model,
@@ -158,7 +159,7 @@ def predict(arguments: list[str]) -> int:
         tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
         ignore_mask=options.ignore_mask,
     )
-    with _open_results(folder) as results, table_writer(options.csv) as write_row:
+    with open_results(folder, {path.resolve() for path in paths}) as results, table_writer(options.csv) as write_row:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
             line = to_row(path, prediction)
             failed += prediction.error is not None
@@ -208,20 +209,6 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         batch_size=options.batch_size,
     )
     return 1 if failed else 0
-
-
-def _open_results(folder: Path | None) -> contextlib.AbstractContextManager:
-    if folder is None:
-        return contextlib.nullcontext()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder for --output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
-    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
-        with contextlib.suppress(ValueError):  # half a line, where the run was killed
-            if picture := json.loads(line).get("overlay"):  # of the run before, which this one replaces
-                (folder / Path(picture).name).unlink(missing_ok=True)
-    return results.open("w", encoding="utf-8")
 
 
 def export(arguments: list[str]) -> int:

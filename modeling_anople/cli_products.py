@@ -90,7 +90,9 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
 
     method, begun = METHODS[command], command == "enroll" and options.clip is not None
     if begun:
-        method, target = "add_normals", _target("", options.output or places.checkpoint)
+        method, target = "add_normals", Path(options.output or places.checkpoint)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
         model, processor = _begin(places.name, options)
     else:
         target = _target(places.checkpoint, options.output)
@@ -118,8 +120,9 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
 def _begin(name: str, options: EnrollOptions) -> tuple:
     """Make a detector of one product, which its memory alone will judge: what else there is was never fitted."""
     from .modeling_anople import AnoPLeModel
-    from .processing_anople import AnoPLeProcessor
+    from .processing_anople import AnoPLeProcessor, new_name
 
+    name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion)
@@ -150,12 +153,14 @@ def ignore(arguments: list[str]) -> int:
     )
     places, options = parse(parser, arguments)
     from .loading import load_config, load_detector
+    from .processing_anople import find_class
 
     target = _target(places.checkpoint, options.output)
     model, processor = load_detector(places.checkpoint)
     model.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
     _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
-    sys.stdout.write(f"{places.name}: {_kept_mask(model.config, places.name)} The detector is in {target}.\n")
+    name = model.config.class_names[find_class(places.name, model.config.class_names)]
+    sys.stdout.write(f"{name}: {_kept_mask(model.config, name)} The detector is in {target}.\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -11,25 +12,29 @@ from .names_anople import did_you_mean
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
-OWN = ("modeling_anople", "hub", "demo", "tests", "__main__")
+OWN = ("modeling_anople", "hub", "demo", "__main__")
+QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
 YES_OR_NO = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
 def start_logging() -> None:
     """
-    Log a program's own lines to stderr, and of libraries warnings alone: some log each address, which may be a secret.
+    Log a program's own lines to stderr, and of libraries warnings alone.
 
     Bars of transformers over weights, which take a moment, are left out; those of downloads stay.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in OWN:
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    enable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where HF_HUB_DISABLE_PROGRESS_BARS says otherwise, which holds
+        disable_progress_bar()
+        enable_progress_bars()
 
 
 def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
@@ -58,7 +63,9 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
     words = _with_answers(parser, sys.argv[1:] if arguments is None else arguments)
     *found, left = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if left:
-        unknown = next((word for word in left if word.startswith("-")), left[0]).partition("=")[0]
+        unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), None)
+        if unknown is None:
+            raise ValueError(f"{left[0]!r} is one argument too many: --help lists what it takes.")
         options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
         raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
     return tuple(found)
@@ -69,9 +76,10 @@ def _with_answers(parser, words: list[str]) -> list[str]:
     kinds = [entry for kind in parser.dataclass_types for entry in fields(kind) if entry.type is bool]
     options = {f"--{name}" for entry in kinds for name in (entry.name, entry.name.replace("_", "-"))}
     answered = []
+    end = words.index("--") if "--" in words else len(words)
     for number, word in enumerate(words):
         answered.append(word)
-        if word in options and "".join(words[number + 1 : number + 2]).lower() not in YES_OR_NO:
+        if number < end and word in options and "".join(words[number + 1 : number + 2]).lower() not in YES_OR_NO:
             answered.append("true")
     return answered
 

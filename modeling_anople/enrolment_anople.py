@@ -13,9 +13,8 @@ from torch import Tensor
 from .folder_anople import FolderMixin
 from .lines_anople import ClassLine
 from .masks_anople import KeptMasksMixin
-from .names_anople import composed
 from .normals_anople import Normals, known_digests, open_normals, refuse_copies, refuse_twins, warn_of_others
-from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor, find_class
+from .processing_anople import AnoPLeProcessor, find_class, new_name
 from .products_anople import DEFAULT_FALSE_ALARM_RATE
 from .prompting_anople import class_prompt_ids
 from .tiling_anople import Tiling, tiling_of, tiling_text
@@ -76,14 +75,7 @@ class EnrolmentMixin(KeptMasksMixin, FolderMixin):
             ImageError: naming the photographs that cannot be read; nothing was changed.
         """
         config = self.config
-        if not isinstance(class_name, str) or not class_name.strip():
-            raise ValueError(f"A product needs a name, got {class_name!r}.")
-        if (class_name := composed(class_name)) == UNKNOWN_PRODUCT:
-            raise ValueError(f"{class_name!r} is what a photograph of no known product is called: take another name.")
-        if class_name in config.class_names:
-            raise ValueError(
-                f"The class {class_name!r} exists: give it more photographs with add_normals, or forget it first."
-            )
+        class_name = new_name(class_name, config.class_names)
         if empty := [name for name, counts in zip(config.class_names, self.memory.counts, strict=True) if not counts]:
             raise ValueError(
                 f"The detector knows no photographs of {empty}, which could not be judged beside a product that it "

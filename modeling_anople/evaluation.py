@@ -28,6 +28,7 @@ from .gallery import make_gallery
 from .loading import load_judge
 from .metrics import PixelMetrics, image_metrics
 from .modeling_anople import AnoPLeModel
+from .names_anople import composed
 from .prediction import Part, Prediction, predict
 from .processes import join_processes
 from .processing_anople import AnoPLeProcessor, ImageError, find_class, load_mask
@@ -135,12 +136,13 @@ def test_rows(data: str | Path, known: list[str], classes: list[str] | None = No
     """Read the test split of the classes that a detector knows."""
     rows = read_source(data, split="test", classes=classes)
     names = rows["class_name"][:]
-    unknown = sorted(set(names) - set(known))
+    composed_names = set(map(composed, known))  # as rows have them
+    unknown = sorted(set(names) - composed_names)
     for name in unknown if classes else ():
         find_class(name, known)  # refuses it
     if unknown:
         logger.warning("Left out, unknown to the detector: %s.", ", ".join(unknown))
-        rows = rows.select([number for number, name in enumerate(names) if name in known])
+        rows = rows.select([number for number, name in enumerate(names) if name in composed_names])
     if len(rows) == 0:
         raise ValueError(
             f"{data} has no test photographs of {known}: put them into CLASS/test/good and CLASS/test/DEFECT, "

@@ -180,7 +180,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """
     Give an empty folder beside this one, which takes its place when all is written.
 
-    A program killed before that changes nothing; the place is never half-filled.
+    A killed program changes nothing, but leaves a folder `.unfinished-...`; between two renames both are whole in there.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +222,7 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
     if config.fusion_scale == "normal":
         inputs["memory_scale"], shapes["memory_scale"] = torch.ones(1), None
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own insides
         torch.onnx.export(

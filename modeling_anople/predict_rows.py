@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,4 +40,36 @@ def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]
         yield write
 
 
-__all__ = ["COLUMNS", "table_writer", "to_row"]
+def open_results(folder: Path | None, inputs: set[Path]) -> contextlib.AbstractContextManager:
+    """
+    Open the file of JSON lines of a folder; without a folder there is none. Pictures of an earlier run there are removed.
+
+    Args:
+        inputs: files that are read, and stay.
+
+    Raises:
+        ValueError: if the folder is a file.
+    """
+    if folder is None:
+        return contextlib.nullcontext()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.jsonl"
+    for name in _pictures_of(results):  # of the run before, which this one replaces
+        if (folder / name).resolve() not in inputs:
+            (folder / name).unlink(missing_ok=True)
+    return results.open("w", encoding="utf-8")
+
+
+def _pictures_of(results: Path) -> Iterator[str]:
+    """Name the pictures that a run has drawn, by its results, which may end in the middle of a line."""
+    text = results.read_text(encoding="utf-8", errors="replace") if results.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            name = Path(json.loads(line)["overlay"]).name if '"overlay"' in line else ""
+            if re.fullmatch(r"\d{4,}-.*\.png", name):
+                yield name
+
+
+__all__ = ["COLUMNS", "open_results", "table_writer", "to_row"]

@@ -220,6 +220,17 @@ def find_class(class_name: str | None, class_names: list[str]) -> int:
     raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
 
 
+def new_name(name: Any, known: list[str]) -> str:
+    """Return the name of a new product with composed letters, or raise a ValueError for one that it cannot have."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"A product needs a name, got {name!r}.")
+    if (name := composed(name)) == UNKNOWN_PRODUCT:
+        raise ValueError(f"{name!r} is what a photograph of no known product is called: take another name.")
+    if name in map(composed, known):
+        raise ValueError(f"The class {name!r} exists: give it more photographs with add_normals, or forget it first.")
+    return name
+
+
 def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     """List numbers without the noise of half and single precision, `None` for NaN and for no tensor at all."""
     if values is None:
@@ -227,4 +238,12 @@ def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-__all__ = ["UNKNOWN_PRODUCT", "AnoPLeProcessor", "ImageError", "find_class", "load_mask", "load_photograph"]
+__all__ = [
+    "UNKNOWN_PRODUCT",
+    "AnoPLeProcessor",
+    "ImageError",
+    "find_class",
+    "load_mask",
+    "load_photograph",
+    "new_name",
+]

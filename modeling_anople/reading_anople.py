@@ -101,6 +101,7 @@ def _open_all(
 ) -> Batch:
     batch = Batch([source for (source, _), _ in several], [], [], None)
     for ((_, name), mask), opened in zip(several, _open_each(batch.sources, processor.white_value), strict=True):
+        name = None if name is None else processor.class_names[processor.class_id(name)]  # as the detector writes it
         if isinstance(opened, Image.Image):
             try:
                 mask = masks.wanted(name) if mask is None and masks is not None else mask

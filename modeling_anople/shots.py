@@ -10,6 +10,7 @@ import torch
 
 from .fewshot import FewShotDataset, ViewSettings, collate_views, sample_few_shot, square_image
 from .ignoring_anople import load_ignore_mask
+from .names_anople import composed
 from .options import TrainingConfig
 from .photographs_anople import ImageError, load_mask, load_photograph
 from .processing_anople import AnoPLeProcessor
@@ -92,7 +93,7 @@ def read_ignore_masks(folder: str | None, names: list[str]) -> dict[str, np.ndar
     Raises:
         ValueError: for a picture of no product.
     """
-    masks = {path.stem: load_mask(path) for path in (list_photographs([folder]) if folder else [])}
+    masks = {composed(path.stem): load_mask(path) for path in (list_photographs([folder]) if folder else [])}
     if unknown := sorted(masks.keys() - names):
         raise ValueError(f"{folder} holds ignore masks of {unknown}, which are not fitted; products are {names}.")
     return {name: mask for name, mask in masks.items() if mask.any()}

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
     and masks, which are what lies in folders named `ground_truth`.
 
     Raises:
-        ValueError: for a folder without image files.
+        ValueError: for a folder without image files, or an address.
     """
+    if addresses := [str(place) for place in places if re.match(r"[a-z][a-z0-9+.-]+://", str(place), re.IGNORECASE)]:
+        raise ValueError(f"{addresses[0]} is an address, and none is fetched: download it and give the file.")
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths = []
     for place in map(Path, places):

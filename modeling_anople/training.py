@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 LOG_FILE = "training_log.jsonl"
 NAMED = ("data_root", "clip", "ignore_masks")  # folders, of which a detector keeps the names alone
 
+FOUND = {"files", "processes", "decoder_health"}  # what a detector keeps of its fit beside the settings
+
 # Not part of what a resumed fit must repeat.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
 
@@ -124,7 +126,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     """
     output_dir, options = Path(config.output_dir), dict(options or {})
     if _is_finished(output_dir, config, options):
-        logger.info("The detector in %s is finished.", output_dir)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+            logger.info("The detector in %s is finished.", output_dir)
         return output_dir
     accelerator = make_accelerator(config)
     # 1. Data: k good photographs of each class, the same in every process.
@@ -193,7 +196,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
 def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
     """
-    Say whether a fit that is to go on has ended before.
+    Say whether a fit that is to go on has ended before; of its folders only the names can be compared.
 
     Raises:
         ValueError: for a folder that holds another detector, or an unfinished fit, and neither is to be replaced.
@@ -201,15 +204,17 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
     if config.overwrite:
         return False
     begun, written = (folder / STATE_FILE).exists(), (folder / "model.safetensors").exists()
-    if begun and not config.resume:
+    if begun and not (written or config.resume):
         raise ValueError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
-    if begun or not written:  # begun and written: it was killed while the detector was written
+    if begun and config.resume or not written:  # if both, it was killed while the detector was written
         return False
-    asked = {**dataclasses.asdict(config), **options}
-    asked |= {name: name_of(asked[name]) for name in NAMED if asked[name]}
-    known = AnoPLeConfig.from_pretrained(folder).fit or {}
-    if config.resume and all(known.get(name) == value for name, value in asked.items() if name not in FREE_ON_RESUME):
-        return True
+    if config.resume:
+        asked = {**dataclasses.asdict(config), **options}
+        asked |= {name: name_of(asked[name]) for name in NAMED if asked[name]}
+        asked = {name: value for name, value in json.loads(json.dumps(asked)).items() if name not in FREE_ON_RESUME}
+        known = AnoPLeConfig.from_pretrained(folder).fit or {}
+        if asked == {name: value for name, value in known.items() if name not in FOUND}:
+            return True
     other = " of other settings" if config.resume else ""
     raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .copies_anople import MemoryCopies, turned_boxes, turned_copies
 from .ignoring_anople import fill_ignored, hide, ignored_patches
 from .outputs_anople import AnoPLeOutput
-from .processing_anople import AnoPLeProcessor
+from .processing_anople import AnoPLeProcessor, find_class
 from .tiling_anople import Layout, Tiling, blend_maps, plan_tiles, tiling_of, tiling_text
 
 
@@ -114,8 +114,11 @@ def lay_out(
 
     Raises:
         ImageError: if the product's mask is of another size than the photograph.
+        ValueError: for an unknown product.
     """
     config, found = model.config, None
+    if class_name is not None:
+        class_name = config.class_names[find_class(class_name, config.class_names)]
     if model.finds_out(class_name is not None) and (
         mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings
     ):

@@ -143,8 +143,21 @@ def test_a_row_of_an_unknown_product_does_not_stop_the_others(detector, images, 
     assert main(["predict", str(detector), str(tmp_path / "rows.parquet"), *options]) == 1
     (answers,) = answers_in(tmp_path / "out").values()
     assert answers[0]["class_name"] == "bolt" and answers[0]["error"] is None
-    for answer, name in zip(answers[1:], ("'screw'", "None"), strict=True):
-        assert f"class {name} is not known" in answer["error"] and answer["score"] is None
+    for answer, said in zip(
+        answers[1:], ("class 'screw' is not known", "no product is given in product"), strict=True
+    ):
+        assert said in answer["error"] and answer["score"] is None
+
+
+def test_a_last_part_of_unknown_products_stops_nothing(detector, images, tmp_path, monkeypatch):
+    real = bulk._in_parts
+    monkeypatch.setattr(bulk, "_in_parts", lambda rows, size: real(rows, 2))
+    rows = {"image": [{"bytes": file, "path": None} for file in images[:3]], "product": ["bolt", "nut", "screw"]}
+    Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "rows.parquet")
+    options = ["--class_column", "product", "--output", str(tmp_path / "out")]
+    assert main(["predict", str(detector), str(tmp_path / "rows.parquet"), *options]) == 1
+    (answers,) = answers_in(tmp_path / "out").values()
+    assert [answer["error"] is None for answer in answers] == [True, True, False]
 
 
 def test_photographs_as_plain_bytes_are_refused_with_what_to_do(detector, images, tmp_path, capsys):
@@ -157,7 +170,7 @@ def test_a_run_that_is_repeated_ends_as_before(detector, shards, tmp_path, caplo
     caplog.set_level("INFO")
     arguments = ["predict", str(detector), str(shards / "1.parquet"), "--class", "nut", "--output", str(tmp_path)]
     assert main(arguments) == 1 and main(arguments) == 1
-    assert caplog.text.count("1 photographs could not be read") == 1 and "is answered already" in caplog.text
+    assert caplog.text.count("1 photographs could not be read or are") == 1 and "is answered already" in caplog.text
 
 
 def test_shards_of_one_name_are_refused(shards, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from modeling_anople import ImageError, __version__, load_photograph
 from modeling_anople import cli as program
 from modeling_anople.cli import main
+from modeling_anople.command_line import start_logging
 
 from .detectors import write_detector
 
@@ -62,15 +63,54 @@ def test_a_second_run_replaces_the_pictures_of_the_first(capsys, checkpoint, pic
     out = tmp_path / "out"
     assert main(["predict", str(checkpoint), *pictures, "--class", "bolt", "--output", str(out)]) == 0
     (out / "mine.png").write_bytes(b"not of a run")
-    with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"path": "killed whi')
+    for line in (
+        b"[1]",
+        b"7",
+        b'{"overlay": true}',
+        b'{"overlay": "x/.."}',
+        b'{"overlay": "mine.png"}',
+        b"\xff",
+        b'{"path',
+    ):
+        with (out / "results.jsonl").open("ab") as file:  # of another program, or killed while it was written
+            file.write(line + b"\n")
+    assert main(["predict", str(checkpoint), pictures[2], "--class", "screw", "--output", str(out)]) == 2
+    assert len(list(out.iterdir())) == 5
     assert main(["predict", str(checkpoint), pictures[2], "--class", "bolt", "--output", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["0000-2.png", "mine.png", "results.jsonl"]
     assert main(["predict", str(checkpoint), pictures[0], "--output", str(out / "mine.png")]) == 2
     assert "mine.png is a file: name a folder for --output" in capsys.readouterr().err
 
 
-def test_an_address_is_not_taken_for_a_file():
+def test_pictures_that_are_judged_where_they_lie_stay(capsys, checkpoint, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(checkpoint), *pictures[:2], "--class", "bolt", "--output", str(out)]) == 0
+    assert main(["predict", str(checkpoint), str(out), "--class", "bolt", "--output", str(out)]) == 0
+    assert {"0000-0.png", "0001-1.png"} < {path.name for path in out.iterdir()}
+
+
+def test_own_lines_are_shown_and_those_of_libraries_are_not(capsys):
+    loggers = [logging.getLogger(name) for name in ("modeling_anople.training", "hub.push", "onnxscript", "httpx2")]
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        start_logging()
+        for logger in loggers:
+            logger.info("an info of %s", logger.name)
+        loggers[2].warning("a warning")
+    finally:
+        root.handlers[:], root.level = before
+    assert capsys.readouterr().err.splitlines() == [
+        "an info of modeling_anople.training",
+        "an info of hub.push",
+        "a warning",
+    ]
+
+
+def test_an_address_is_not_taken_for_a_file(capsys, checkpoint):
+    assert main(["predict", str(checkpoint), "https://example.com/a.png"]) == 2
+    assert "https://example.com/a.png is an address, and none is fetched" in capsys.readouterr().err
     with pytest.raises(ImageError, match="https://example.com/a.png: addresses are not fetched: download"):
         load_photograph("https://example.com/a.png")
     with pytest.raises(ImageError, match="there is no such file"):

@@ -184,11 +184,25 @@ def test_a_detector_begins_with_its_first_product(capsys, pictures, tmp_path):
     assert {line["label"] for line in lines} == {"normal"} and all(0 <= line["score"] <= 1 for line in lines)
     model = AnoPLeModel.from_pretrained(new)
     assert model.config.map_fusion == "memory" and model.config.class_names == ["bolt", "nut"]
-    for more, message in ((["--clip", "mini"], "already holds a detector"), (["--tiling", "x"], "tiling")):
+    for more, message in ((["--clip", "mini"], "is not empty"), (["--tiling", "x"], "tiling")):
         assert main(["enroll", str(new), "cap", str(pictures[0]), *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["enroll", str(tmp_path / "none"), "cap", str(pictures[0])]) == 2
     assert "or begin a detector with `anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`" in capsys.readouterr().err
+
+
+def test_a_detector_begins_nowhere_else(capsys, checkpoint, pictures, tmp_path, monkeypatch):
+    before = contents(checkpoint)
+    monkeypatch.chdir(checkpoint)
+    for place in (".", str(checkpoint)):
+        assert main(["enroll", place, "gasket", str(pictures[0]), "--clip", "mini"]) == 2
+        assert "is not empty: a detector begins in a new folder" in capsys.readouterr().err
+    assert contents(checkpoint) == before
+    for name, message in (("unknown product", "take another name"), (" ", "needs a name")):
+        assert main(["enroll", str(tmp_path / "new"), name, str(pictures[0]), "--clip", "mini"]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert main(["enroll", str(tmp_path / "new"), "x", str(pictures[0]), "--clip", "word"]) == 2
+    assert "word is no folder here, and a CLIP on the Hub is named user/name" in capsys.readouterr().err
 
 
 def test_the_same_photographs_as_two_products_are_noticed(capsys, checkpoint, pictures, caplog, tmp_path):

@@ -10,6 +10,8 @@ import torch
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.calibration_anople import POOLED
+from modeling_anople.evaluation import evaluate
+from modeling_anople.prediction import predict
 
 from .contract import ANSWERS
 from .detectors import fit, normals_of
@@ -101,6 +103,34 @@ def test_a_saved_detector_with_new_products_answers_bit_for_bit_the_same(make_de
     }
     read.enroll("bolt", normals_of(photograph, 0))  # its processor lies beside it
     assert read.config.class_names == ["nut", "gasket", "bolt"]
+
+
+def test_tiles_and_masks_of_a_product_are_found_by_either_name(make_detector, photograph):
+    model, processor = make_detector()
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    mask = np.zeros(photograph(3).size[::-1], dtype=bool)
+    mask[: len(mask) // 2] = True
+    model.enroll(composed, normals_of(photograph, 3), processor=processor, tiling="2,2", ignore_mask=mask)
+    answers = [next(iter(predict(model, processor, [photograph(9)], class_names=name))) for name in (composed, apart)]
+    assert answers[0].raw_score == answers[1].raw_score and answers[0].ignored is not None
+    assert np.array_equal(answers[0].ignored, answers[1].ignored) and answers[1].class_name == composed
+    with pytest.raises(ValueError, match="exists: give it more"):
+        model.enroll(apart, normals_of(photograph, 5), processor=processor)
+
+
+def test_a_detector_from_before_with_accents_apart_is_measured(make_detector, photograph, tmp_path):
+    model, processor = make_detector()
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    model.config.class_names[0] = processor.class_names[0] = apart  # as earlier versions kept it
+    (tmp_path / apart / "good").mkdir(parents=True)
+    (tmp_path / apart / "broken").mkdir()
+    photograph(0).save(tmp_path / apart / "good" / "0.png")
+    photograph(1).save(tmp_path / apart / "broken" / "0.png")
+    for classes in (None, [apart], [composed]):
+        report = evaluate(model, processor, tmp_path, classes=classes, progress=False)
+        assert list(report.classes) == [composed] and report.rows[0].raw_score is not None
+    with pytest.raises(ValueError, match="exists: give it more"):
+        model.enroll(composed, normals_of(photograph, 5), processor=processor)
 
 
 def test_accents_may_be_composed_or_apart(make_detector, photograph):

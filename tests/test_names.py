@@ -23,7 +23,7 @@ def test_the_nearest_known_name_is_offered(word, meant):
         (["fit", "x", "--mixed_precison", "no"], "anople fit: --mixed_precison is none of its options. Did you mean"),
         (["fit", "x", "--couplin=none"], "--couplin is none of its options. Did you mean --coupling?"),
         (["predict", "x", "y", "--clas_name", "z"], "--clas_name is none of its options. Did you mean --class_name?"),
-        (["products", "x", "y"], "anople products: y is none of its options. --help lists them."),
+        (["products", "x", "y"], "anople products: 'y' is one argument too many"),
     ],
 )
 def test_commands_and_options(capsys, words, said):

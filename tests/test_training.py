@@ -164,6 +164,11 @@ def test_a_finished_detector_is_not_overwritten_unasked(fit):
         with pytest.raises(ValueError, match=f"already holds a detector{said}.*--overwrite"):
             fit(*options)
     assert fit("--resume") == detector  # nothing is left to do
+    other = ["--decoder_widths", "8", "4", "--overwrite"]
+    assert fit(*other) == fit(*other[:-1], "--resume")
+    with pytest.raises(ValueError, match="of other settings"):
+        fit("--resume")
+    fit("--overwrite")
     assert (detector / "model.safetensors").read_bytes() == before
     fit("--seed", "1", "--overwrite")
     assert (detector / "model.safetensors").read_bytes() != before
