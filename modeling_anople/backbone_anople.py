@@ -20,14 +20,9 @@ def clip_source(name: str | Path) -> str:
     Turn the name of a CLIP into what transformers loads: `"mini"` into the embedded one's folder, others as they are.
 
     Raises:
-        ValueError: for `"mini"` where only a detector's own files are at hand, not the package; for a single word that
-            is no folder, which the Hub need not be asked for.
+        ValueError: for `"mini"` where only a detector's own files are at hand, not the package.
     """
     if str(name) != MINI_CLIP:
-        if len(Path(name).parts) == 1 and not Path(name).exists():
-            raise ValueError(
-                f"{name} is no folder here, and a CLIP on the Hub is named user/name; the embedded one is mini."
-            )
         return str(name)
     folder = Path(__file__).parent / "mini_clip"
     if not (folder / "config.json").exists():
@@ -43,7 +38,14 @@ def pin_revision(source: str, hub: dict[str, Any]) -> dict[str, Any]:
     Replace `revision` among the arguments for the Hub by the commit it stands for now, where that can be found out.
 
     Weights and tokenizer then come from one commit, and a detector can name it.
+
+    Raises:
+        ValueError: for a single word that is no folder, for which the Hub need not be asked.
     """
+    if len(Path(source).parts) == 1 and not Path(source).exists():
+        raise ValueError(
+            f"{source} is no folder here, and a CLIP on the Hub is named user/name; the embedded one is mini."
+        )
     access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only") if name in hub}
     revision = resolve_revision(source, hub.get("revision"), **access)
     return {**hub, "revision": revision} if revision is not None else hub
