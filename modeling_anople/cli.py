@@ -30,7 +30,8 @@ USAGE = """anople COMMAND ...
   products CHECKPOINT
                     list what a detector knows, and the log of how it came to
   enroll CHECKPOINT NAME IMAGES...
-                    add a product from good photographs, without training
+                    add a product from good photographs, without training;
+                    --clip begins a new detector with it
   add_normals CHECKPOINT NAME IMAGES...
                     show a product more good photographs
   calibrate CHECKPOINT NAME [IMAGES...]
@@ -48,7 +49,7 @@ USAGE = """anople COMMAND ...
                     count a public data set and compare with the official numbers
   demo [CHECKPOINT] try a detector in the browser (from a checkout)
 
-`anople COMMAND --help` lists the options of a command."""
+`anople COMMAND --help` lists the options of a command, `anople --version` says which this is."""
 
 
 @dataclass

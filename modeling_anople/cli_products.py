@@ -195,7 +195,10 @@ def products(arguments: list[str]) -> int:
             rows.append(f"{name}: {_kept_mask(config, name)}")
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
-        rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}" + (f": {files}" if files else ""))
+        line, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
+        drawn = "" if line is None else f"; line {line:.4f} for {rate:g} false alarms"
+        listed = f": {files}" if files else ""
+        rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
     sys.stdout.write("\n".join(rows) + "\n")
     return 0
 

@@ -58,8 +58,9 @@ def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     assert rows[3][-1] == "0.1" and float(rows[3][-2]) > 0
     assert table.splitlines()[4].startswith("bolt: With 3 photographs at best 1 in 4 can be promised.")
     assert table.splitlines()[6].startswith("gasket: With 5 photographs at best 1 in 6 can be promised. 10 % is asked")
-    assert table.splitlines()[7].endswith("enroll gasket: 0.png, 1.png, 2.png")
-    assert table.splitlines()[8].endswith("add_normals gasket: 3.png, 4.png")
+    said = r"enroll gasket: 0\.png, 1\.png, 2\.png; line 0\.\d{4} for 0\.1 false alarms$"
+    assert re.search(said, table.splitlines()[7])
+    assert re.search(r"add_normals gasket: 3\.png, 4\.png; line 0\.\d{4} for 0\.1 ", table.splitlines()[8])
     assert "gasket is forgotten" in run(capsys, "forget", checkpoint, "gasket")
     table = run(capsys, "products", checkpoint)
     assert "\ngasket" not in table and table.rstrip().endswith("forget gasket")
@@ -75,7 +76,8 @@ def test_the_line_is_calibrated_by_photographs_or_for_another_budget(capsys, che
     assert (line["photographs"], line["held_out"], line["estimate"]) == (5, 5, "rank")
     assert line["supported_rate"] == pytest.approx(1 / 6) and kept.memory_sizes == [48, 48]
     table = run(capsys, "products", checkpoint)
-    assert table.rstrip().endswith("calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png")
+    drawn = f"; line {line['image_line']:.4f} for 0.2 false alarms"
+    assert table.rstrip().endswith(f"calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png{drawn}")
     answer = run(capsys, "calibrate", checkpoint, "nut", "--max_false_alarm_rate", "0.05")
     assert "With 5 photographs at best 1 in 6 can be promised. 5 % is asked for" in answer
     assert "Nothing would change" in run(capsys, "calibrate", checkpoint, "nut", code=2)
