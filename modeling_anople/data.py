@@ -124,11 +124,13 @@ def _open(source: str | Path) -> _Source:
 
 def _class_layouts(root: Path) -> dict[str, _Layout]:
     single = (root / "train" / "good").is_dir() or (root / "good").is_dir()
-    folders = [] if single else [path for path in _subfolders(root) if _is_class(path)]
-    if single or (not folders and _images(root)):
-        folders = [root]
+    folders = [root] if single else [path for path in _subfolders(root) if _is_class(path)]
+    folders = folders or ([root] if _images(root) else [])
     mvtec = {path for path in folders if any((path / split).is_dir() for split in SPLITS)}
-    return {_composed(path.name): (_mvtec_layout if path in mvtec else _plain_layout)(path) for path in folders}
+    layouts = {_composed(path.name): (_mvtec_layout if path in mvtec else _plain_layout)(path) for path in folders}
+    if len(layouts) < len(folders):
+        raise ValueError(f"{root} has two folders of one name, their accents written in two ways: rename one of them.")
+    return layouts
 
 
 def _is_class(folder: Path) -> bool:
@@ -153,15 +155,15 @@ def _plain_layout(folder: Path) -> _Layout:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    inside = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in inside if not path.name.startswith(".") and path.is_dir())
+    inside = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return [path for path in inside if not path.name.startswith(".") and path.is_dir()]
 
 
 def _images(folder: Path) -> list[Path]:
     """List the image files directly in a folder, sorted; none where it does not exist."""
     inside = folder.iterdir() if folder.is_dir() else []
-    files = [path for path in inside if not path.name.startswith(".") and not path.is_dir()]
-    images = sorted(path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS)
+    files = sorted(path for path in inside if not path.name.startswith(".") and not path.is_dir())
+    images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
     logger.debug("%s: %d images, %d other files ignored", folder, len(images), len(files) - len(images))
     return images
 
