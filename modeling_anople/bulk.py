@@ -75,8 +75,8 @@ def predict_shards(
 
     Raises:
         ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown `class_name`, a
-            `class_column` that names no known product in a shard's first 256 rows, or answers in `folder` to another file of a
-            shard's name.
+            `class_column` that names no known product in a shard's first 256 rows, or answers in `folder` to another
+            file of a shard's name.
     """
     if class_name is not None and class_column is not None:
         raise ValueError("Give the product of all photographs (class_name) or the column that names it, not both.")
@@ -136,7 +136,7 @@ def _is_answered(shard: Shard, target: Path) -> bool:
 
 
 def _unread_in(target: Path) -> int:
-    """Count the photographs of a file of answers that could not be read, by what parquet says of its column."""
+    """Count the rows of a file of answers that have an error, by what parquet says of that column."""
     found, number = pq.read_metadata(target), SCHEMA.get_field_index("error")
     groups = [found.row_group(group) for group in range(found.num_row_groups)]
     return sum(group.num_rows - group.column(number).statistics.null_count for group in groups)

@@ -122,7 +122,8 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         The folder with the finished detector, loadable by `AnoPLeModel.from_pretrained`.
 
     Raises:
-        ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with the remedy.
+        ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with
+            the remedy.
     """
     output_dir, options = Path(config.output_dir), dict(options or {})
     if _is_finished(output_dir, config, options):
@@ -179,7 +180,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.
     accelerator.wait_for_everyone()
-    # prediction is not in bfloat16
+    # prediction is in full precision
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
     vars(model).pop("forward", None)
