@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .configuration_anople import AnoPLeConfig
 from .ignoring_anople import ignored_patches, mask_tensor
 from .photographs_anople import ImageError, load_mask
-from .processing_anople import find_class
 from .tiling_anople import tiling_of
 
 
@@ -113,8 +112,7 @@ class KeptMasksMixin:
             ValueError: for an unknown product, or a mask that marks nothing or leaves no patch that counts.
             ImageError: if the mask cannot be read.
         """
-        class_id = find_class(class_name, self.config.class_names)
-        class_name = self.config.class_names[class_id]
+        class_id, class_name = self._known(class_name)
         marked = None if mask is None else load_mask(mask)
         if marked is not None:
             if not marked.any():
