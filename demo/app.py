@@ -30,7 +30,7 @@ from demo.scripts import SCRIPT
 from demo.session import Session, start_session
 from demo.teach_tab import teach_tab
 from demo.tools import DemoBlocks, add_tools, offers_tools
-from modeling_anople.command_line import make_parser, parse, start_logging
+from modeling_anople.runtime import make_parser, parse, start_logging
 
 
 CHECKPOINT_FILE = Path(__file__).with_name("checkpoint.txt")  # on a Space: the detector it was made for

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modeling_anople.drawing import draw_product
-from modeling_anople.drawing_defects import draw_defect
+from modeling_anople.data.drawn_products import draw_defect, draw_product
 
 
 NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from torch.utils.data import DataLoader
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.fewshot import StepSampler, collate_views
-from modeling_anople.finishing import finish
 from modeling_anople.losses_anople import loss_weights
-from modeling_anople.options import TrainingConfig
-from modeling_anople.shots import Shots, make_samples, make_watched
 from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
+from modeling_anople.training.few_shot import Shots, StepSampler, collate_views, make_samples, make_watched
+from modeling_anople.training.finishing import finish
+from modeling_anople.training.options import TrainingConfig
 
 from .session import Session
 

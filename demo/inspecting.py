@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from modeling_anople import load_photograph
+from modeling_anople.evaluation.heat_maps import overlay
 from modeling_anople.prediction import Prediction, full_size_map, predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
-from modeling_anople.visualization import overlay
 
 from .reading import read_photograph
 from .session import Session

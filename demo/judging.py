@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from modeling_anople.support_anople import describe_support
-from modeling_anople.visualization import LINE, colorize
+from modeling_anople.calibration_anople import describe_support
+from modeling_anople.evaluation.heat_maps import LINE, colorize
 
 from .inspecting import known_product
 from .session import Session

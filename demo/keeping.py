@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
-from modeling_anople.loading import load_config
+from modeling_anople.runtime.loading import load_config
 
 from .reading import MAX_UPLOAD
 from .session import Session

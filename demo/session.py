@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.devices import computing_device
-from modeling_anople.loading import load_detector
+from modeling_anople.runtime.loading import computing_device, load_detector
 
 from .examples import draw_normals
 from .normals import Kept, keep_photographs

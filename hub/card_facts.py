@@ -5,8 +5,8 @@ from typing import Any
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.backbone_anople import MINI_CLIP
-from modeling_anople.options import field_helps
-from modeling_anople.support_anople import describe_support, percent
+from modeling_anople.calibration_anople import describe_support, percent
+from modeling_anople.training.options import field_helps
 
 from .card_text import cell, code, joined
 

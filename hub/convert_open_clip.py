@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from modeling_anople.command_line import start_logging
+from modeling_anople.runtime import start_logging
 
 from .open_clip_format import ARCHITECTURES, clip_config, convert_weights, read_architecture, read_weights
 from .open_clip_tokenizer import load_tokenizer

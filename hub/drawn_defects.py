@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_anople.command_line import run_program
-from modeling_anople.drawing_defects import DEFECTS, draw_defect
-from modeling_anople.fewshot import sample_few_shot
-from modeling_anople.photographs_anople import load_photograph
-from modeling_anople.sources import read_source
+from modeling_anople.data import read_source
+from modeling_anople.data.drawn_products import DEFECTS, draw_defect
+from modeling_anople.images_anople import load_photograph
+from modeling_anople.runtime import run_program
+from modeling_anople.training.few_shot import sample_few_shot
 
 
 logger = logging.getLogger(__name__)

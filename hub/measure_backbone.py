@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from modeling_anople.data import read_dataset
-from modeling_anople.fewshot import square_image
-from modeling_anople.fusion_anople import smooth_maps
-from modeling_anople.metrics import PixelMetrics, image_metrics, mean_metrics
+from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
+from modeling_anople.memory_anople import nearest_distance
 from modeling_anople.processing_anople import load_mask, load_photograph
-from modeling_anople.searching_anople import nearest_distance
+from modeling_anople.scoring_anople import smooth_maps
+from modeling_anople.training.few_shot import square_image
 
 from .patch_features import GRID, SIDE, PatchFeatures, extract, make_features
 

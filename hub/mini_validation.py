@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import CLIPModel
 
-from modeling_anople.drawing import write_dataset
+from modeling_anople.data.drawn_products import write_dataset
 
 from .measure_backbone import measure
 from .mini_clip import MEAN, STD

@@ -26,9 +26,9 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from modeling_anople.checkpointing import load_state, save_state, trim_log
-from modeling_anople.command_line import start_logging
 from modeling_anople.configuration_anople import AnoPLeConfig
+from modeling_anople.runtime import start_logging
+from modeling_anople.training.finishing import load_state, save_state, trim_log
 
 from .averaged_muon import AveragedMuon
 from .draughtsman.episodes import Draughtsman, Episode

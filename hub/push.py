@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.command_line import run_program
-from modeling_anople.loading import explain, load_detector
+from modeling_anople.runtime import run_program
+from modeling_anople.runtime.loading import explain, load_detector
 
 from .cost import measure_cost
 from .repository_folder import Contents, is_own, write_folder

@@ -15,8 +15,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 
 import modeling_anople
-from modeling_anople.command_line import run_program
-from modeling_anople.loading import load_config
+from modeling_anople.runtime import run_program
+from modeling_anople.runtime.loading import load_config
 
 from .push import check_repo_id, compare_hashes, explained_failures, tell
 

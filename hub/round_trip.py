@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from modeling_anople.command_line import start_logging
-from modeling_anople.loading import load_detector
-from modeling_anople.sources_anople import list_photographs
+from modeling_anople.images_anople import list_photographs
+from modeling_anople.runtime import start_logging
+from modeling_anople.runtime.loading import load_detector
 
 from .judge_from_hub import judge
 from .local_hub import LocalHub

@@ -1,14 +1,99 @@
 """Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field."""
 
-from typing import Literal, get_args
+import copy
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .copies_anople import MemoryCopies
-from .relations_anople import check_relations
-from .task_anople import PIPELINES, CustomPipelines
-from .tiling_anople import tiling_text
+from .tiling_anople import MemoryCopies, tiling_text
+
+
+# --- The pipeline task, as a detector's `config.json` tells transformers of it ---
+
+
+TASK = "image-anomaly-detection"
+PIPELINES = {TASK: {"impl": "pipeline_anople.AnomalyDetectionPipeline", "pt": ["AutoModel"], "type": "image"}}
+
+
+class CustomPipelines(dict):
+    """
+    The entry `custom_pipelines` of a config: where `transformers.pipeline` finds the task's code in a detector's folder.
+
+    `pipeline` wants `trust_remote_code=True` for each task that is found in here, even where this package is installed
+    and has registered it, and writes classes, which no JSON file can hold, into the entry that it looks up. So a task
+    that is registered is not found, and what is looked up is a copy.
+    """
+
+    def __contains__(self, task: Any) -> bool:
+        return super().__contains__(task) and task not in PIPELINE_REGISTRY.supported_tasks
+
+    def __getitem__(self, task: str) -> dict:
+        return copy.deepcopy(super().__getitem__(task))
+
+
+# --- The relations between the fields of an `AnoPLeConfig` ---
+
+
+def check_relations(config: Any) -> None:
+    """Raise `ValueError` with the value received and the remedy where fields of a config do not fit together."""
+    depth = config.clip_config.vision_config.num_hidden_layers
+    _require(config.view_grid >= 1, f"view_grid must be at least 1, got {config.view_grid}.")
+    _require(config.prompt_length >= 1, f"prompt_length must be at least 1, got {config.prompt_length}.")
+    _require(config.prompt_depth >= 1, f"prompt_depth must be at least 1, got {config.prompt_depth}.")
+    _require(config.temperature > 0, f"temperature must be positive, got {config.temperature}.")
+    _require(0 < config.decoder_prior < 1, f"decoder_prior is a probability, got {config.decoder_prior}.")
+    _require(len(config.decoder_widths) == 2, f"decoder_widths needs two numbers, got {config.decoder_widths}.")
+    for name in ("memory_layers", "decoder_layers"):
+        wrong = [layer for layer in getattr(config, name) or [] if not 0 <= layer < depth]
+        _require(not wrong, f"{name} {wrong} are no blocks of a vision tower with {depth}: use 0 to {depth - 1}.")
+    _require(
+        0 <= config.value_attention_layers <= depth,
+        f"value_attention_layers must lie within 0 and {depth}, got {config.value_attention_layers}.",
+    )
+    twice = sorted({name for name in config.class_names if config.class_names.count(name) > 1})
+    _require(not twice, f"class_names must differ; these stand there more than once: {twice}.")
+    _require(
+        len(config.memory_sizes) == len(config.class_names),
+        f"memory_sizes has {len(config.memory_sizes)} numbers for {len(config.class_names)} classes: give one for each.",
+    )
+    _require(
+        len(config.memory_boxes) == len(config.class_names),
+        f"memory_boxes has {len(config.memory_boxes)} entries for {len(config.class_names)} classes: give one for each.",
+    )
+    counted = [sum(counts) for counts in config.memory_photographs]
+    _require(
+        counted == config.memory_sizes,
+        f"memory_photographs adds up to {counted}, but memory_sizes is {config.memory_sizes}: give memory_sizes alone.",
+    )
+    _require(
+        (config.memory_limit or 0) >= 0,
+        f"memory_limit must not be negative (0 or None is no limit), got {config.memory_limit}.",
+    )
+    _require(
+        not (config.decoder_layers and config.latent_noise_target == "patches"),
+        "latent_noise_target='patches' disturbs final patch tokens, but decoder_layers feeds the decoder others: "
+        "use 'global'.",
+    )
+    prefix_needs = config.prefix == "add" and config.vision_prompt_count == 0
+    _require(
+        not prefix_needs,
+        f"prefix='add' needs visual prompts, but coupling={config.coupling!r} has none: use 'token'.",
+    )
+    _require(
+        not (config.fusion_scale == "normal" and config.class_identity == "pooled"),
+        "fusion_scale='normal' divides by the largest distance of a class' own normals, but class_identity='pooled' "
+        "knows no class: use fusion_scale='raw'.",
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+# --- Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field ---
 
 
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
@@ -281,4 +366,11 @@ class AnoPLeConfig(PreTrainedConfig):
         return self.prompt_length * (self.has_vision_prompts + (self.coupling in ("both", "text_to_vision")))
 
 
-__all__ = ["COUPLING_MODES", "AnoPLeConfig"]
+__all__ = [
+    "AnoPLeConfig",
+    "COUPLING_MODES",
+    "CustomPipelines",
+    "PIPELINES",
+    "TASK",
+    "check_relations",
+]

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .identity_anople import strangeness
-from .ignoring_anople import ignored_patches, load_ignore_mask
-from .judging_anople import judge_batch
-from .masks_anople import kept_masks
-from .photographs_anople import ImageError, load_photograph
+from .images_anople import ImageError, ignored_patches, load_ignore_mask, load_photograph
+from .inference_anople import SAME, TILES_AT_ONCE, Views, judge_batch, judge_views, lay_out, needs_views, read_batches
 from .processing_anople import UNKNOWN_PRODUCT, AnoPLeProcessor
-from .reading_anople import read_batches
+from .product_store_anople import kept_masks
+from .scoring_anople import strangeness
 from .tiling_anople import Tiling
-from .views_anople import SAME, TILES_AT_ONCE, Views, judge_views, lay_out, needs_views
 
 
 Box = tuple[int, int, int, int]

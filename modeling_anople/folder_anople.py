@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .checkpoint_anople import align_files
 from .pipeline_anople import AnomalyDetectionPipeline
 from .processing_anople import AnoPLeProcessor
-from .weights_anople import align_files
 
 
 BOTH = ("token", "max_shard_size")  # those of `push_to_hub` that saving takes too

@@ -10,20 +10,17 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapters_anople import AdaptersMixin
 from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_clip, pin_revision
 from .calibration_anople import ScoreCalibration
+from .checkpoint_anople import AdaptersMixin
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
-from .enrolment_anople import EnrolmentMixin
-from .fusion_anople import fuse_answers
-from .identity_anople import IdentityMixin
-from .ignoring_anople import ignored_patches
+from .enrollment_anople import EnrolmentMixin
+from .fitting_anople import ProductsMixin
+from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
-from .masks_anople import KeptMasks
 from .memory_anople import NormalMemory
-from .outputs_anople import AnoPLeOutput
-from .products_anople import ProductsMixin
+from .product_store_anople import KeptMasks
 from .prompting_anople import (
     BidirectionalPrompts,
     ScalePrefix,
@@ -32,6 +29,7 @@ from .prompting_anople import (
     encode_image,
     encode_text,
 )
+from .scoring_anople import AnoPLeOutput, IdentityMixin, fuse_answers
 
 
 class AnoPLePreTrainedModel(PreTrainedModel):

@@ -13,14 +13,10 @@ from transformers import Pipeline
 from transformers.utils import ModelOutput
 
 from .explanation_anople import explain_outputs, explain_views
-from .ignoring_anople import clear_ignored
-from .judging_anople import judge_batch
-from .masks_anople import kept_masks
-from .photographs_anople import ImageError, source_path
-from .reading_anople import Batch, read_batches
-from .sources_anople import is_one_photograph, photographs_of
+from .images_anople import ImageError, clear_ignored, is_one_photograph, photographs_of, source_path
+from .inference_anople import SAME, Batch, judge_batch, judge_views, lay_out, needs_views, read_batches
+from .product_store_anople import kept_masks
 from .tiling_anople import Tiling, tiling_text
-from .views_anople import SAME, judge_views, lay_out, needs_views
 
 
 UNREAD = dict.fromkeys(("score", "label", "raw_score", "p_value", "anomaly_map", "class_name"))

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from .explanation_anople import Explanation, explain_outputs, explain_views
-from .fusion_anople import resize_maps, smooth_maps
-from .ignoring_anople import clear_ignored, hide, ignored_patches
-from .judging_anople import judge_batch
-from .masks_anople import kept_masks
+from .images_anople import ImageError, clear_ignored, hide, ignored_patches
+from .inference_anople import SAME, Batch, judge_batch, judge_views, lay_out, needs_views, read_batches
 from .modeling_anople import AnoPLeModel, AnoPLeOutput
-from .photographs_anople import ImageError
 from .processing_anople import AnoPLeProcessor
-from .reading_anople import Batch, read_batches
+from .product_store_anople import kept_masks
+from .scoring_anople import resize_maps, smooth_maps
 from .tiling_anople import Tiling
-from .views_anople import SAME, judge_views, lay_out, needs_views
 
 
 Part = Literal["fused", "memory", "decoder", "text"]

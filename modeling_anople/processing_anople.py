@@ -14,11 +14,17 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
-from .ignoring_anople import fill_ignored, load_ignore_mask, mask_tensor
-from .names_anople import composed, did_you_mean
-from .photographs_anople import ImageError, load_mask, load_photograph
-from .threads_anople import act_on_each
-from .verdict_anople import label_of
+from .calibration_anople import label_of
+from .images_anople import (
+    ImageError,
+    act_on_each,
+    fill_ignored,
+    load_ignore_mask,
+    load_mask,
+    load_photograph,
+    mask_tensor,
+)
+from .product_store_anople import composed, did_you_mean
 
 
 UNKNOWN_PRODUCT = "unknown product"

@@ -12,8 +12,8 @@ from transformers import AutoModel, CLIPModel
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import clip_source, describe_source, name_of
-from modeling_anople.loading import load_detector
-from modeling_anople.weights_anople import align_weights, hash_weights
+from modeling_anople.checkpoint_anople import align_weights, hash_weights
+from modeling_anople.runtime.loading import load_detector
 
 from .contract import assert_same, fill, judge, learnables
 from .hub_client import answers_of, api, push, push_clip, start_detector

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hub.averaged_muon import AveragedMuon, orthogonalised
-from modeling_anople.checkpointing import load_state, save_state
+from modeling_anople.training.finishing import load_state, save_state
 
 
 def network(seed: int = 0) -> nn.Sequential:

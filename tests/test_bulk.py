@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, Image
 
-from modeling_anople import bulk
 from modeling_anople.cli import main
-from modeling_anople.loading import load_detector
+from modeling_anople.data import shards as bulk
+from modeling_anople.data.shards import list_shards
 from modeling_anople.prediction import predict
-from modeling_anople.shards import list_shards
+from modeling_anople.runtime.loading import load_detector
 
 from .detectors import write_detector
 from .shards import answers_in, image_files, without_time, write_shards

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.calibration_anople import POOLED, ScoreCalibration
-from modeling_anople.lines_anople import ClassLine, fit_line
+from modeling_anople.calibration_anople import POOLED, ClassLine, ScoreCalibration, fit_line
 
 
 IMAGES, MAXIMA = [0.1, 0.14, 0.12, 0.2], [0.3, 0.5, 0.4, 0.35]

@@ -9,9 +9,8 @@ from hub.card_facts import describe_line, photograph_counts, shots_table
 from hub.card_results import Results
 from hub.push import main
 from modeling_anople import AnoPLeConfig
-from modeling_anople.fingerprint import detector_sha256
-from modeling_anople.lines_anople import fit_line
-from modeling_anople.loading import load_detector
+from modeling_anople.calibration_anople import fit_line
+from modeling_anople.runtime.loading import detector_sha256, load_detector
 
 from .published import FIT, fitted_anew
 

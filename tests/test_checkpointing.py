@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_anople.checkpointing import STATE_FILE, load_state, save_state, trim_log
+from modeling_anople.training.finishing import STATE_FILE, load_state, save_state, trim_log
 
 from . import fitting
 from .fitting import assert_same_weights, read_log, start, write_products

@@ -8,7 +8,7 @@ import pytest
 from modeling_anople import ImageError, __version__, load_photograph
 from modeling_anople import cli as program
 from modeling_anople.cli import main
-from modeling_anople.command_line import start_logging
+from modeling_anople.runtime import start_logging
 
 from .detectors import write_detector
 

@@ -4,10 +4,9 @@ import torch
 from torch.nn import functional as F
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.copies_anople import disturbed_copies, turned_boxes, turned_copies
-from modeling_anople.fewshot import FewShotDataset, ViewSettings
-from modeling_anople.tiling_anople import patch_boxes
-from modeling_anople.views_anople import Views
+from modeling_anople.inference_anople import Views
+from modeling_anople.tiling_anople import disturbed_copies, patch_boxes, turned_boxes, turned_copies
+from modeling_anople.training.few_shot import FewShotDataset, ViewSettings
 
 
 PATCHES = 16

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from modeling_anople.coreset_anople import SEARCH_WIDTH, k_center
+from modeling_anople.memory_anople import SEARCH_WIDTH, k_center
 
 
 def largest_gap(vectors: torch.Tensor, kept: torch.Tensor) -> float:

@@ -8,9 +8,8 @@ from accelerate.state import AcceleratorState
 
 from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
-from modeling_anople.devices import computing_device
-from modeling_anople.drawing import write_dataset
-from modeling_anople.loading import load_judge
+from modeling_anople.data.drawn_products import write_dataset
+from modeling_anople.runtime.loading import computing_device, load_judge
 from modeling_anople.training import main as fit_program
 
 from . import fitting

@@ -26,10 +26,11 @@ from demo.session import start_session
 from demo.showing import KEPT
 from demo.teaching import add_fine, checked_name, teach
 from demo.words import message_html, verdict_html
-from modeling_anople import cli, cli_demo
+from modeling_anople import cli
+from modeling_anople import cli as cli_demo
+from modeling_anople.calibration_anople import describe_support
+from modeling_anople.evaluation.heat_maps import overlay
 from modeling_anople.prediction import predict
-from modeling_anople.support_anople import describe_support
-from modeling_anople.visualization import overlay
 
 from .demo_app import session_of
 from .detectors import normals_of, write_detector, write_screws

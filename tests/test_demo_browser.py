@@ -9,7 +9,7 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from modeling_anople.drawing import draw_product
+from modeling_anople.data.drawn_products import draw_product
 
 from .browser import DESK, PHONE, PICTURES, Page
 

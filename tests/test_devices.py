@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from hub.reproduce.options import ReproduceOptions
-from modeling_anople import bulk, loading, processes
+from modeling_anople import runtime as processes
 from modeling_anople.cli import main
-from modeling_anople.devices import computing_device, loader_workers, one_order_of_sums
+from modeling_anople.data import shards as bulk
+from modeling_anople.runtime import loading
+from modeling_anople.runtime.loading import computing_device, loader_workers, one_order_of_sums
 
 from . import fitting
 from .detectors import write_detector

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from modeling_anople.drawing import PRODUCTS, draw_product, write_dataset
-from modeling_anople.drawing_defects import DEFECTS, draw_defect
+from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, draw_product, write_dataset
 
 
 SIZE = 128

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from hub.drawn_defects import main
-from modeling_anople.data import read_dataset
-from modeling_anople.drawing import draw_product
-from modeling_anople.sources import read_source
+from modeling_anople.data import read_dataset, read_source
+from modeling_anople.data.drawn_products import draw_product
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_anople import AnoPLeProcessor, exporting
+from modeling_anople import AnoPLeProcessor
+from modeling_anople import export as exporting
 from modeling_anople.cli import main
-from modeling_anople.engines import to_openvino
-from modeling_anople.exported import ExportedDetector
-from modeling_anople.exporting import export_detector
-from modeling_anople.loading import load_detector, load_judge
+from modeling_anople.export import export_detector
+from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
 from modeling_anople.prediction import predict
+from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import normals_of, write_detector
 

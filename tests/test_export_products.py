@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from modeling_anople.cli import main
-from modeling_anople.exporting import export_detector, export_products
-from modeling_anople.loading import load_detector, load_judge
+from modeling_anople.export import export_detector, export_products
 from modeling_anople.prediction import predict
+from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import normals_of, write_detector
 

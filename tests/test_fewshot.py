@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_anople.fewshot import (
+from modeling_anople.training.few_shot import (
     FewShotDataset,
+    PseudoAnomaly,
     StepSampler,
     ViewSettings,
     collate_views,
     sample_few_shot,
     square_image,
 )
-from modeling_anople.synthesis import PseudoAnomaly
 
 
 PATHS = [f"bolt/train/good/{number:03d}.png" for number in range(20)]

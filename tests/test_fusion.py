@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 from transformers import CLIPConfig
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.fusion_anople import fuse_images, fuse_maps, harmonic_mean, resize_maps, smooth_maps
+from modeling_anople.scoring_anople import fuse_images, fuse_maps, harmonic_mean, resize_maps, smooth_maps
 
 
 def make_config(**fields) -> AnoPLeConfig:

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.identity_anople import SMALLEST_STRANGENESS, strangeness
-from modeling_anople.lines_anople import fit_product_lines
+from modeling_anople.calibration_anople import fit_product_lines
 from modeling_anople.prediction import predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
+from modeling_anople.scoring_anople import SMALLEST_STRANGENESS, strangeness
 
 from .detectors import fit, normals_of
 

@@ -10,7 +10,7 @@ from PIL import Image
 from modeling_anople import AnoPLeModel, ImageError
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
-from modeling_anople.ignoring_anople import fill_ignored, ignored_patches, mask_tensor
+from modeling_anople.images_anople import fill_ignored, ignored_patches, mask_tensor
 from modeling_anople.prediction import full_size_map, predict
 
 from .detectors import fit, normals_of, write_detector

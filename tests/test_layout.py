@@ -3,6 +3,7 @@
 import ast
 import functools
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,49 @@ import modeling_anople
 
 
 PACKAGE = Path(modeling_anople.__file__).parent
-MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
-TRAVELLING = [name for name in MODULES if name.endswith("_anople")]
+REPOSITORY = PACKAGE.parent
+TRAVELLING = sorted(PACKAGE.glob("*_anople.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 HUB_LIBRARIES = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
-OUTSIDE = {"hub", "demo", "tests", "modeling_anople"}
+
+# Who stands on whom. A file may import from its own floor and from those before it, never from those behind it.
+FLOORS = [
+    ("configuration_anople.py", "images_anople.py", "tiling_anople.py"),  # facts and pictures
+    ("*_anople.py",),  # the parts of the network, and what answers become
+    ("modeling_anople.py",),
+    ("inference_anople.py", "fitting_anople.py", "enrollment_anople.py", "explanation_anople.py"),
+    ("pipeline_anople.py",),
+    ("runtime/*", "export/*", "data/*"),
+    ("training/*", "evaluation/*"),
+    ("cli/*",),
+]
+FORBIDDEN = [("training/*", "evaluation/*"), ("data/*", "training/*"), ("evaluation/*", "training/*")]
+
+
+def matches(path: Path, pattern: str) -> bool:
+    return path.relative_to(PACKAGE).match(pattern)
+
+
+def floor_of(path: Path) -> int | None:
+    """The floor whose pattern names a file most closely; the root's `__init__`, which is lazy, has none."""
+    found = [
+        (len(pattern.strip("*")), number)
+        for number, floor in enumerate(FLOORS)
+        for pattern in floor
+        if matches(path, pattern)
+    ]
+    return max(found)[1] if found else None
 
 
 @functools.cache
-def tree_of(name: str) -> ast.Module:
-    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def libraries(name: str) -> set[str]:
+def libraries(path: Path) -> set[str]:
     """Top-level names of all absolute imports, also of those inside functions."""
     found = set()
-    for node in ast.walk(tree_of(name)):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -34,87 +63,69 @@ def libraries(name: str) -> set[str]:
 
 
 @functools.cache
-def siblings(name: str) -> set[str]:
-    """Modules of the package that a module imports, also inside functions."""
+def imported(path: Path) -> frozenset[Path]:
+    """Files of the package that a file imports, also inside functions and for types alone."""
     found = set()
-    for node in ast.walk(tree_of(name)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1, f"{name} imports from above the package"
-            found |= {alias.name for alias in node.names} if node.module is None else {node.module}
-    return found
+    for node in ast.walk(tree_of(path)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        for place in [base / alias.name for alias in node.names] + [base]:
+            file = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__init__.py"
+            if file.exists() and file != PACKAGE / "__init__.py":
+                found.add(file)
+                if place != base:
+                    continue
+    return frozenset(found - {path})
 
 
-@functools.cache
-def reachable(name: str, *, seen: tuple[str, ...] = ()) -> set[str]:
-    """All modules that importing one brings along; a cycle fails."""
-    assert name not in seen, f"cycle: {' -> '.join((*seen, name))}"
-    found = set()
-    for sibling in siblings(name):
-        found |= {sibling} | reachable(sibling, seen=(*seen, name))
-    return found
+def reachable(path: Path, *, seen: tuple[Path, ...] = ()) -> set[Path]:
+    """All files that importing one brings along; a circle fails."""
+    assert path not in seen, f"circle: {' -> '.join(each.name for each in (*seen, path))}"
+    return set().union(*({each} | reachable(each, seen=(*seen, path)) for each in imported(path)))
 
 
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_what_travels_is_flat_and_needs_few_libraries(name):
-    assert libraries(name) <= HUB_LIBRARIES | sys.stdlib_module_names
-    assert siblings(name) <= set(TRAVELLING)
-    for node in ast.walk(tree_of(name)):
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=name_of)
+def test_what_travels_is_flat_and_needs_few_libraries(path):
+    assert libraries(path) <= HUB_LIBRARIES | sys.stdlib_module_names
+    assert imported(path) <= set(TRAVELLING)
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and node.level:  # the Hub finds `from .name_anople import X` alone
-            assert node.module and "." not in node.module
+            assert node.level == 1 and node.module and "." not in node.module
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_one_way(name):
-    assert siblings(name) <= set(MODULES)
-    assert not libraries(name) & OUTSIDE
-    assert name not in reachable(name)
+def test_the_root_holds_what_travels_and_nothing_else():
+    assert set(PACKAGE.glob("*.py")) == {PACKAGE / "__init__.py", *TRAVELLING}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "data",
-        "synthesis",
-        "metrics",
-        "visualization",
-        "backbone_anople",
-        "photographs_anople",
-        "sources_anople",
-        "support_anople",
-        "verdict_anople",
-        "tiling_anople",
-        "threads_anople",
-        "names_anople",
-        "devices",
-    ],
-)
-def test_pure_modules_import_no_sibling(name):
-    assert name in MODULES and not siblings(name)
+@pytest.mark.parametrize("path", [path for path in FILES if floor_of(path) is not None], ids=name_of)
+def test_imports_point_down(path):
+    assert not libraries(path) & {"hub", "demo", "tests", "modeling_anople"}
+    for other in imported(path):
+        assert floor_of(other) <= floor_of(path), f"{name_of(path)} stands on {name_of(other)}, which is above it"
 
 
-def test_the_processor_knows_only_photographs_threads_verdicts_names_and_where_a_clip_comes_from():
-    known = {"backbone_anople", "ignoring_anople", "names_anople", "photographs_anople", "threads_anople"}
-    assert siblings("processing_anople") == known | {"verdict_anople"}
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_make_no_circle(path):
+    reachable(path)
 
 
-def test_training_cannot_see_a_test_score():
-    assert not reachable("training") & {"evaluation", "gallery", "metrics"}
+@pytest.mark.parametrize("above, below", FORBIDDEN)
+def test_some_folders_do_not_know_each_other(above, below):
+    """Training cannot see a test score, and data know neither."""
+    for path in FILES:
+        if matches(path, above):
+            assert not [name_of(each) for each in reachable(path) if matches(each, below)], name_of(path)
 
 
-def test_the_method_does_not_know_its_tools():
-    tools = {"training", "prediction", "evaluation", "gallery", "loading", "cli", "data", "fewshot", "metrics"}
-    assert not set().union(*(reachable(name) for name in TRAVELLING)) & {*tools, "visualization"}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_no_file_is_long(name):
-    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 320
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_nothing_unsafe_or_fragile_is_used(name):
-    assert not libraries(name) & {"torchvision", "cv2", "pickle", "dill", "joblib", "matplotlib"}
-    for node in ast.walk(tree_of(name)):
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_unsafe_or_fragile_is_used(path):
+    assert not libraries(path) & {"torchvision", "cv2", "pickle", "dill", "joblib", "matplotlib"}
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("np", "load")}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -124,27 +135,26 @@ def test_nothing_unsafe_or_fragile_is_used(name):
 def test_a_saved_detector_carries_the_code_it_needs_and_no_other(make_model, make_processor, tmp_path):
     make_model().save_pretrained(tmp_path)
     make_processor().save_pretrained(tmp_path)
-    saved = {path.stem for path in tmp_path.glob("*.py")}
-    needed = {"modeling_anople", "processing_anople", *reachable("modeling_anople")}
-    assert saved == needed and saved <= set(TRAVELLING)
+    saved = {path.name for path in tmp_path.glob("*.py")}
+    assert saved <= {path.name for path in TRAVELLING}
+    for name in ("modeling_anople.py", "processing_anople.py", "pipeline_anople.py"):
+        assert {each.name for each in reachable(PACKAGE / name)} | {name} <= saved
     for name in saved:
-        assert (tmp_path / f"{name}.py").read_bytes() == MODULES[name].read_bytes()
+        assert (tmp_path / name).read_bytes() == (PACKAGE / name).read_bytes()
 
 
-def test_the_wheel_holds_the_package_alone():
-    project = PACKAGE.parent / "pyproject.toml"
+def test_the_wheel_holds_all_of_the_package_and_it_alone():
+    project = REPOSITORY / "pyproject.toml"
     if not project.exists():
         pytest.skip("installed without its repository")
-    assert 'packages = ["modeling_anople"]' in project.read_text(encoding="utf-8")
+    packages = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(REPOSITORY) for path in FILES}
+    assert set(packages) == {".".join(folder.parts) for folder in folders}
 
 
 def test_what_publishes_knows_neither_the_tests_nor_the_demo():
-    files = sorted((PACKAGE.parent / "hub").rglob("*.py"))
+    files = sorted((REPOSITORY / "hub").rglob("*.py"))
     if not files:
         pytest.skip("installed without its repository")
     for path in files:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""] if node.level == 0 else []
-            assert not {name.split(".")[0] for name in names} & {"tests", "demo"}, path
+        assert not libraries(path) & {"tests", "demo"}, path

@@ -11,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from modeling_anople.lines_anople import (
+from modeling_anople.calibration_anople import (
     LONE_SHIFT,
     LONE_SPREAD,
     PRIOR_DEGREES,
     PRIOR_SPREAD,
+    describe_support,
     fit_line,
     fit_product_lines,
+    rank_from_top,
+    scores_needed,
     student_quantile,
+    supported_rate,
 )
-from modeling_anople.support_anople import describe_support, rank_from_top, scores_needed, supported_rate
 
 
 IMAGES, MAXIMA = [0.1, 0.14, 0.12, 0.2], [0.3, 0.5, 0.4, 0.35]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from modeling_anople.cli import main
-from modeling_anople.loading import load_detector, split_revision
+from modeling_anople.runtime.loading import load_detector, split_revision
 
 from .fitting import start
 from .hub_client import anople

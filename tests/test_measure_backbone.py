@@ -10,16 +10,9 @@ from PIL import Image
 from transformers import CLIPModel
 
 from hub.measure_backbone import bank_scores, draw_bank, load_square_mask, main, measure, to_markdown
-from hub.patch_features import (
-    clip_features,
-    extract,
-    gabor_features,
-    make_features,
-    rgb_features,
-    standardised,
-)
+from hub.patch_features import clip_features, extract, gabor_features, make_features, rgb_features, standardised
 from hub.small_clip import write_small_clip
-from modeling_anople.drawing import write_dataset
+from modeling_anople.data.drawn_products import write_dataset
 
 
 CLASSES = ["gear", "capsule"]

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from modeling_anople.metrics import PixelMetrics, image_metrics, mean_metrics
+from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
 
 
 SEEDS = [0, 1, 2]

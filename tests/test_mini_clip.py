@@ -16,8 +16,8 @@ from hub.measure_backbone import measure
 from hub.patch_features import make_features
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import MINI_CLIP, clip_source
-from modeling_anople.drawing import draw_product, write_dataset
-from modeling_anople.options import TrainingConfig
+from modeling_anople.data.drawn_products import draw_product, write_dataset
+from modeling_anople.training.options import TrainingConfig
 
 
 FOLDER = Path(modeling_anople.__file__).parent / "mini_clip"

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from modeling_anople.monitoring import DecoderHealth, check_decoder, judge_maps
-from modeling_anople.options import TrainingConfig, model_options
-from modeling_anople.shots import choose_shots, make_samples, make_watched
+from modeling_anople.training.few_shot import choose_shots, make_samples, make_watched
+from modeling_anople.training.finishing import DecoderHealth, check_decoder, judge_maps
+from modeling_anople.training.options import TrainingConfig, model_options
 
 
 @pytest.fixture

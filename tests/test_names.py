@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_anople.cli import main
-from modeling_anople.names_anople import did_you_mean
+from modeling_anople.product_store_anople import did_you_mean
 
 
 @pytest.mark.parametrize(

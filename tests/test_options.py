@@ -6,9 +6,8 @@ import typing
 import pytest
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.options import model_options, parse_options
-from modeling_anople.recipes import RECIPES, Recipe
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
+from modeling_anople.training.options import RECIPES, Recipe, model_options, parse_options
 
 
 # by the program, not by a person

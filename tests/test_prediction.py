@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople.fusion_anople import harmonic_mean, smooth_maps
 from modeling_anople.prediction import Prediction, full_size_map, predict
+from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
 
 from .detectors import fit, normals_of
 

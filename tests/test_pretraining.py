@@ -18,8 +18,8 @@ from hub import pretrain_mini_clip as program
 from hub.draughtsman.episodes import Draughtsman
 from hub.pretrain_mini_clip import LOG_FILE, PretrainingConfig, Supply, learning_rate, main, pretrain
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.checkpointing import STATE_FILE
-from modeling_anople.drawing import write_dataset
+from modeling_anople.data.drawn_products import write_dataset
+from modeling_anople.training.finishing import STATE_FILE
 
 
 class WeightValidation:

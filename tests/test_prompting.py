@@ -7,12 +7,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel
-from modeling_anople.prompting_anople import (
-    BidirectionalPrompts,
-    class_prompt_ids,
-    encode_image,
-    encode_text,
-)
+from modeling_anople.prompting_anople import BidirectionalPrompts, class_prompt_ids, encode_image, encode_text
 
 
 SHAPES = {

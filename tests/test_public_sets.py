@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_anople.cli import main
-from modeling_anople.cli_data import compare
-from modeling_anople.options import TrainingConfig
-from modeling_anople.public_layouts import READERS
-from modeling_anople.public_sets import SETS
-from modeling_anople.shots import choose_shots
-from modeling_anople.sources import read_source, source_classes
+from modeling_anople.cli import compare, main
+from modeling_anople.data import read_source, source_classes
+from modeling_anople.data.public_sets import READERS, SETS
+from modeling_anople.training.few_shot import choose_shots
+from modeling_anople.training.options import TrainingConfig
 
 
 def pictures(root: Path, *names: str) -> Path:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.lines_anople import ClassLine
+from modeling_anople.calibration_anople import ClassLine
 
 from .detectors import fit, normals_of
 

@@ -14,7 +14,7 @@ from hub.reproduce.measuring import fit_words, thin_rows
 from hub.reproduce.options import ReproduceOptions, clip_weights
 from hub.reproduce.tables import TABLES, tables_of
 from modeling_anople.configuration_anople import AnoPLeConfig
-from modeling_anople.options import TrainingConfig, model_options, parse_options
+from modeling_anople.training.options import TrainingConfig, model_options, parse_options
 
 from .fitting import REPOSITORY, one_process, write_products
 

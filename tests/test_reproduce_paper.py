@@ -9,7 +9,7 @@ from hub.reproduce.options import ReproduceOptions
 from hub.reproduce.paper_data import count_tests, unlike_paper
 from hub.reproduce.report import draw, summarise, to_markdown
 from hub.reproduce.tables import TABLES
-from modeling_anople.public_sets import SETS
+from modeling_anople.data.public_sets import SETS
 
 
 MVTEC = {name: (good, defective) for name, (_, good, defective) in SETS["mvtec"].classes.items()}

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling_anople import memory_anople
-from modeling_anople.searching_anople import BLOCK, NearestSearch, nearest_distance, principal_directions
+from modeling_anople.memory_anople import BLOCK, NearestSearch, nearest_distance, principal_directions
 
 from .test_memory import make_memory, make_taps
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople.synthesis import (
+from modeling_anople.training.few_shot import (
     TEXTURE_OPERATIONS,
     PseudoAnomaly,
     augment_texture,

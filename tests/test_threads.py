@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from modeling_anople.reading_anople import read_batches
-from modeling_anople.threads_anople import act_on_each
+from modeling_anople.images_anople import act_on_each
+from modeling_anople.inference_anople import read_batches
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from PIL import Image
 from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
+from modeling_anople.inference_anople import Views, judge_views
 from modeling_anople.prediction import full_size_map, predict
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles, tiling_text
-from modeling_anople.views_anople import Views, judge_views
 
 from .detectors import fit, write_detector
 

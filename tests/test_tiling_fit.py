@@ -10,10 +10,10 @@ from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
-from modeling_anople.options import TrainingConfig
+from modeling_anople.inference_anople import Views, judge_views
 from modeling_anople.prediction import full_size_map, predict
-from modeling_anople.shots import choose_shots, make_samples, make_watched
-from modeling_anople.views_anople import Views, judge_views
+from modeling_anople.training.few_shot import choose_shots, make_samples, make_watched
+from modeling_anople.training.options import TrainingConfig
 
 from .fitting import fit
 from .test_tiling import board

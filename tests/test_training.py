@@ -12,25 +12,12 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from modeling_anople import AnoPLeModel, cli
-from modeling_anople.checkpointing import STATE_FILE
 from modeling_anople.losses_anople import LossTerm
-from modeling_anople.training import (
-    TrainingConfig,
-    combine_losses,
-    learning_rate_factor,
-    make_optimizer,
-)
+from modeling_anople.training import TrainingConfig, combine_losses, learning_rate_factor, make_optimizer
+from modeling_anople.training.finishing import STATE_FILE
 
 from . import fitting
-from .fitting import (
-    assert_it_predicts,
-    assert_same_weights,
-    launch,
-    one_process,
-    read_log,
-    weights_of,
-    write_products,
-)
+from .fitting import assert_it_predicts, assert_same_weights, launch, one_process, read_log, weights_of, write_products
 
 
 SIX_STEPS = [

@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.options import TrainingConfig
-from modeling_anople.shots import choose_shots
+from modeling_anople.training.few_shot import choose_shots
+from modeling_anople.training.options import TrainingConfig
 
 from . import fitting
 from .fitting import assert_it_predicts, assert_same_weights, read_log, write_products

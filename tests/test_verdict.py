@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_anople import AnoPLeConfig, verdict_anople
-from modeling_anople.lines_anople import ClassLine, fit_line
-from modeling_anople.verdict_anople import judge, label_of, p_value, to_scale
+from modeling_anople import AnoPLeConfig
+from modeling_anople import calibration_anople as verdict_anople
+from modeling_anople.calibration_anople import ClassLine, fit_line, judge, label_of, p_value, to_scale
 
 from .detectors import fit, normals_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from modeling_anople.backbone_anople import load_clip_config
-from modeling_anople.command_line import run_program
+from modeling_anople.runtime import run_program
 
 from .cells import cell_file, commit, run_cell
 from .options import ReproduceOptions

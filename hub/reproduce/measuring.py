@@ -11,13 +11,12 @@ from datasets import Dataset
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
-from modeling_anople.devices import computing_device
-from modeling_anople.evaluation import evaluate, test_rows
-from modeling_anople.fewshot import sample_few_shot
-from modeling_anople.metrics import mean_metrics
-from modeling_anople.report import METRICS
-from modeling_anople.sources import read_source, source_classes
+from modeling_anople.data import read_source, source_classes
+from modeling_anople.evaluation import METRICS, evaluate, test_rows
+from modeling_anople.evaluation.metrics import mean_metrics
+from modeling_anople.runtime.loading import computing_device
 from modeling_anople.training import main as fit
+from modeling_anople.training.few_shot import sample_few_shot
 
 from .options import ReproduceOptions, clip_weights
 from .tables import Cell

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from modeling_anople.backbone_anople import MINI_CLIP, clip_source, name_of
-from modeling_anople.devices import computing_device
+from modeling_anople.runtime.loading import computing_device
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from modeling_anople.cli_data import compare
-from modeling_anople.public_sets import SETS
-from modeling_anople.sources import read_source
+from modeling_anople.cli import compare
+from modeling_anople.data import read_source
+from modeling_anople.data.public_sets import SETS
 
 from .options import ReproduceOptions
 

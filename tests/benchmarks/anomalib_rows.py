@@ -50,7 +50,7 @@ def load_anomalib():
 
 def metric_row(aupro: type, count: int) -> tuple:
     """Measure AUPRO and P-AUROC of maps of 400 x 400 against anomalib's AUPRO on the same arrays."""
-    from modeling_anople.metrics import PixelMetrics
+    from modeling_anople.evaluation.metrics import PixelMetrics
 
     generator = np.random.default_rng(0)
     masks = np.zeros((count, 400, 400), dtype=bool)
@@ -85,8 +85,8 @@ def main() -> None:
     repeats = options.repeats
     warnings.simplefilter("ignore")
     _, winclip, patchcore, aupro = load_anomalib()  # before transformers, which imports torchvision where it finds one
-    from modeling_anople.exported import ExportedDetector
-    from modeling_anople.exporting import export_detector
+    from modeling_anople.export import export_detector
+    from modeling_anople.export.graph_detector import ExportedDetector
 
     from .prediction_cost import RESULTS, make_detector
     from .speed_rows import SIDE, processor_of, row, timed

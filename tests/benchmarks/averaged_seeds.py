@@ -20,12 +20,12 @@ from datasets import Dataset
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.evaluation import add_pixels, test_rows
-from modeling_anople.finishing import finish
-from modeling_anople.metrics import PixelMetrics, image_metrics, mean_metrics
-from modeling_anople.options import TrainingConfig
+from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.prediction import Prediction, predict
-from modeling_anople.shots import choose_shots
 from modeling_anople.training import main as fit
+from modeling_anople.training.few_shot import choose_shots
+from modeling_anople.training.finishing import finish
+from modeling_anople.training.options import TrainingConfig
 
 
 SIDE = 400

@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from hub.draughtsman.episodes import Draughtsman
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.copies_anople import disturbed_copies
-from modeling_anople.drawing import PRODUCTS, draw_product
-from modeling_anople.drawing_defects import DEFECTS, draw_defect
-from modeling_anople.fusion_anople import harmonic_mean
+from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, draw_product
+from modeling_anople.scoring_anople import harmonic_mean
+from modeling_anople.tiling_anople import disturbed_copies
 
 
 @dataclass

@@ -24,10 +24,10 @@ from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.calibration_anople import rank_from_top
 from modeling_anople.data import read_dataset
-from modeling_anople.fewshot import sample_few_shot
-from modeling_anople.photographs_anople import load_photograph
-from modeling_anople.support_anople import rank_from_top
+from modeling_anople.images_anople import load_photograph
+from modeling_anople.training.few_shot import sample_few_shot
 
 from .prediction_cost import RESULTS, keep_table
 from .unknown_products import make_detector

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_anople.engines import graph_in
 from modeling_anople.evaluation import evaluate, test_rows
-from modeling_anople.exporting import export_detector
-from modeling_anople.loading import load_detector, load_judge
+from modeling_anople.export import export_detector
+from modeling_anople.export.graph_detector import graph_in
 from modeling_anople.prediction import predict
+from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .prediction_cost import RESULTS
 

@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 
 from hub.small_clip import byte_tokenizer, write_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.devices import loader_workers, one_order_of_sums
-from modeling_anople.fewshot import StepSampler, collate_views
-from modeling_anople.options import TrainingConfig
-from modeling_anople.shots import choose_shots, make_samples
+from modeling_anople.runtime.loading import loader_workers, one_order_of_sums
 from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
+from modeling_anople.training.few_shot import StepSampler, choose_shots, collate_views, make_samples
+from modeling_anople.training.options import TrainingConfig
 
 from .prediction_cost import b16_plus_config
 from .speed_rows import write_jpeg

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.devices import one_order_of_sums
+from modeling_anople.runtime.loading import one_order_of_sums
 
 from .speed_rows import SIDE, compiled_tower, fit_step, form_row, predict_row, processor_of, row, timed, write_jpeg
 

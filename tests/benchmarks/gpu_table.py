@@ -22,8 +22,8 @@ from hub.reproduce.measuring import fit_cell
 from hub.reproduce.options import ReproduceOptions
 from hub.reproduce.tables import TABLES
 from hub.small_clip import byte_tokenizer, write_clip
-from modeling_anople.drawing import PRODUCTS, write_dataset
-from modeling_anople.public_sets import SETS
+from modeling_anople.data.drawn_products import PRODUCTS, write_dataset
+from modeling_anople.data.public_sets import SETS
 
 from .prediction_cost import RESULTS, b16_plus_config
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.evaluation.heat_maps import overlay
 from modeling_anople.prediction import full_size_map, predict
 from modeling_anople.tiling_anople import plan_tiles
-from modeling_anople.visualization import overlay
 
 
 ROOT = Path(__file__).parents[2]

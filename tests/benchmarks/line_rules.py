@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import optimize, special, stats
 
-from modeling_anople.lines_anople import PRIOR_DEGREES, PRIOR_SPREAD, fit_line
+from modeling_anople.calibration_anople import PRIOR_DEGREES, PRIOR_SPREAD, fit_line
 
 from .drawn_scores import DrawnProduct, draughtsman_products, quickstart_products
 from .unknown_products import RESULTS

@@ -24,9 +24,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.calibration_anople import describe_support
 from modeling_anople.data import read_dataset
-from modeling_anople.fewshot import sample_few_shot
-from modeling_anople.support_anople import describe_support
+from modeling_anople.training.few_shot import sample_few_shot
 
 from .prediction_cost import RESULTS, keep_table
 from .unknown_products import make_detector, share

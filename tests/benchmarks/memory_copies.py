@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from hub.drawn_defects import damage
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
-from modeling_anople.copies_anople import move
-from modeling_anople.fewshot import sample_few_shot
-from modeling_anople.fusion_anople import smooth_maps
+from modeling_anople.data import read_source
+from modeling_anople.memory_anople import nearest_distance
 from modeling_anople.prompting_anople import encode_image
-from modeling_anople.searching_anople import nearest_distance
-from modeling_anople.sources import read_source
+from modeling_anople.scoring_anople import smooth_maps
+from modeling_anople.tiling_anople import move
+from modeling_anople.training.few_shot import sample_few_shot
 
 
 SIDE = 448  # of the photographs that defects are drawn on

@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import Tensor
 
-from modeling_anople.coreset_anople import k_center
+from modeling_anople.memory_anople import k_center
 
 from .memory_copies import features, judge, split, start
 

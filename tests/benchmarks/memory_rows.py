@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling_anople import AnoPLeModel, memory_anople
-from modeling_anople.drawing import draw_product
+from modeling_anople.data.drawn_products import draw_product
 
 from .prediction_cost import make_detector
 from .speed_rows import processor_of, row, timed

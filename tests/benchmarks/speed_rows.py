@@ -21,9 +21,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from hub.small_clip import byte_tokenizer
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.exported import ExportedDetector
-from modeling_anople.exporting import export_detector
-from modeling_anople.metrics import PixelMetrics
+from modeling_anople.evaluation.metrics import PixelMetrics
+from modeling_anople.export import export_detector
+from modeling_anople.export.graph_detector import ExportedDetector
 
 from . import product_count
 from .prediction_cost import make_detector, paired_ratios

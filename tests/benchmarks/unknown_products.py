@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data import read_dataset
-from modeling_anople.fewshot import sample_few_shot
 from modeling_anople.prediction import predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
+from modeling_anople.training.few_shot import sample_few_shot
 
 from .prediction_cost import RESULTS, keep_table
 

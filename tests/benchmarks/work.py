@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hub.reproduce.tables import TABLES
-from modeling_anople.public_sets import SETS
+from modeling_anople.data.public_sets import SETS
 
 from .prediction_cost import RESULTS, make_detector
 from .speed_rows import fit_step

@@ -1,0 +1,361 @@
+"""Data sets in shards, on disk or on the Hub, answered shard by shard."""
+
+import contextlib
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Image, IterableDataset, load_dataset
+from huggingface_hub import HfApi, HfFileSystem, constants
+from tqdm.auto import tqdm
+
+from ..prediction import Prediction, predict
+from ..processing_anople import find_class
+from ..runtime.loading import join_processes
+
+
+# --- The shards of a data set, parquet files or WebDataset tars, on disk or on the Hub ---
+
+
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # ending -> what of `datasets` reads it
+ANSWERS = ".results.parquet"
+HUB, DATASETS = "hf://", "hf://datasets/"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """
+    One file of a data set.
+
+    Args:
+        place: its path, or its address on the Hub, which names a commit.
+        answers: the name of the file of its answers.
+        content: on the Hub the hash of its bytes, else empty.
+    """
+
+    place: str
+    answers: str
+    content: str = ""
+
+    @property
+    def builder(self) -> str:
+        """What of `datasets` reads it."""
+        return BUILDERS[PurePosixPath(self.place).suffix]
+
+
+def list_shards(places: list[str]) -> list[Shard]:
+    """
+    Name the shards of data sets; none where no place holds any.
+
+    Args:
+        places: shards; folders, of which those directly in it count; or addresses on the Hub,
+            `hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN]`, of which all below count, at the commit that
+            the revision stands for now. Sorted within each. Answers are no shards.
+
+    Raises:
+        FileNotFoundError: for what the Hub does not have, or not for you.
+        ValueError: for an address without shards, shards beside other places, or two whose answers have one name.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    found = [_on_hub(place) if place.startswith(HUB) else _on_disk(Path(place)) for place in places]
+    if any(found) and not all(found):
+        other = next(place for place, shards in zip(places, found, strict=True) if not shards)
+        raise ValueError(f"{other} holds no shards, and others do: give shards and photographs in separate runs.")
+    shards = [shard for part in found for shard in part]
+    if double := sorted(name for name, times in Counter(shard.answers for shard in shards).items() if times > 1):
+        raise ValueError(f"Several shards would be answered in {double[0]}: give them in separate runs.")
+    return shards
+
+
+def _on_disk(place: Path) -> list[Shard]:
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
+
+
+def _on_hub(address: str) -> list[Shard]:
+    """List what an address stands for; files in different folders often have one name there, so answers name both."""
+    files = HfFileSystem()
+    try:
+        place = files.resolve_path(address) if address.startswith(DATASETS) else None
+        if not getattr(place, "repo_id", None):
+            raise ValueError(f"{address} is no data set: give {DATASETS}OWNER/NAME.")
+        commit = HfApi().dataset_info(place.repo_id, revision=place.revision).sha
+        root, asked = f"datasets/{place.repo_id}@{commit}/", place.path_in_repo
+        look = files.glob if glob.has_magic(asked) else files.find
+        found = look((root + asked).rstrip("/"), detail=True)
+    except httpx2.TransportError as error:
+        raise ConnectionError(
+            f"{address} cannot be listed, because the Hub at {constants.ENDPOINT} cannot be reached ({error}): check the "
+            "connection, or give files on disk."
+        ) from error
+    if not found:
+        raise FileNotFoundError(f"{address} does not exist: nothing of that name is in {place.repo_id} at {commit}.")
+    shards = [
+        Shard(HUB + name, name.removeprefix(root).rpartition(".")[0].replace("/", "-") + ANSWERS, details["blob_id"])
+        for name, details in sorted(found.items())
+        if _is_shard(name) and details["type"] == "file"
+    ]
+    if not shards:
+        raise ValueError(
+            f"{address} holds no shards ({', '.join(BUILDERS)}). Of most public data sets the Hub keeps a copy in parquet: "
+            f"{DATASETS}{place.repo_id}@refs/convert/parquet."
+        )
+    return shards
+
+
+def _is_shard(name: str) -> bool:
+    return PurePosixPath(name).suffix in BUILDERS and not name.endswith(ANSWERS)
+
+
+# --- Judge very many photographs: a data set in shards, answered shard by shard ---
+
+
+logger = logging.getLogger(__name__)
+
+# metadata of the answers to a shard on the Hub: its address, and the hash of its bytes
+ADDRESS, CONTENT = b"anople_shard", b"anople_shard_hash"
+NAMES = ("path", "file_name", "__key__", "id")  # columns that say which photograph it is, in this order of preference
+SCHEMA = pa.schema(
+    {
+        "number": pa.int64(),
+        "path": pa.string(),
+        "class_name": pa.string(),
+        "score": pa.float32(),
+        "raw_score": pa.float32(),
+        "p_value": pa.float32(),
+        "label": pa.string(),
+        "error": pa.string(),
+        "seconds": pa.float32(),
+    }
+)
+
+
+def predict_shards(
+    model: Any,
+    processor: Any,
+    shards: list[Shard],
+    folder: Path,
+    *,
+    class_name: str | None = None,
+    class_column: str | None = None,
+    image_column: str | None = None,
+    batch_size: int = 8,
+) -> int:
+    """
+    Judge the photographs of shards and write a parquet file of answers for each.
+
+    Args:
+        model, processor: of a detector, or of an exported one.
+        shards: what [`list_shards`] names.
+        folder: gets the answers of each (`NAME.results.parquet` for `NAME.parquet` or `NAME.tar`, with the folders before
+            it for `FOLDER/NAME.parquet` on the Hub): a row for each photograph, in their order, with the columns of
+            `SCHEMA`. Shards that have theirs are passed over.
+        class_name: the product of all photographs.
+        class_column: the column that names the product of each; without either it is predicted.
+        image_column: the column of photographs; not needed where only one holds images.
+
+    Returns:
+        How many photographs of all shards could not be read, or are of an unknown product, now or when they were
+        answered.
+
+    Raises:
+        ValueError: for a shard without such columns, both `class_name` and `class_column`, an unknown `class_name`, a
+            `class_column` that names no known product in a shard's first 256 rows, or answers in `folder` to another
+            file of a shard's name.
+    """
+    if class_name is not None and class_column is not None:
+        raise ValueError("Give the product of all photographs (class_name) or the column that names it, not both.")
+    state = join_processes()
+    folder.mkdir(parents=True, exist_ok=True)
+    left = _left_of(shards, folder, state)
+    own = left[state.process_index :: state.num_processes]
+    before = [folder / shard.answers for shard in shards if shard not in left]
+    failed = sum(map(_unread_in, before)) if state.is_main_process else 0
+    with tqdm(desc="predict", unit=" photographs", disable=None if state.is_main_process else True) as bar:
+        for shard in own:
+            logger.info("Process %d answers %s.", state.process_index, shard.place)
+            rows = _open(shard)
+            column = _image_column(rows, shard, image_column)
+            if class_column is not None and class_column not in rows.column_names:
+                raise ValueError(f"{shard.place} has no column {class_column!r}, but {rows.column_names}.")
+            target = folder / shard.answers
+            with _whole_file(target) as path, pq.ParquetWriter(path, _schema_of(shard)) as writer:
+                for part in _answers(model, processor, rows, column, class_name, class_column, batch_size):
+                    writer.write_table(pa.Table.from_pylist(part, SCHEMA))
+                    bar.update(len(part))
+            failed += (unread := _unread_in(target))
+            logger.info(
+                "%s has the answers; %d photographs could not be read or are of an unknown product.", target, unread
+            )
+    # all end together and alike: a process that ended early with an error would have the launcher end the others
+    return sum(gather_object([failed])) if state.num_processes > 1 else failed
+
+
+def _left_of(shards: list[Shard], folder: Path, state: PartialState) -> list[Shard]:
+    """Name the shards without answers, as the main process sees them: each would take others while files appear."""
+    said: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            said = [[shard for shard in shards if not _is_answered(shard, folder / shard.answers)]]
+        except ValueError as error:
+            said = [error]
+    broadcast_object_list(said)
+    if isinstance(said[0], ValueError):
+        raise said[0]
+    return said[0]
+
+
+def _is_answered(shard: Shard, target: Path) -> bool:
+    """Say whether a shard has its answers."""
+    if not target.exists():
+        return False
+    known = pq.read_schema(target).metadata or {}
+    if known.get(CONTENT, b"").decode() != shard.content:
+        answered = known.get(ADDRESS, b"a file on disk").decode()
+        raise ValueError(
+            f"{target} answers {answered}, and {shard.place} is another file: give another folder of answers, or on the "
+            "Hub the revision that was read before (NAME@REVISION)."
+        )
+    logger.info("%s is answered already.", shard.place)
+    return True
+
+
+def _unread_in(target: Path) -> int:
+    """Count the rows of a file of answers that have an error, by what parquet says of that column."""
+    found, number = pq.read_metadata(target), SCHEMA.get_field_index("error")
+    groups = [found.row_group(group) for group in range(found.num_row_groups)]
+    return sum(group.num_rows - group.column(number).statistics.null_count for group in groups)
+
+
+def _schema_of(shard: Shard) -> pa.Schema:
+    """Name the columns of answers; those of a shard on the Hub say which version it was."""
+    return SCHEMA.with_metadata({ADDRESS: shard.place, CONTENT: shard.content}) if shard.content else SCHEMA
+
+
+def _open(shard: Shard) -> IterableDataset:
+    """Stream a shard."""
+    rows = load_dataset(shard.builder, data_files=[shard.place], split="train", streaming=True)
+    return rows if rows.features is not None else rows._resolve_features()
+
+
+def _image_column(rows: IterableDataset, shard: Shard, asked: str | None) -> str:
+    images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+    if not images:
+        raise ValueError(
+            f"{shard.place} has the columns {rows.column_names}, none of which is of images: write it with the photographs' "
+            "column cast to datasets.Image()."
+        )
+    column = asked or (images[0] if len(images) == 1 else "image")
+    if column not in images:
+        raise ValueError(
+            f"{shard.place} has the columns {rows.column_names}, of which {images} hold images: give --image_column one of these."
+        )
+    return column
+
+
+def _answers(
+    model: Any,
+    processor: Any,
+    rows: IterableDataset,
+    column: str,
+    class_name: str | None,
+    class_column: str | None,
+    batch_size: int,
+    part_size: int = 256,
+) -> Iterator[list[dict]]:
+    """Judge rows as they come; answers in parts that fit into memory."""
+    others = [name for name in rows.column_names if name in (*NAMES, class_column)]
+    table = rows.select_columns([column, *others]).cast_column(column, Image(decode=False))
+    named = next((name for name in NAMES if name in others), None)
+    for start, part in _in_parts(table, part_size):
+        predictions = _judge_rows(
+            model, processor, part, column, class_name, class_column, batch_size, first=not start
+        )
+        try:  # no map outlives its row
+            answers = [
+                {
+                    "number": start + number,
+                    "path": str(row[named]) if named else (row[column] or {}).get("path"),
+                    **{name: getattr(prediction, name) for name in SCHEMA.names[2:]},
+                }
+                for number, (row, prediction) in enumerate(zip(part, predictions, strict=True))
+            ]
+        except ValueError as error:  # no product is known, for instance
+            raise ValueError(f"Rows {start} to {start + len(part) - 1} of a shard: {error}") from error
+        yield answers
+
+
+def _judge_rows(
+    model: Any,
+    processor: Any,
+    rows: list[dict],
+    column: str,
+    class_name: str | None,
+    class_column: str | None,
+    batch_size: int,
+    *,
+    first: bool,
+) -> Iterator[Prediction]:
+    """
+    Judge rows; those of an unknown product have an error.
+
+    Raises:
+        ValueError: if the product of no row is known, of the `first` ones of a shard: the column holds something else.
+    """
+    faults: dict[int, ValueError] = {}
+    for number, row in enumerate(rows if class_column is not None else ()):
+        try:
+            if row[class_column] is None:
+                raise ValueError(f"no product is given in {class_column}.")
+            find_class(row[class_column], processor.class_names)
+        except ValueError as error:
+            faults[number] = error
+    if first and len(faults) == len(rows):
+        raise faults[0]
+    known = [row for number, row in enumerate(rows) if number not in faults]
+    classes = class_name if class_column is None else [row[class_column] for row in known]
+    images = [row[column] for row in known]
+    predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
+    for number in range(len(rows)):
+        yield Prediction(error=str(faults[number])) if number in faults else next(predictions)
+
+
+def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]]]:
+    start, part = 0, []
+    for row in rows:
+        part.append(row)
+        if len(part) == size:
+            yield start, part
+            start, part = start + size, []
+    if part:
+        yield start, part
+
+
+@contextlib.contextmanager
+def _whole_file(target: Path) -> Iterator[Path]:
+    """Give a file to write that is put in place when it is whole."""
+    unfinished = target.with_suffix(".part")
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+__all__ = [
+    "ANSWERS",
+    "SCHEMA",
+    "Shard",
+    "list_shards",
+    "predict_shards",
+]

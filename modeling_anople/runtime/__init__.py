@@ -1,0 +1,116 @@
+"""What the programs share: their options come from dataclasses, and they log alike."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+
+CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
+OWN = ("modeling_anople", "hub", "demo", "__main__")
+QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
+YES_OR_NO = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
+
+
+def start_logging() -> None:
+    """
+    Log a program's own lines to stderr, and of libraries warnings alone.
+
+    Bars of transformers over weights, which take a moment, are left out; those of downloads stay.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where HF_HUB_DISABLE_PROGRESS_BARS says otherwise, which holds
+        disable_progress_bar()
+        enable_progress_bars()
+
+
+def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
+    """Make the parser of a command from its dataclass of options and its positional arguments."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(options, prog=f"anople {command}", allow_abbrev=False)
+    for name, text in places.items():
+        parser.add_argument(name, help=text)
+    return parser
+
+
+def parse(parser, arguments: list[str] | None):
+    """Split a command line into its positional arguments and its options."""
+    options, places = parse_whole(parser, arguments)
+    return places, options
+
+
+def parse_whole(parser, arguments: list[str] | None) -> tuple:
+    """
+    Parse a command line into the dataclasses of a parser, and its positional arguments if it has some.
+
+    Raises:
+        ValueError: for what is left over; says which option it resembles.
+    """
+    words = _with_answers(parser, sys.argv[1:] if arguments is None else arguments)
+    *found, left = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    if left:
+        unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), None)
+        if unknown is None:
+            raise ValueError(f"{left[0]!r} is one argument too many: --help lists what it takes.")
+        from ..product_store_anople import did_you_mean  # it brings torch along
+
+        options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
+        raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
+    return tuple(found)
+
+
+def _with_answers(parser, words: list[str]) -> list[str]:
+    """Put "true" behind an option that asks yes or no and is followed by neither: by a photograph, for instance."""
+    kinds = [entry for kind in parser.dataclass_types for entry in fields(kind) if entry.type is bool]
+    options = {f"--{name}" for entry in kinds for name in (entry.name, entry.name.replace("_", "-"))}
+    answered = []
+    end = words.index("--") if "--" in words else len(words)
+    for number, word in enumerate(words):
+        answered.append(word)
+        if number < end and word in options and "".join(words[number + 1 : number + 2]).lower() not in YES_OR_NO:
+            answered.append("true")
+    return answered
+
+
+def run_program(
+    name: str,
+    options: type,
+    act: Callable[[argparse.Namespace, Any], None],
+    arguments: list[str] | None,
+    **places: str,
+) -> int:
+    """
+    Run a program of its own, `python -m NAME`; errors that a person can mend are one line.
+
+    Args:
+        options: dataclass of its options.
+        act: does the work, from positional arguments and options.
+        places: name and help of each positional argument.
+
+    Returns:
+        The exit code.
+    """
+    start_logging()
+    parser = make_parser("", options, **places)
+    parser.prog = f"python -m {name}"
+    try:
+        act(*parse(parser, arguments))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    return 0
+
+
+__all__ = ["CHECKPOINT", "make_parser", "parse", "parse_whole", "run_program", "start_logging"]

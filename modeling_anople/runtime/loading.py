@@ -1,0 +1,308 @@
+"""Load a detector by the name of a folder or of a repository on the Hub, and say where and in which order it computes."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import safe_open
+
+from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
+from ..checkpoint_anople import hash_weights
+from ..export.graph_detector import ExportedDetector, graph_in
+
+
+# --- The processes that `accelerate launch` started, for work that needs no training loop ---
+
+
+def join_processes() -> PartialState:
+    """Join them; alone, there is one."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+# --- Where a detector computes, who prepares what it learns from, and in which order a GPU adds up ---
+
+
+def computing_device(asked: str = "auto") -> torch.device:
+    """
+    Find a device by its name.
+
+    Args:
+        asked: `auto` for this process' GPU (CUDA), or the CPU where there is none or `ACCELERATE_USE_CPU` is set, as
+            `accelerate launch` does; or a name of torch's: `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        ValueError: for a device that is not here, or is not free.
+    """
+    name = asked
+    if asked == "auto":
+        kept_off = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
+        name = "cuda" if torch.cuda.is_available() and not kept_off else "cpu"
+    try:
+        return torch.empty(0, device=name).device  # with its number: the GPU that this process was given
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by what torch was built for
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"The device {name!r} cannot be used here ({reason}): take cpu.") from error
+
+
+@contextlib.contextmanager
+def one_order_of_sums(device: torch.device) -> Iterator[None]:
+    """Let a GPU add up in one order meanwhile, so that the same fit has the same bits; other devices do so anyway."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when the first product is computed
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs, which takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def loader_workers(device: torch.device, processes: int = 1) -> int:
+    """
+    Say how many processes should prepare photographs for each of `processes` that learn on such a device.
+
+    None for a CPU, which has enough to do. For a GPU, which would wait otherwise, a share of the cores, at most 8; none
+    where processes are not forked: they would import a script that calls `train` again.
+    """
+    if device.type != "cuda" or multiprocessing.get_start_method() != "fork":
+        return 0
+    return min(8, (os.cpu_count() or 1) // processes)
+
+
+# --- What tells one detector's state from another's, so that figures stay with the detector they were measured on ---
+
+
+def detector_sha256(model: AnoPLeModel) -> str:
+    """
+    Hash what a detector learnt: all weights but the CLIP's, names of products, lines and threshold.
+
+    Returns:
+        64 hexadecimal digits. The memory holds features of the CLIP, and thereby stands for it.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
+    config = model.config
+    lines = [config.class_names, config.calibration, config.threshold]
+    text = json.dumps([hash_weights(own), *lines], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- Load a detector by the name of a folder or of a repository on the Hub; every refusal says what to do ---
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "unfinished.safetensors"  # of a fit that was not ended
+REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
+NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
+
+
+def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    """
+    Load model and processor, of a full detector or of an adapter.
+
+    Args:
+        checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
+        revision: branch, tag or commit hash of a Hub id.
+
+    Raises:
+        ValueError: for what is no detector or a damaged one, a graph, and for what the Hub refuses, with the remedy.
+    """
+    folder = _locate(checkpoint, revision)
+    if graph_in(folder):
+        raise ValueError(
+            f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from, and "
+            "bring the graph up to date with `anople export DETECTOR FOLDER --products_only`."
+        )
+    return _explained(checkpoint, lambda: _read_detector(folder))
+
+
+def load_judge(
+    checkpoint: str,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> tuple[AnoPLeModel | ExportedDetector, AnoPLeProcessor]:
+    """
+    Load what judges and need not learn: a detector as [`load_detector`] does, or what `anople export` wrote.
+
+    Args:
+        device: as of [`computing_device`]; a graph computes on the CPU.
+        dtype: of weights and memories; a graph has its own.
+
+    Raises:
+        ValueError: as of [`load_detector`], for a device that is not here, and for what a graph cannot do.
+    """
+    folder = Path(checkpoint)
+    if not graph_in(folder):
+        place = computing_device(device)
+        model, processor = load_detector(checkpoint, revision)
+        return model.to(place, getattr(torch, dtype)), processor
+    if device not in ("auto", "cpu") or dtype != "float32":
+        raise ValueError(
+            f"{checkpoint} holds a graph, which computes on the CPU as it was exported: leave out --device and --dtype."
+        )
+    return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
+
+
+def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
+    """Load a detector's config alone; arguments and refusals as of [`load_detector`]."""
+    folder = _locate(checkpoint, revision)
+    return _explained(checkpoint, lambda: _read_config(folder))
+
+
+def _locate(checkpoint: str, revision: str | None) -> Path:
+    """Return the detector's folder, fetched where it is on the Hub, after a look at whether its files are whole."""
+    folder = Path(checkpoint)
+    if folder.exists():
+        if revision is not None:
+            raise ValueError(
+                f"--revision {revision} was given with the folder {checkpoint}: only a Hub id has revisions."
+            )
+        if not (folder / "config.json").is_file():
+            if (folder / STATE_FILE).is_file():
+                raise ValueError(f"{checkpoint} holds an unfinished fit: finish it by `anople fit` with --resume.")
+            raise ValueError(f"{checkpoint} holds no detector (no config.json): {REMEDY}.")
+    else:
+        folder = fetch_detector(*split_revision(checkpoint, revision))
+    _check_files(folder)
+    return folder
+
+
+def _read_config(folder: Path) -> AnoPLeConfig:
+    kind = AnoPLeConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != AnoPLeConfig.model_type:
+        raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
+    return AnoPLeConfig.from_pretrained(folder)
+
+
+def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    adapter = _read_config(folder).adapter_clip_sha256
+    load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
+    return load(folder), AnoPLeProcessor.from_pretrained(folder)
+
+
+def _explained(checkpoint: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{checkpoint} cannot be loaded ({reason}): {REMEDY}.") from error
+
+
+def split_revision(checkpoint: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Part `user/name@revision` into its two halves; a revision given twice is refused."""
+    name, _, written = checkpoint.partition("@")
+    if written and revision:
+        raise ValueError(f"{checkpoint} names a revision and --revision {revision} another: give one of them.")
+    return name, written or revision
+
+
+def fetch_detector(name: str, revision: str | None = None) -> Path:
+    """
+    Download a repository into the cache, or find it there, and compare every file with the Hub's hash.
+
+    Over plain HTTP the client of the Hub checks the size of what it downloads but not its hash. Where the Hub cannot be
+    reached, what the cache holds is used as it is, with a warning.
+
+    Raises:
+        ValueError: if it cannot be had, and if a file is not what the Hub holds.
+    """
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED_FILES)))
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name} on the Hub holds no detector (no config.json): {REMEDY}.")
+        if not is_offline_mode():
+            _compare_hashes(name, folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
+        raise ValueError(f"{name} is no folder, and as a Hub id it {explain(error, revision)}.") from error
+    return folder
+
+
+def explain(error: Exception, revision: str | None = None) -> str:
+    """Say what an error of the Hub's client means and what to do, as the end of a sentence about the repository."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision!r}: give a branch, a tag or a whole commit hash"
+    if status in (401, 403):
+        return (
+            f"cannot be reached ({status}: it is private, gated or not there, or the token is not valid): check its "
+            "spelling, and log in with `hf auth login` or set HF_TOKEN to a token that may use it"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "cannot be found (404): check its spelling, and that your token may see it"
+    if isinstance(error, LocalEntryNotFoundError):
+        if is_offline_mode():
+            return "is not in the cache, and HF_HUB_OFFLINE forbids to download it: unset that, or give a folder"
+        return f"is not in the cache, and the Hub at {constants.ENDPOINT} cannot be reached: check the connection"
+    return f"cannot be loaded ({' '.join(str(error).split()).rstrip('.')}): {REMEDY}"
+
+
+def _compare_hashes(name: str, folder: Path) -> None:
+    cache = folder.parents[2]  # cache / models--user--name / snapshots / commit
+    try:
+        checked = HfApi().verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
+    except (httpx2.TransportError, HfHubHTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        logger.warning(
+            "%s is used from the cache, not compared with the Hub, which cannot be reached (%s).", name, error
+        )
+        return
+    for wrong in checked.mismatches:
+        raise ValueError(
+            f"{folder / wrong['path']} is damaged: its {wrong['algorithm']} is {wrong['actual']}, but {name} has "
+            f"{wrong['expected']}. Remove {folder.parents[1]} and download it again."
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Name a file that was cut short; the libraries' own errors do not."""
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            else:
+                with safe_open(path, framework="pt"):
+                    pass
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): copy the folder again, or fit the detector anew."
+            ) from error
+
+
+__all__ = [
+    "computing_device",
+    "detector_sha256",
+    "explain",
+    "fetch_detector",
+    "join_processes",
+    "load_config",
+    "load_detector",
+    "load_judge",
+    "loader_workers",
+    "one_order_of_sums",
+    "split_revision",
+]

@@ -1,0 +1,223 @@
+"""What a detector answers: text, decoder and memory fused into scores and maps, and which product an image shows."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from .configuration_anople import AnoPLeConfig
+from .images_anople import hide
+from .losses_anople import LossTerm
+
+
+# --- What a detector answers ---
+
+
+@dataclass
+class AnoPLeOutput(ModelOutput):
+    """
+    Hold the answers of an [`AnoPLeModel`]. Raw values order the photographs of one class; calibrated ones are comparable.
+
+    Args:
+        loss (`Tensor`, *optional*): weighted sum of the losses, with `mask_labels`.
+        loss_terms (`dict[str, LossTerm]`, *optional*): focal, dice, image and alignment loss as sum and count.
+        image_scores (`Tensor` of shape (batch,)): raw image score, higher is more anomalous.
+        anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
+        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the line of the class.
+        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the line of the class.
+        p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
+        text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
+        decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
+        memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
+        class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
+        known_products (`Tensor` of shape (batch,), *optional*): whether an image shows the class predicted for it.
+        image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
+        hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
+    """
+
+    loss: Tensor | None = None
+    loss_terms: dict[str, LossTerm] | None = None
+    image_scores: Tensor | None = None
+    anomaly_maps: Tensor | None = None
+    calibrated_scores: Tensor | None = None
+    calibrated_maps: Tensor | None = None
+    p_values: Tensor | None = None
+    text_scores: Tensor | None = None
+    decoder_maps: Tensor | None = None
+    memory_maps: Tensor | None = None
+    class_ids: Tensor | None = None
+    known_products: Tensor | None = None
+    image_embeds: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+# --- How several answers become one: harmonic mean of scores, upsampling and smoothing of maps (paper.md 1.9) ---
+
+
+def harmonic_mean(first: Tensor, second: Tensor, *, floor: float = 1e-6) -> Tensor:
+    """Harmonic mean 2ab / (a + b) of two scores within 0 and 1; both are raised to `floor` so that neither can be 0."""
+    first, second = first.clamp(floor, 1.0), second.clamp(floor, 1.0)
+    return 2 * first * second / (first + second)
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps (batch, rows, columns) to another size by bilinear interpolation."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def smooth_maps(maps: Tensor, *, size: int, sigma: float) -> Tensor:
+    """
+    Upsample maps (batch, rows, columns) to (batch, size, size) and blur them.
+
+    Args:
+        sigma: standard deviation of the Gaussian as a share of the side; 0 blurs not. The kernel reaches 3 sigma and the
+            border is mirrored.
+    """
+    maps = resize_maps(maps, (size, size))
+    radius = min(math.ceil(3 * sigma * size), size - 1)
+    if radius < 1:
+        return maps
+    places = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (places / (sigma * size)) ** 2)
+    kernel = (kernel / kernel.sum()).to(maps.dtype)
+    maps = F.pad(maps.unsqueeze(1), (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(maps, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).squeeze(1)
+
+
+def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, scales: Tensor | None, config: AnoPLeConfig) -> Tensor:
+    """
+    Fuse the decoder's and the memory's maps, then upsample and smooth: (batch, image side, image side).
+
+    Args:
+        decoder_maps: (batch, rows, columns) probabilities.
+        memory_maps: (batch, grid, grid) distances, or `None` where nothing is remembered: the decoder answers alone.
+        scales: (batch,) largest distance known from normals, for `fusion_scale="normal"`.
+    """
+    if memory_maps is None or config.map_fusion == "decoder":
+        fused = decoder_maps
+    else:
+        if scales is not None:
+            memory_maps = (memory_maps / scales.to(memory_maps).view(-1, 1, 1)).clamp(max=1)
+        memory_maps = resize_maps(memory_maps.float(), decoder_maps.shape[-2:])
+        fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
+    return smooth_maps(fused, size=config.image_size, sigma=config.smoothing)
+
+
+def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Tensor, config: AnoPLeConfig) -> Tensor:
+    """Fuse the text score of each image with the maximum of a map: (batch,)."""
+    maps = memory_maps if config.image_map == "memory" and memory_maps is not None else fused_maps
+    peaks = maps.float().flatten(1).amax(1)
+    if config.image_fusion == "harmonic":
+        return harmonic_mean(text_scores, peaks)
+    return peaks if config.image_fusion == "map" else text_scores
+
+
+def fuse_answers(output: AnoPLeOutput, scales: Tensor | None, ignored: Tensor | None, config: AnoPLeConfig) -> None:
+    """
+    Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
+
+    Args:
+        output: with `text_scores`, `decoder_maps` and, unless nothing is remembered, `memory_maps`.
+        scales: as in [`fuse_maps`].
+        ignored: (batch, grid, grid) patches that do not count.
+    """
+    output.memory_maps, output.decoder_maps = hide(output.memory_maps, ignored), hide(output.decoder_maps, ignored)
+    output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
+    output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+
+
+# --- Which product a photograph shows, and whether it shows any of them ---
+
+
+SMALLEST_STRANGENESS = 1e-5  # what is below is rounding
+
+
+class IdentityMixin:
+    """Methods of [`AnoPLeModel`] that find out as which class a photograph is judged."""
+
+    def identify(
+        self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
+    ) -> Tensor | None:
+        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids on the CPU, or `None` for all pooled."""
+        config = self.config
+        if config.class_identity == "pooled" and not self.training:
+            return None
+        if class_ids is not None and (config.class_identity == "given" or self.training or known):
+            self.check_ids(class_ids)
+            return class_ids.cpu()
+        prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
+        anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
+        return (pooled @ anchors.to(pooled.dtype).T).argmax(1).cpu()
+
+    def finds_out(self, named: bool) -> bool:
+        """Say whether the class of a photograph, which a user named or not, is predicted."""
+        identity = self.config.class_identity
+        return identity == "predicted" or (identity == "given" and not named)
+
+    def check_ids(self, class_ids: Tensor) -> None:
+        """Refuse ids of no class."""
+        count, ids = len(self.config.class_names), class_ids.cpu()
+        if not torch.compiler.is_compiling() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+            raise ValueError(f"class_ids must lie within 0 and {count - 1}, got {class_ids.tolist()}.")
+
+    def recognise(
+        self,
+        memory_maps: Tensor | None,
+        image_embeds: Tensor,
+        class_ids: Tensor | None,
+        ignored: Tensor | None = None,
+    ) -> Tensor | None:
+        """
+        Say of images whose class was predicted whether they show a known product at all.
+
+        An image is unknown where its [`strangeness`] lies above the line of the class that it is nearest to. The line
+        was found from that class' normals alone (see [`calibrate`]); a defect does not reach it while it covers less
+        than half of the photograph.
+
+        Returns:
+            (batch,) bool, or `None` where that cannot be told: pooled, without memory or lines, or turned off.
+        """
+        if class_ids is None or memory_maps is None or not self.config.unknown_product_rate:
+            return None
+        lines = self.calibration.product_lines(class_ids)
+        if lines is None:
+            return None
+        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids], ignored)
+        return (values <= lines.to(values)).all(1)
+
+
+def strangeness(
+    memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor, ignored: Tensor | None = None
+) -> Tensor:
+    """
+    Measure how unlike a product images are as wholes: (batch, 2), at least `SMALLEST_STRANGENESS`.
+
+    Args:
+        memory_maps: (batch, grid, grid) distances to the product's nearest normal patches; their median counts.
+        image_embeds: (batch, width) global features of unit length.
+        prototypes: (batch, width) or (1, width) mean global feature of the product's normals; (1 - cosine) / 2 counts.
+        ignored: (batch, grid, grid) patches that do not count.
+    """
+    distances = memory_maps.float() if ignored is None else memory_maps.float().masked_fill(ignored, torch.nan)
+    medians = distances.flatten(1).nanmedian(1).values
+    cosines = F.cosine_similarity(image_embeds.float(), prototypes.float(), dim=-1)
+    return torch.stack([medians, (1 - cosines) / 2], dim=1).clamp(min=SMALLEST_STRANGENESS)
+
+
+__all__ = [
+    "AnoPLeOutput",
+    "IdentityMixin",
+    "fuse_answers",
+    "fuse_images",
+    "fuse_maps",
+    "harmonic_mean",
+    "resize_maps",
+    "smooth_maps",
+    "strangeness",
+]
