@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from modeling_anople import load_photograph
-from modeling_anople.evaluation.heat_maps import overlay
+from modeling_anople.runtime.heat_maps import overlay
 from modeling_anople.prediction import Prediction, full_size_map, predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_anople.calibration_anople import describe_support
-from modeling_anople.evaluation.heat_maps import LINE, colorize
+from modeling_anople.runtime.heat_maps import LINE, colorize
 
 from .inspecting import known_product
 from .session import Session

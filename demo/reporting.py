@@ -6,7 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from modeling_anople.evaluation.heat_maps import with_legend
+from modeling_anople.runtime.heat_maps import with_legend
 
 from .explaining import data_address
 from .inspecting import Finding

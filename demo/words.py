@@ -2,7 +2,7 @@
 
 import html
 
-from modeling_anople.evaluation.heat_maps import LINE
+from modeling_anople.runtime.heat_maps import LINE
 
 from .inspecting import Finding
 from .judging import scale_picture

@@ -14,7 +14,7 @@ import modeling_anople
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
 from modeling_anople.checkpoint_anople import hash_weights
-from modeling_anople.evaluation.heat_maps import SAMPLES
+from modeling_anople.runtime.heat_maps import SAMPLES
 from modeling_anople.runtime.loading import detector_sha256
 
 from .card import CardFacts, make_card

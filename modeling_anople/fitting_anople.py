@@ -1,16 +1,18 @@
-"""What a detector knows of each product without training: its normal patches, its prototype and its line."""
+"""From normal images to what a detector knows of a product, without training: memory bank, prototype and threshold."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ClassLine, fit_line, fit_product_lines
-from .inference_anople import Views, judge_views, remember_views
-from .scoring_anople import AnoPLeOutput, strangeness
-from .tiling_anople import TURNS, disturbed_copies, turned_boxes, turned_copies
+from .calibration_anople import ProductThreshold, fit_novelty_thresholds, fit_threshold
+from .images_anople import ignored_patches
+from .inference_anople import TILES_AT_ONCE, JudgedImage, TiledImage, predict_tiles, prepare_tiles
+from .modeling_anople import AnoPLeModel
+from .scoring_anople import AnoPLeOutput, novelty_scores
+from .tiling_anople import ROTATION_COUNTS, jittered_copies, rotated_copies
 
 
 logger = logging.getLogger(__name__)
@@ -18,273 +20,261 @@ logger = logging.getLogger(__name__)
 DEFAULT_FALSE_ALARM_RATE = 0.05
 
 
-class ProductsMixin:
-    """Methods of [`AnoPLeModel`] that fill the memory and set the lines."""
+# --- Memory and prototype ---
 
-    @torch.no_grad()
-    def remember(
-        self,
-        pixel_values: Tensor | Sequence[Views],
-        class_id: int,
-        *,
-        batch_size: int = 8,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> None:
-        """
-        Add good photographs of one product to its memory and its prototype.
 
-        Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
+@torch.no_grad()
+def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *, batch_size: int = 8) -> None:
+    """
+    Add normal images of one product to its memory, without what is ignored, and to its prototype.
 
-        Args:
-            pixel_values: (photographs, 3, side, side), global views of normal photographs; or their [`Views`], with
-                tiles and with masks of what is ignored.
-            class_id: the product.
-            batch_size: photographs encoded at once.
-            sizes: (height, width) of each photograph, so that explanations can say where on it a patch lies.
+    Where the memory would grow past `config.memory_limit`, the vectors that best cover all are kept.
 
-        Raises:
-            ValueError: if there is no photograph.
-        """
-        self.eval()
-        if len(pixel_values) == 0:
-            raise ValueError(f"Class id {class_id} was given no good photographs: at least one is needed.")
-        if not isinstance(pixel_values, Tensor):
-            self._announce_memory(class_id, sum(len(views.boxes) for views in pixel_values))
-            return remember_views(self, pixel_values, class_id)
-        self._announce_memory(class_id, len(pixel_values))
-        known, limit = len(self.memory.counts[class_id]), self.config.memory_limit
-        total = self.class_prototypes[class_id].float() * known
-        wholes = None if sizes is None else [(0, 0, width, height) for height, width in sizes]
-        kind = self.config.memory_copies
-        boxes = None if wholes is None else turned_boxes(wholes, self.config.grid_size, kind).transpose(0, 1)
-        for start in range(0, len(pixel_values), batch_size):
-            chosen = slice(start, start + batch_size)
-            taps = []
-            for pixels, _ in turned_copies(pixel_values[chosen], kind):
-                features = self.encode_views(pixels)
-                if not taps:  # the photographs as they are
-                    total = total + F.normalize(features.pooled.float(), dim=-1).sum(0)
-                taps.append(self.memory_taps(pixels, features))
-            joined = {layer: torch.cat([part[layer] for part in taps], dim=1) for layer in self.memory.layers}
-            self.memory.add(joined, class_id, None if boxes is None else boxes[chosen].flatten(1, 2))
-            if limit and self.memory.sizes[class_id] > 2 * limit:  # however many photographs there are
-                self.memory.reduce(class_id, limit)
-        if limit:
-            self.memory.reduce(class_id, limit)
-        self.class_prototypes[class_id] = total / (known + len(pixel_values))
-        self.note_memory()
+    Args:
+        images: normal images, in tiles.
+        class_id: the product.
+        batch_size: images encoded at once.
 
-    def note_memory(self) -> None:
-        """Tell the config what the memory holds, so that it can be loaded."""
-        self.config.memory_sizes = self.memory.sizes
-        self.config.memory_photographs = [list(counts) for counts in self.memory.counts]
-        self.config.memory_boxes = self.memory.boxed
+    Raises:
+        ValueError: if there is no image, or nothing of one counts.
+    """
+    model.eval()
+    if not images:
+        raise ValueError(f"Class id {class_id} was given no good images: at least one is needed.")
+    product, limit = model.products[class_id], model.config.memory_limit
+    known, bank = product.image_count, product.bank
+    _announce_memory(model, class_id, sum(len(image.boxes) for image in images))
+    total = product.prototype.float() * known
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        encoded = _encode_tiles(model, batch)
+        for image, tiles in zip(batch, encoded, strict=True):
+            vectors, boxes = _vectors_of(model, image, tiles)
+            bank.add(vectors, [vectors.shape[1]], boxes)
+            total = total + _embedding_of(model, image, tiles)
+        if limit and bank.size > 2 * limit:  # however many images there are
+            bank.reduce(limit)
+    if limit:
+        bank.reduce(limit)
+    product.prototype = (total / (known + len(images))).to(product.prototype)
+    model.products.write()
 
-    def _announce_memory(self, class_id: int, photographs: int) -> None:
-        """Log how large the memory of a class will be, before it is."""
-        copies = TURNS[self.config.memory_copies]
-        vectors = self.memory.sizes[class_id] + photographs * copies * self.config.grid_size**2
-        kept = min(vectors, self.config.memory_limit or vectors)
-        numbers = kept * len(self.memory.layers) * self.memory.width
-        logger.info(
-            "Memory of %s: %d vectors in each of %d layers, %.1f MB%s.",
-            self.config.class_names[class_id],
-            kept,
-            len(self.memory.layers),
-            numbers * self.class_prototypes.element_size() / 1e6,
-            f" (of {vectors}, memory_limit)" if kept < vectors else "",
+
+# Of one tile, for each of its rotations: features (layers, patches, width), and which patches count.
+EncodedTile = tuple[Tensor, list[tuple[Tensor, Tensor]]]
+
+
+def _encode_tiles(model: AnoPLeModel, images: Sequence[TiledImage]) -> list[list[EncodedTile]]:
+    """Encode all tiles of some images, a few at a time: the global feature of each, and what the memory holds of it."""
+    queue = [(place, number) for place, image in enumerate(images) for number in range(len(image.boxes))]
+    encoded: list[list[EncodedTile]] = [[] for _ in images]
+    at_once = max(TILES_AT_ONCE, len(images))
+    for start in range(0, len(queue), at_once):
+        chunk = queue[start : start + at_once]
+        pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
+        pixels = pixels.to(model.device, model.dtype)
+        pooled, rotations = None, []
+        for rotated, ignored in rotated_copies(pixels, model.config.memory_rotations, masks):
+            features = model.encode_image(rotated)
+            if pooled is None:  # the tiles as they are
+                pooled = F.normalize(features.pooled.float(), dim=-1)
+            counts = _counting_patches(model, ignored, len(pixels))
+            rotations.append((model.memory_features(features), counts.to(model.device)))
+        for row, (place, _) in enumerate(chunk):
+            own = [(features[:, row], counts[row]) for features, counts in rotations]
+            encoded[place].append((pooled[row], own))
+    return encoded
+
+
+def _counting_patches(model: AnoPLeModel, ignored: Tensor | None, count: int) -> Tensor:
+    """Say which patches count: (count, patches)."""
+    grid = model.config.grid_size
+    if ignored is None:
+        return torch.ones(count, grid**2, dtype=torch.bool)
+    return ~ignored_patches(ignored, grid).flatten(1)
+
+
+def _vectors_of(model: AnoPLeModel, image: TiledImage, tiles: Sequence[EncodedTile]) -> tuple[Tensor, Tensor]:
+    """Join what the memory takes of an image: vectors (layers, vectors, width), and what each saw (vectors, 4)."""
+    seen = image.patch_boxes(model.config.grid_size, model.config.memory_rotations)
+    vectors, boxes = [], []
+    for number, (_, rotations) in enumerate(tiles):
+        for turn, (features, counts) in enumerate(rotations):
+            vectors.append(features[:, counts])
+            boxes.append(seen[turn, number][counts.cpu()])
+    joined = torch.cat(vectors, dim=1)
+    if not joined.shape[1]:
+        raise ValueError("The ignore_mask leaves no patch of a good image: mark less of it.")
+    return joined, torch.cat(boxes)
+
+
+def _embedding_of(model: AnoPLeModel, image: TiledImage, tiles: Sequence[EncodedTile]) -> Tensor:
+    """Return the global feature of the image as a whole: of one that is not cut, that of its only tile."""
+    if not image.layout:
+        return tiles[0][0]
+    whole, _ = prepare_tiles([(TiledImage(image.image, image.processor, None, image.ignore_mask), 0)])
+    return model.embed_image(whole.to(model.device, model.dtype)).float()[0]
+
+
+def _announce_memory(model: AnoPLeModel, class_id: int, tiles: int) -> None:
+    """Log how large the memory of a product will be, before it is."""
+    config, product = model.config, model.products[class_id]
+    vectors = product.bank.size + tiles * ROTATION_COUNTS[config.memory_rotations] * config.grid_size**2
+    kept = min(vectors, config.memory_limit or vectors)
+    layers, _, width = product.bank.vectors.shape
+    logger.info(
+        "Memory of %s: %d vectors in each of %d layers, %.1f MB%s.",
+        product.name,
+        kept,
+        layers,
+        kept * layers * width * product.prototype.element_size() / 1e6,
+        f" (of {vectors}, memory_limit)" if kept < vectors else "",
+    )
+
+
+# --- Threshold ---
+
+
+@torch.no_grad()
+def calibrate_product(
+    model: AnoPLeModel,
+    images: Sequence[TiledImage],
+    class_id: int,
+    *,
+    max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+) -> ProductThreshold:
+    """
+    Fit one product's threshold to the images that were remembered last, in the order in which they were.
+
+    Each image is scored against the memory of all others; [`fit_threshold`] fits the threshold to one score each. A lone
+    image can only be compared with its own slightly moved and relit copies.
+
+    Of images that were remembered earlier, and are no longer at hand, only the scores are left. They stay in the sample
+    as they were measured, against a smaller memory; in a larger one distances only shrink, so the threshold comes out
+    rather too high than too low. It is exact again when all images are given. What was measured on a lone first image,
+    against itself, is dropped, and so are scores of earlier versions, which counted copies as images.
+
+    Args:
+        images: the last ones given to [`remember`]; all of them for an exact threshold.
+        class_id: the product.
+        max_false_alarm_rate: share of good images that may lie above the threshold.
+
+    Raises:
+        ValueError: for more images than are remembered.
+    """
+    model.eval()
+    product = model.products[class_id]
+    first = product.image_count - len(images)
+    if first < 0:
+        raise ValueError(
+            f"{len(images)} images of {product.name!r} were given, whose memory holds {product.image_count}: give those "
+            "that it remembers."
         )
-
-    @torch.no_grad()
-    def calibrate(
-        self,
-        pixel_values: Tensor | Sequence[Views],
-        class_id: int,
-        *,
-        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
-    ) -> ClassLine:
-        """
-        Set one product's line from the photographs that were remembered, in the order in which they were.
-
-        Each photograph is scored against the memory of the others; [`fit_line`] sets the line from one score each. A lone
-        photograph can only be compared with its own slightly moved and relit copies.
-
-        Args:
-            pixel_values: (photographs, 3, side, side), exactly those given to [`remember`].
-            class_id: the product.
-            max_false_alarm_rate: share of good photographs that may lie above the line.
-
-        Raises:
-            ValueError: if these are not the photographs of the memory, by their number.
-        """
-        self.eval()
-        known = len(self.memory.counts[class_id])
-        if len(pixel_values) != known:
-            raise ValueError(
-                f"calibrate got {len(pixel_values)} photographs of class id {class_id}, whose memory holds {known}: give "
-                "the same ones as to remember(...)."
-            )
-        return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=0)
-
-    @torch.no_grad()
-    def calibrate_further(
-        self,
-        pixel_values: Tensor | Sequence[Views],
-        class_id: int,
-        *,
-        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
-    ) -> ClassLine:
-        """
-        Set one product's line anew after more photographs were remembered, the earlier ones no longer being at hand.
-
-        The new ones are scored against the memory of all others. Of the earlier ones only the scores are left. They stay
-        in the sample as they were measured, against a smaller memory; in a larger one distances only shrink, so the line
-        comes out rather too high than too low. It is exact again after [`calibrate`] with all photographs. What was
-        measured on a lone first photograph, against itself, is dropped, and so are scores of earlier versions, which
-        counted copies as photographs.
-
-        Args:
-            pixel_values: (photographs, 3, side, side), the last ones given to [`remember`].
-            class_id: the product.
-            max_false_alarm_rate: share of good photographs that may lie above the line.
-        """
-        self.eval()
-        first = len(self.memory.counts[class_id]) - len(pixel_values)
-        return self._set_line(pixel_values, class_id, max_false_alarm_rate, first=first)
-
-    @torch.no_grad()
-    def calibrate_held_out(
-        self,
-        pixel_values: Tensor | Sequence[Views] | None,
-        class_id: int,
-        *,
-        max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
-        batch_size: int = 8,
-    ) -> ClassLine:
-        """
-        Set one product's line anew with good photographs that are not remembered; the memory stays as it is.
-
-        They are scored as any photograph will be. Where they alone support the rate, the line rests on them alone (see
-        [`fit_line`]); otherwise they join the scores that are known. Without any photograph the line is only set for
-        another rate.
-
-        Args:
-            pixel_values: (photographs, 3, side, side), or their [`Views`], or `None`.
-            class_id: the product, which has a line.
-            max_false_alarm_rate: share of good photographs that may lie above the line.
-            batch_size: photographs encoded at once.
-        """
-        self.eval()
-        name = self.config.class_names[class_id]
-        line = ClassLine(**self.config.calibration[name])
-        if not line.photographs:
-            line.image_scores, line.map_maxima = [], []
-        images, maxima = [], []
-        for output in self._judge_held_out(() if pixel_values is None else pixel_values, class_id, batch_size):
-            images += output.image_scores.tolist()
-            maxima += output.anomaly_maps.flatten(1).amax(1).tolist()
-        return self._store_line(
-            fit_line(
-                line.image_scores + images,
-                line.map_maxima + maxima,
-                max_false_alarm_rate=max_false_alarm_rate,
-                memory_scale=line.memory_scale,
-                image_copies=line.image_copies,
-                map_copies=line.map_copies,
-                held_out=line.held_out + len(images),
-            ),
-            class_id,
-            line.strangeness,
-        )
-
-    def _judge_held_out(
-        self, pixel_values: Tensor | Sequence[Views], class_id: int, batch_size: int
-    ) -> Iterator[AnoPLeOutput]:
-        if not isinstance(pixel_values, Tensor):
-            yield from (judge_views(self, views, class_id, exclude=slice(0, 0)) for views in pixel_values)
-            return
-        for part in pixel_values.split(batch_size):
-            ids = torch.full((len(part),), class_id, device=part.device)
-            yield self(part, class_ids=ids, exclude=(class_id, slice(0, 0)))
-
-    def _set_line(
-        self, pixel_values: Tensor | Sequence[Views], class_id: int, rate: float, *, first: int
-    ) -> ClassLine:
-        """Score the photographs from number `first` on, join earlier scores and fit the line."""
-        name = self.config.class_names[class_id]
-        earlier = ClassLine(**self.config.calibration[name]) if first and self.calibration.knows(name) else None
-        judged = self._judge_normals(pixel_values, class_id, first)
-        scale = max(float(output.memory_maps.max()) for output in judged)
-        if earlier and first > 1:
-            scale = max(scale, earlier.memory_scale)
-        if self.config.fusion_scale == "normal":
-            self.calibration.set(name, ClassLine.unset(memory_scale=scale))
-            judged = self._judge_normals(pixel_values, class_id, first)
-        images = [output.image_scores.tolist() for output in judged]
-        maxima = [output.anomaly_maps.flatten(1).amax(1).tolist() for output in judged]
-        strange = self._strangeness_of_normals(judged, class_id)
-        if earlier and first > 1:
-            strange = [old + new for old, new in zip(earlier.strangeness or [[], []], strange, strict=True)]
-        measured, kept = _scores_of(images, maxima, alone=len(self.memory.counts[class_id]) == 1), 0
-        if earlier and earlier.photographs:
-            kept = earlier.held_out
-            measured["image_scores"] = _joined(earlier.image_scores, measured["image_scores"], kept)
-            measured["map_maxima"] = _joined(earlier.map_maxima, measured["map_maxima"], kept)
-        line = fit_line(**measured, max_false_alarm_rate=rate, memory_scale=scale, held_out=kept)
-        return self._store_line(line, class_id, strange)
-
-    def _store_line(self, line: ClassLine, class_id: int, strange: list[list[float]]) -> ClassLine:
-        """Add the lines of unknown products to a class' line, and keep it."""
-        line.strangeness = [sorted(values) for values in strange]
-        line.product_lines = fit_product_lines(strange, rate=self.config.unknown_product_rate)
-        self.calibration.set(self.config.class_names[class_id], line)
-        return line
-
-    def _judge_normals(self, pixel_values: Tensor | Sequence[Views], class_id: int, first: int) -> list:
-        """Score each photograph, and disturbed copies of it, against the memory without that photograph."""
-        alone = len(self.memory.counts[class_id]) == 1
-        judged = []
-        for number, photograph in enumerate(pixel_values, start=first):
-            if isinstance(photograph, Views):
-                judged.append(self._judge_views(photograph, class_id, number, alone))
-                continue
-            copies = disturbed_copies(photograph)
-            batch = copies if alone else torch.cat([photograph[None], copies])
-            own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
-            class_ids = torch.full((len(batch),), class_id, device=batch.device)
-            judged.append(self(batch, class_ids=class_ids, exclude=(class_id, own)))
-        return judged
-
-    def _judge_views(self, views: Views, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
-        """Do so for a photograph in tiles; every tile is disturbed alike."""
-
-        def copies(tile: Tensor) -> Tensor:
-            return disturbed_copies(tile) if alone else torch.cat([tile[None], disturbed_copies(tile)])
-
-        own = slice(0, 0) if alone else self.memory.vectors_of(class_id, number)
-        return judge_views(self, views, class_id, exclude=own, copies=copies)
-
-    def _strangeness_of_normals(self, judged: list, class_id: int) -> list[list[float]]:
-        """Measure each photograph, and its copies, against the memory and the prototype without that photograph."""
-        known, prototype = len(self.memory.counts[class_id]), self.class_prototypes[class_id].float()
-        rows = []
-        for output in judged:
-            own = 0 if known == 1 else output.image_embeds[0].float() / known
-            rows.append(strangeness(output.memory_maps, output.image_embeds, (prototype - own)[None]))
-        return torch.cat(rows).T.tolist()
-
-
-def _scores_of(images: list[list[float]], maxima: list[list[float]], *, alone: bool) -> dict[str, list[float]]:
-    """Tell independent scores, the first of each photograph, from those of a lone photograph's copies."""
+    earlier = product.record.threshold if first else None
+    alone = product.image_count == 1
+    judged = [_judge_normal(model, image, class_id, first + place, alone) for place, image in enumerate(images)]
+    novelty = _novelty_of_normals(model, judged, class_id)
+    if earlier and first > 1:
+        novelty = [old + new for old, new in zip(earlier.novelty_scores or [[], []], novelty, strict=True)]
+    # independent scores are the first of each image; those of copies serve a lone image alone
+    scores = [output.image_scores.tolist() for output in judged]
+    maxima = [output.anomaly_maps.flatten(1).amax(1).tolist() for output in judged]
     if alone:
-        return {"image_scores": [], "map_maxima": [], "image_copies": images[0], "map_copies": maxima[0]}
-    return {"image_scores": [each[0] for each in images], "map_maxima": [each[0] for each in maxima]}
+        measured = {"image_scores": [], "map_maxima": []}
+        measured |= {"jittered_image_scores": scores[0], "jittered_map_maxima": maxima[0]}
+    else:
+        measured = {"image_scores": [each[0] for each in scores], "map_maxima": [each[0] for each in maxima]}
+    held_out = 0
+    if earlier and earlier.image_count:
+        held_out = earlier.held_out
+        for name in ("image_scores", "map_maxima"):  # held-out ones stay last
+            known = getattr(earlier, name)
+            place = len(known) - held_out
+            measured[name] = known[:place] + measured[name] + known[place:]
+    threshold = fit_threshold(**measured, max_false_alarm_rate=max_false_alarm_rate, held_out=held_out)
+    return _keep_threshold(model, class_id, threshold, novelty)
 
 
-def _joined(earlier: list[float], new: list[float], held_out: int) -> list[float]:
-    """Put scores of remembered photographs between earlier ones and those of photographs held out."""
-    place = len(earlier) - held_out
-    return earlier[:place] + new + earlier[place:]
+@torch.no_grad()
+def recalibrate_product(
+    model: AnoPLeModel,
+    images: Sequence[TiledImage],
+    class_id: int,
+    *,
+    max_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+    batch_size: int = 8,
+) -> ProductThreshold:
+    """
+    Fit one product's threshold anew with good images that are not remembered; the memory stays as it is.
+
+    They are scored as any image will be. Where they alone support the rate, the threshold rests on them alone (see
+    [`fit_threshold`]); otherwise they join the scores that are known. Without any image it is only fitted for another
+    rate.
+
+    Args:
+        images: good images, or none.
+        class_id: the product, which has a threshold.
+        max_false_alarm_rate: share of good images that may lie above the threshold.
+        batch_size: images judged at once.
+    """
+    model.eval()
+    known = model.products[class_id].record.threshold
+    scores, maxima = (known.image_scores, known.map_maxima) if known.image_count else ([], [])
+    for start in range(0, len(images), batch_size):
+        batch = list(images[start : start + batch_size])
+        for image in batch:
+            image.class_id = class_id
+        for judged in predict_tiles(model, batch, exclude=(class_id, slice(0, 0))):
+            output = _counted(judged)
+            scores = scores + output.image_scores.tolist()
+            maxima = maxima + output.anomaly_maps.flatten(1).amax(1).tolist()
+    threshold = fit_threshold(
+        scores,
+        maxima,
+        max_false_alarm_rate=max_false_alarm_rate,
+        jittered_image_scores=known.jittered_image_scores,
+        jittered_map_maxima=known.jittered_map_maxima,
+        held_out=known.held_out + len(images),
+    )
+    return _keep_threshold(model, class_id, threshold, known.novelty_scores)
 
 
-__all__ = ["DEFAULT_FALSE_ALARM_RATE", "ProductsMixin"]
+def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
+    """Score an image, and jittered copies of it, against the memory without that image; a lone one's copies alone."""
+
+    def copies(tile: Tensor) -> Tensor:
+        jittered = jittered_copies(tile)
+        return jittered if alone else torch.cat([tile[None], jittered])
+
+    own = slice(0, 0) if alone else model.products[class_id].bank.vectors_of(number)
+    image.class_id = class_id
+    return _counted(predict_tiles(model, [image], exclude=(class_id, own), copies=copies)[0])
+
+
+def _counted(judged: JudgedImage | None) -> AnoPLeOutput:
+    if judged is None:
+        raise ValueError("The ignore_mask leaves no patch that counts: mark less of the image.")
+    return judged.output
+
+
+def _novelty_of_normals(model: AnoPLeModel, judged: Sequence[AnoPLeOutput], class_id: int) -> list[list[float]]:
+    """Measure each image, and its copies, against the memory and the prototype without that image: a list of each number."""
+    known, prototype = model.products[class_id].image_count, model.products[class_id].prototype.float()
+    rows = []
+    for output in judged:
+        own = 0 if known == 1 else output.image_embeds[0].float() / known
+        rows.append(novelty_scores(output.memory_maps, output.image_embeds, (prototype - own)[None]))
+    return torch.cat(rows).T.tolist()
+
+
+def _keep_threshold(
+    model: AnoPLeModel, class_id: int, threshold: ProductThreshold, novelty: Sequence[Sequence[float]]
+) -> ProductThreshold:
+    """Add the thresholds of unknown products to a product's own, and keep both."""
+    threshold.novelty_scores = [sorted(values) for values in novelty]
+    threshold.novelty_thresholds = fit_novelty_thresholds(novelty, rate=model.config.unknown_product_rate)
+    model.products.set_threshold(class_id, threshold)
+    return threshold
+
+
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "calibrate_product", "recalibrate_product", "remember"]

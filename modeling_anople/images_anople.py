@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -49,11 +49,17 @@ IMAGE_EXTENSIONS = frozenset(
 )  # of data sets
 
 
+# What opens as an image: a path, a file, bytes, a row `{"path", "bytes"}` of a table, a PIL image, an array or a tensor.
+ImageSource = str | os.PathLike | bytes | dict | Image.Image | np.ndarray | torch.Tensor | BinaryIO
+# What marks what does not count: an image, "none", or a function of (height, width).
+MaskSource = ImageSource | Callable[[tuple[int, int]], np.ndarray]
+
+
 class ImageError(ValueError):
     """A photograph that cannot be used; the message names it and says what to do."""
 
 
-def load_photograph(source: Any, *, white_value: float | None = None) -> Image.Image:
+def load_photograph(source: ImageSource, *, white_value: float | None = None) -> Image.Image:
     """
     Open a photograph of any kind as RGB, upright.
 
@@ -73,7 +79,7 @@ def load_photograph(source: Any, *, white_value: float | None = None) -> Image.I
     return _load(source, white_value, "white")
 
 
-def load_mask(source: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
+def load_mask(source: ImageSource, *, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     Open a ground-truth mask as booleans (height, width); any value above 0 marks a defect, transparency does not.
 
@@ -93,14 +99,14 @@ def load_mask(source: Any, *, size: tuple[int, int] | None = None) -> np.ndarray
     return mask
 
 
-def _load(source: Any, white_value: float | None, background: str) -> Image.Image:
+def _load(source: ImageSource, white_value: float | None, background: str) -> Image.Image:
     try:
         return _read(source, white_value, background)
     except Exception as error:  # a damaged file makes decoders raise nearly anything
         raise ImageError(f"{_name_of(source)}: {_reason(error)}") from error
 
 
-def _read(source: Any, white_value: float | None, background: str) -> Image.Image:
+def _read(source: ImageSource, white_value: float | None, background: str) -> Image.Image:
     if isinstance(source, dict):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (torch.Tensor, np.ndarray)):
@@ -130,11 +136,11 @@ def _reason(error: Exception) -> str:
     return f"cannot be read whole ({error}): copy it again or remove it."
 
 
-def _name_of(source: Any) -> str:
+def _name_of(source: ImageSource) -> str:
     return source_path(source) or ("image in a table" if isinstance(source, dict) else "image in memory")
 
 
-def source_path(source: Any) -> str | None:
+def source_path(source: ImageSource) -> str | None:
     """Say which file a photograph comes from, `None` where that is not known."""
     if isinstance(source, dict):
         source = source.get("path")
@@ -293,7 +299,7 @@ NOTHING = "none"  # an ignore_mask by which all counts
 MOSTLY = 0.5  # a patch is ignored where more than this share of it is
 
 
-def load_ignore_mask(source: Any, size: tuple[int, int]) -> np.ndarray:
+def load_ignore_mask(source: MaskSource, size: tuple[int, int]) -> np.ndarray:
     """
     Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored.
 
@@ -356,14 +362,14 @@ def ignored_patches(masks: Tensor, grid: int) -> Tensor:
     return F.adaptive_avg_pool2d(masks.float()[:, None], grid)[:, 0] > MOSTLY
 
 
-def hide(maps: Tensor | None, ignored: Tensor | None) -> Tensor | None:
+def mask_out(maps: Tensor | None, ignored: Tensor | None) -> Tensor | None:
     """Set maps (batch, rows, columns) to 0 where patches (batch, grid, grid) are ignored."""
     if maps is None or ignored is None:
         return maps
     return maps.masked_fill(F.interpolate(ignored[:, None].float(), size=maps.shape[-2:])[:, 0] > 0, 0)
 
 
-def clear_ignored(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+def mask_out_array(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Set a map (rows, columns) of any size to 0 where the mask (height, width) of its photograph is set."""
     if mask is None:
         return anomaly_map
@@ -373,12 +379,14 @@ def clear_ignored(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarra
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "ImageSource",
+    "MaskSource",
     "ImageError",
     "NOTHING",
     "act_on_each",
-    "clear_ignored",
+    "mask_out_array",
     "fill_ignored",
-    "hide",
+    "mask_out",
     "ignored_patches",
     "is_one_photograph",
     "list_photographs",

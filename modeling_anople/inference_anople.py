@@ -1,155 +1,117 @@
-"""From images to answers: read in batches, cut into tiles, judged, and joined to one answer for each image."""
+"""
+From images to answers, on one road: opened in batches, cut into tiles, judged, and joined to one answer for each.
+
+An image that is not cut is one tile. A detector here is the network or an exported graph of it.
+"""
 
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
-from transformers.feature_extraction_utils import BatchFeature
 
 from .images_anople import (
     ImageError,
+    ImageSource,
+    MaskSource,
     act_on_each,
     fill_ignored,
-    hide,
     ignored_patches,
     load_ignore_mask,
     load_photograph,
+    mask_out,
     with_masks,
 )
-from .processing_anople import AnoPLeProcessor, find_class
-from .product_store_anople import KeptMasks
-from .scoring_anople import AnoPLeOutput
-from .tiling_anople import (
-    Layout,
-    MemoryCopies,
-    Tiling,
-    blend_maps,
-    plan_tiles,
-    tiling_of,
-    tiling_text,
-    turned_boxes,
-    turned_copies,
-)
+from .processing_anople import AnoPLeProcessor
+from .product_store_anople import SAME
+from .scoring_anople import AnoPLeOutput, Detector, smooth_maps
+from .tiling_anople import Layout, Rotations, Tiling, blend_maps, plan_tiles, rotated_boxes, tiling_text
 
 
-# --- From a stream of photographs to batches for the model, one bad file never stopping the rest ---
+TILES_AT_ONCE = 8
+
+Part = Literal["fused", "memory", "decoder", "text"]
+
+
+# --- Images as they are opened ---
 
 
 @dataclass
-class Batch:
+class OpenedImage:
     """
-    Some photographs in a row.
+    One image of a stream.
 
     Args:
-        sources: where they come from.
-        errors: why one could not be read, or `None`.
-        sizes: (height, width) of each, `None` for one that could not be read.
-        inputs: those that could be read, in their order, as the model wants them; `None` if there is none.
-        opened: photograph, mask of what is ignored and class name of each that could be read.
+        source: where it comes from.
+        image: RGB and upright; `None` where it could not be opened.
+        ignore_mask: (height, width) what does not count on it, `None` where nothing was given.
+        class_name: the product, as the detector writes it; `None` where none was given.
+        error: why it could not be opened.
     """
 
-    sources: list[Any]
-    errors: list[str | None]
-    sizes: list[tuple[int, int] | None]
-    inputs: BatchFeature | None
-    opened: list[tuple[Image.Image, np.ndarray | None, str | None]] = field(default_factory=list)
-
-    @property
-    def readable_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of those in `inputs`."""
-        return [size for size in self.sizes if size is not None]
-
-    @property
-    def hidden(self) -> list[np.ndarray | None]:
-        """What is ignored on those in `inputs`, as masks (height, width)."""
-        return [mask for _, mask, _ in self.opened]
-
-    def refuse(self, rows: dict[int, str]) -> None:
-        """Take some of those in `inputs`, by their number, for ones that could not be read, with these errors."""
-        places = [place for place, size in enumerate(self.sizes) if size is not None]
-        for row, error in rows.items():
-            self.errors[places[row]], self.sizes[places[row]] = error, None
-        kept = [row for row in range(len(self.opened)) if row not in rows]
-        self.opened = [self.opened[row] for row in kept]
-        self.inputs = BatchFeature({name: value[kept] for name, value in self.inputs.items()}) if kept else None
-
-    def spread(self, answers: Sequence[Any]) -> list[Any]:
-        """Put one answer for each photograph in `inputs` into the places of all; the others get `None`."""
-        given = iter(answers)
-        return [None if size is None else next(given) for size in self.sizes]
+    source: ImageSource
+    image: Image.Image | None = None
+    ignore_mask: np.ndarray | None = None
+    class_name: str | None = None
+    error: str | None = None
 
 
-def read_batches(
+def open_batches(
     processor: AnoPLeProcessor,
-    sources: Iterable[Any],
+    sources: Iterable[ImageSource],
     *,
     class_names: str | Iterable[str] | None = None,
     batch_size: int = 8,
-    by_views: bool = False,
-    ignore_mask: Any = None,
-    masks: KeptMasks | None = None,
-) -> Iterator[Batch]:
+    ignore_mask: MaskSource | Sequence[MaskSource] | None = None,
+) -> Iterator[list[OpenedImage]]:
     """
-    Open photographs as they are needed, `batch_size` at a time and never more ahead.
+    Open images as they are needed, `batch_size` at a time and never more ahead; one bad file never stops the rest.
 
     Args:
         sources: anything that [`load_photograph`] opens.
         class_names: the product of all, or one for each in step with `sources`. `None`: not given.
-        by_views: whether they are cut later on; they are then only opened.
-        ignore_mask: what does not count, one mask for all, or a list with one (or `None`) for each.
-        masks: those that products keep; taken for named photographs without one.
+        ignore_mask: what does not count, one mask for all images, or a list with one (or `None`) for each.
 
     Raises:
         ValueError: for an unknown class, more or fewer class names than sources, or a batch size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    masked = with_masks(_pairs(sources, class_names), ignore_mask)
+    masked = with_masks(_with_names(sources, class_names), ignore_mask)
     while several := list(itertools.islice(masked, batch_size)):
-        batch = _open_all(processor, several, masks)
-        if batch.opened and not by_views:
-            batch.inputs = _prepare(processor, batch.opened)
+        images = _open_each([source for (source, _), _ in several], processor.white_value)
+        batch = []
+        for ((source, name), mask), image in zip(several, images, strict=True):
+            name = None if name is None else processor.class_names[processor.class_id(name)]
+            opened = OpenedImage(source, class_name=name)
+            if isinstance(image, str):
+                opened.error = image
+            else:
+                opened.image = image
+                _open_mask(opened, mask)
+            batch.append(opened)
         yield batch
 
 
-def _open_all(
-    processor: AnoPLeProcessor, several: Sequence[tuple[tuple[Any, str | None], Any]], masks: KeptMasks | None
-) -> Batch:
-    batch = Batch([source for (source, _), _ in several], [], [], None)
-    for ((_, name), mask), opened in zip(several, _open_each(batch.sources, processor.white_value), strict=True):
-        name = None if name is None else processor.class_names[processor.class_id(name)]  # as the detector writes it
-        if isinstance(opened, Image.Image):
-            try:
-                mask = masks.wanted(name) if mask is None and masks is not None else mask
-                hidden = None if mask is None else load_ignore_mask(mask, opened.size[::-1])
-                if hidden is not None and hidden.all():
-                    raise ImageError("The ignore_mask ignores the whole photograph: mark only what shall not count.")
-                batch.opened.append((opened, hidden, name))
-            except ImageError as error:
-                opened = str(error)
-        readable = isinstance(opened, Image.Image)
-        batch.errors.append(None if readable else opened)
-        batch.sizes.append(opened.size[::-1] if readable else None)
-    return batch
+def _open_mask(opened: OpenedImage, mask: MaskSource | None) -> None:
+    """Open the mask that was given with an image, in place; one that cannot be used is an error of the image."""
+    try:
+        opened.ignore_mask = None if mask is None else load_ignore_mask(mask, opened.image.size[::-1])
+        if opened.ignore_mask is not None and opened.ignore_mask.all():
+            raise ImageError("The ignore_mask ignores the whole image: mark only what shall not count.")
+    except ImageError as error:
+        opened.error = str(error)
 
 
-def _prepare(processor: AnoPLeProcessor, opened: Sequence[tuple[Image.Image, np.ndarray | None, str | None]]):
-    """Make photographs what the model wants; where nothing is ignored there are no `ignore_masks`."""
-    photographs, hidden, names = (list(part) for part in zip(*opened, strict=True))
-    class_names = names if any(name is not None for name in names) else None
-    ignored = hidden if any(mask is not None for mask in hidden) else None
-    return processor(images=photographs, class_names=class_names, ignore_masks=ignored)
-
-
-def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> Iterator[tuple[Any, str | None]]:
+def _with_names(
+    sources: Iterable[ImageSource], class_names: str | Iterable[str] | None
+) -> Iterator[tuple[ImageSource, str | None]]:
     if class_names is None or isinstance(class_names, str):
         yield from zip(sources, itertools.repeat(class_names), strict=False)
         return
@@ -161,371 +123,306 @@ def _pairs(sources: Iterable[Any], class_names: str | Iterable[str] | None) -> I
         yield source, name
 
 
-def _open_each(sources: Sequence[Any], white_value: float | None) -> list[Image.Image | str]:
-    """Open photographs, files and bytes several at a time: an open picture or file may stand for several sources."""
+def _open_each(sources: Sequence[ImageSource], white_value: float | None) -> list[Image.Image | str]:
+    """Open images, files and bytes several at a time: an open picture or file may stand for several sources."""
     apart = all(isinstance(source, (str, os.PathLike, bytes, dict)) for source in sources)
     act = functools.partial(_open, white_value=white_value)
     return act_on_each(act, sources) if apart else [act(source) for source in sources]
 
 
-def _open(source: Any, white_value: float | None) -> Image.Image | str:
+def _open(source: ImageSource, white_value: float | None) -> Image.Image | str:
     try:
         return load_photograph(source, white_value=white_value)
     except ImageError as error:
         return str(error)
 
 
-# --- Whole photographs in a batch, each with the mask that its product keeps, and one answer for each ---
-
-
-@torch.no_grad()
-def judge_batch(model: Any, processor: AnoPLeProcessor, batch: Batch) -> AnoPLeOutput | None:
-    """
-    Judge the prepared photographs of a batch as wholes.
-
-    Where none is named and products keep masks, all are judged as they came, which finds out what they show. If a product
-    that was found keeps a mask, it is laid over its photographs and the batch is judged once more, in the same shape, so
-    that the answers of the others stay the same (bit for bit; a graph runs each product apart, and its last digits move).
-
-    Args:
-        model: a detector, or a graph of one.
-        batch: of [`read_batches`]; its masks, pixels and errors are brought to what was judged.
-
-    Returns:
-        A row for each photograph that could be judged; `None` if there is none.
-    """
-    if batch.inputs is None:
-        return None
-    output, failed = model(**_inputs_for(model, batch)), {}
-    if not model.masks.is_empty and model.finds_out("class_ids" in batch.inputs):
-        laid, failed = _lay_kept_masks(model, processor, batch, output.class_ids)
-        if laid:
-            output = _judge_again(model, batch, output.class_ids)
-    for row in _without_patches(model, batch):
-        failed.setdefault(row, "The ignore_mask leaves no patch that counts: mark less of the photograph.")
-    if not failed:
-        return output
-    kept = [row for row in range(len(batch.opened)) if row not in failed]
-    batch.refuse(failed)
-    rows = {name: value[kept] for name, value in output.items() if isinstance(value, Tensor)}
-    return AnoPLeOutput(**rows) if kept else None
-
-
-def _inputs_for(model: Any, batch: Batch) -> BatchFeature:
-    inputs = batch.inputs.to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    return inputs
-
-
-def _lay_kept_masks(
-    model: Any, processor: AnoPLeProcessor, batch: Batch, class_ids: Tensor
-) -> tuple[bool, dict[int, str]]:
-    """
-    Lay the masks of the products that were found over the photographs without one, in place.
-
-    Returns:
-        Whether there was one to lay, and an error for each photograph whose mask does not fit.
-    """
-    pixels, laid, failed = batch.inputs["pixel_values"], False, {}
-    for row, ((photograph, mask, name), class_id) in enumerate(zip(batch.opened, class_ids.tolist(), strict=True)):
-        wanted = model.masks.wanted(model.config.class_names[class_id]) if mask is None else None
-        if wanted is None:
-            continue
-        try:
-            mask = wanted(photograph.size[::-1])
-        except ImageError as error:
-            failed[row] = str(error)
-            continue
-        prepared, laid = processor([photograph], ignore_masks=[mask]), True
-        pixels[row] = prepared["pixel_values"][0]
-        if "ignore_masks" not in batch.inputs:
-            batch.inputs["ignore_masks"] = torch.zeros(len(pixels), *prepared["ignore_masks"].shape[1:])
-        batch.inputs["ignore_masks"][row] = prepared["ignore_masks"][0]
-        batch.opened[row] = (photograph, mask, name)
-    return laid, failed
-
-
-def _judge_again(model: Any, batch: Batch, class_ids: Tensor) -> AnoPLeOutput:
-    """Judge photographs under their masks as the products that they were found to show without."""
-    inputs = _inputs_for(model, batch)
-    output = model(**{**inputs, "class_ids": class_ids}, exclude=(0, slice(0, 0)))
-    ignored = ignored_patches(inputs["ignore_masks"], model.config.grid_size)
-    output.known_products = model.recognise(output.memory_maps, output.image_embeds, class_ids, ignored)
-    return output
-
-
-def _without_patches(model: Any, batch: Batch) -> list[int]:
-    """Name the rows of which nothing counts."""
-    if "ignore_masks" not in batch.inputs:
-        return []
-    ignored = ignored_patches(batch.inputs["ignore_masks"], model.config.grid_size)
-    return ignored.flatten(1).all(1).nonzero()[:, 0].tolist()
-
-
-# --- One photograph as the model sees it - its tiles, or the whole of it -, and one answer from the answers to all of them ---
-
-
-TILES_AT_ONCE = 8
-SAME = "same"  # tiling as the detector keeps it
+# --- One image in tiles ---
 
 
 @dataclass
-class Views:
+class TiledImage:
     """
-    One photograph, cut when it is needed, so that no more than a few tiles exist at once.
+    One image, cut when it is needed, so that no more than a few tiles exist at once.
 
     Args:
-        photograph: RGB.
+        image: RGB.
         processor: turns tiles into tensors.
-        layout: where the tiles lie; `None` for the photograph as a whole.
-        mask: (height, width) what is ignored, or `None`.
-        class_id: the product, where it was found out before a mask was laid over.
+        layout: where the tiles lie; `None` for the image as one whole.
+        ignore_mask: (height, width) what is ignored, or `None`.
+        class_id: the product, where it is known before the image is judged.
+        identified: whether that was predicted, and not given.
     """
 
-    photograph: Image.Image
+    image: Image.Image
     processor: AnoPLeProcessor
     layout: Layout | None
-    mask: np.ndarray | None = None
+    ignore_mask: np.ndarray | None = None
     class_id: int | None = None
+    identified: bool = False
 
     @classmethod
-    def of(cls, photograph: Image.Image, processor: AnoPLeProcessor, tiling: Tiling, mask: np.ndarray | None = None):
-        """Lay a photograph out."""
-        return cls(photograph, processor, plan_tiles(photograph.size[::-1], tiling, processor.image_size), mask)
+    def of(
+        cls, image: Image.Image, processor: AnoPLeProcessor, tiling: Tiling, ignore_mask: np.ndarray | None = None
+    ) -> "TiledImage":
+        """Plan the tiles of an image."""
+        return cls(image, processor, plan_tiles(image.size[::-1], tiling, processor.image_size), ignore_mask)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the photograph."""
-        return self.photograph.size[::-1]
+        """(height, width) of the image."""
+        return self.image.size[::-1]
 
     @property
     def boxes(self) -> Sequence[tuple[int, int, int, int]]:
-        """Left, top, right and bottom of each tile in the photograph's pixels; it may reach beyond."""
-        return self.layout.boxes if self.layout else [(0, 0, *self.photograph.size)]
+        """Left, top, right and bottom of each tile in the image's pixels; it may reach beyond."""
+        return self.layout.boxes if self.layout else [(0, 0, *self.image.size)]
 
-    def overview(self) -> dict[str, Tensor]:
-        """Prepare the whole photograph: `pixel_values` (1, 3, side, side), `ignore_masks` (1, side, side)."""
-        return dict(self.processor([self.photograph], ignore_masks=[self.mask]))
-
-    def prepare(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Prepare some tiles: `pixel_values` and `ignore_masks`; what is beyond the border is ignored."""
+    def crop(self, number: int) -> tuple[Image.Image, np.ndarray | None]:
+        """Cut one tile, and mark on it what is ignored or lies beyond the border; `None` where all of it counts."""
         if self.layout is None:
-            return self.overview()
-        cut = [self._cut(self.boxes[number]) for number in numbers]
-        masks = [mask if mask.any() else None for _, mask in cut]
-        return dict(self.processor([tile for tile, _ in cut], ignore_masks=masks))
-
-    def pictures(self) -> Iterator[Image.Image]:
-        """Cut the tiles one by one, with what is ignored, or beyond the border, painted over softly."""
-        for box in self.boxes:
-            yield fill_ignored(*self._cut(box))
-
-    def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Prepare all tiles, a few at a time."""
-        for start in range(0, len(self.boxes), TILES_AT_ONCE):
-            yield self.prepare(range(start, min(start + TILES_AT_ONCE, len(self.boxes))))
-
-    def _cut(self, box: tuple[int, int, int, int]) -> tuple[Image.Image, np.ndarray]:
-        left, top, right, bottom = box
+            return self.image, self.ignore_mask
+        left, top, right, bottom = self.boxes[number]
         mask = np.ones((bottom - top, right - left), dtype=bool)
         inside = (slice(max(0, -top), self.size[0] - top), slice(max(0, -left), self.size[1] - left))
         shown = (slice(max(0, top), bottom), slice(max(0, left), right))
-        mask[inside] = False if self.mask is None else self.mask[shown]
-        return self.photograph.crop(box), mask
+        mask[inside] = False if self.ignore_mask is None else self.ignore_mask[shown]
+        return self.image.crop(self.boxes[number]), mask if mask.any() else None
 
-    def patch_boxes(self, grid: int, copies: MemoryCopies = "none") -> Tensor:
-        """Say which pixels of the photograph the patches of its tiles, as they are and turned, see: see [`turned_boxes`]."""
-        seen = turned_boxes(self.boxes, grid, copies)
-        return torch.minimum(seen.clamp(min=0), torch.tensor(self.photograph.size * 2, dtype=seen.dtype))
+    def pictures(self) -> Iterator[Image.Image]:
+        """Cut the tiles one by one, with what is ignored, or beyond the border, painted over softly."""
+        for number in range(len(self.boxes)):
+            picture, mask = self.crop(number)
+            yield picture if mask is None else fill_ignored(picture, mask)
+
+    def patch_boxes(self, grid: int, rotations: Rotations = "none") -> Tensor:
+        """
+        Say which pixels of the image the patches of its tiles, as they are and rotated, see: see [`rotated_boxes`].
+
+        Returns:
+            (copies, tiles, patches, 4) int32.
+        """
+        seen = rotated_boxes(self.boxes, grid, rotations)
+        return torch.minimum(seen.clamp(min=0), torch.tensor(self.image.size * 2, dtype=seen.dtype))
 
 
-def needs_views(config: Any, tiling: Tiling = SAME) -> bool:
-    """Say whether photographs are judged by [`Views`]; without tiles, whole batches are judged at once."""
-    if tiling == SAME:
-        return bool(config.tiling or config.product_tilings)
-    return tiling_text(tiling) is not None or bool(config.product_tilings)
-
-
-@torch.no_grad()
-def lay_out(
-    model: Any,
+def tile_image(
+    detector: Detector,
     processor: AnoPLeProcessor,
-    photograph: Image.Image,
-    mask: np.ndarray | None,
-    class_name: str | None,
-    tiling: Tiling = SAME,
-) -> Views:
-    """
-    Cut a photograph as its product wants it, or as it is said, and lay the product's own mask over it where none is given.
-
-    An unnamed product is found out where that matters, on the photograph as it came.
-
-    Raises:
-        ImageError: if the product's mask is of another size than the photograph.
-        ValueError: for an unknown product.
-    """
-    config, found = model.config, None
-    if class_name is not None:
-        class_name = config.class_names[find_class(class_name, config.class_names)]
-    if model.finds_out(class_name is not None) and (
-        mask is None and not model.masks.is_empty or tiling == SAME and config.product_tilings
-    ):
-        whole = Views(photograph, processor, None, mask).overview()["pixel_values"].to(model.device, model.dtype)
-        embeds = model.embed_images(whole)
-        found = int(model.identify(embeds, model.class_embeddings, None))
-        class_name = config.class_names[found]
-    if mask is None and (wanted := model.masks.wanted(class_name)):
-        mask = wanted(photograph.size[::-1])
-    if tiling == SAME:
-        tiling = config.tiling if config.class_identity == "pooled" else tiling_of(config, class_name)
-    views = Views.of(photograph, processor, tiling, mask)
-    views.class_id = found
-    return views
-
-
-@torch.no_grad()
-def judge_views(
-    model: Any,
-    views: Views,
+    image: Image.Image,
+    ignore_mask: np.ndarray | None = None,
     class_id: int | None = None,
     *,
-    exclude: slice | None = None,
-    copies: Callable[[Tensor], Tensor] | None = None,
-    score: Callable[[AnoPLeOutput], tuple[Tensor, Tensor | None]] | None = None,
-) -> AnoPLeOutput:
+    tiling: Tiling = SAME,
+) -> TiledImage:
     """
-    Judge one photograph by its tiles: the highest of their scores, and their maps blended.
+    Cut an image as its product wants it, or as it is said, and lay the product's own mask over it where none is given.
 
-    Args:
-        model: a detector.
-        views: the photograph.
-        class_id: the product; `None`: found out on the photograph as a whole (or pooled).
-        exclude: vectors of the product's memory to leave out.
-        copies: (3, side, side) -> (copies, 3, side, side), to judge copies of every tile in its stead.
-        score: what `image_scores` and `anomaly_maps` are, of a tile's output; by default those of that output.
-
-    Returns:
-        One row (or as many as copies): `memory_maps` (rows, 1, patches that count), `anomaly_maps` (rows, height, width)
-        as fine as the tiles' own, `image_embeds` of the photograph as a whole; `known_products` where it was found out.
+    An unnamed product is predicted where that matters, on the image as it came.
 
     Raises:
-        ValueError: if no patch is left that counts.
+        ImageError: if the product's mask is of another size than the image.
     """
-    copies = copies or (lambda pixels: pixels[None])
-    given, owner, pooled = class_id, class_id or 0, model.config.class_identity == "pooled"
-    whole = copies(views.overview()["pixel_values"][0].to(model.device, model.dtype))
-    embeds = model.embed_images(whole)
-    if model.config.class_identity == "predicted" and exclude is None:
-        given = None
-    if pooled:
-        class_id = None
-    elif given is None:
-        class_id = views.class_id
-        if class_id is None:
-            class_id = int(model.identify(embeds[:1], model.class_embeddings, None))
-    tiles = []
-    for inputs in views.batches():
-        pixels = inputs["pixel_values"].to(model.device, model.dtype)
-        masks = inputs["ignore_masks"].to(model.device)
-        rows = torch.stack([copies(tile) for tile in pixels])  # (tiles, rows, 3, side, side)
-        ids = None if class_id is None else torch.full((rows.shape[0] * rows.shape[1],), class_id, device=model.device)
-        output = model(
-            rows.flatten(0, 1),
-            class_ids=ids,
-            exclude=(owner if exclude else class_id or 0, exclude or slice(0, 0)),
-            ignore_masks=masks.repeat_interleave(rows.shape[1], 0),
-        )
-        tiles.append(_tile_answers(model, output, masks, rows.shape[1], score))
-    merged = _merge(views, tiles)
-    ids = None if class_id is None else torch.full((len(whole),), class_id, device=model.device)
-    merged.class_ids, merged.image_embeds = ids, embeds
-    if score is None:
-        model.calibration.apply(merged)
-    if given is None:
-        merged.known_products = model.recognise(merged.memory_maps, embeds, ids)
-    return merged
+    products, identified = detector.products, False
+    setting = detector.config.tiling if tiling == SAME else tiling_text(tiling)
+    # 1. Which product it is, if tiles or mask hang on that.
+    differ = products.have_masks or (tiling == SAME and products.have_tilings)
+    if detector.must_identify(class_id is not None) and (differ or setting is not None):
+        pixels, _ = prepare_tiles([(TiledImage(image, processor, None, ignore_mask), 0)])
+        embeds = detector.embed_image(pixels.to(detector.device, detector.dtype))
+        class_id, identified = int(detector.identify(embeds)), True
+    # 2. Its mask, and its tiles; products that are pooled share one tiling.
+    if ignore_mask is None and (opener := products.mask_opener(class_id)):
+        ignore_mask = opener(image.size[::-1])
+    if tiling == SAME and detector.config.class_identity != "pooled":
+        setting = products.tiling_of(class_id)
+    tiled = TiledImage.of(image, processor, setting, ignore_mask)
+    tiled.class_id, tiled.identified = class_id, identified
+    return tiled
 
 
-def _tile_answers(model: Any, output: AnoPLeOutput, masks: Tensor, rows: int, score: Callable | None) -> dict:
-    """Sort a batch's answers by rows and tiles, and drop tiles of which nothing counts."""
-    counts = ~ignored_patches(masks, model.config.grid_size)  # (tiles, grid, grid)
-    scores, maps = (output.image_scores, output.anomaly_maps) if score is None else score(output)
-    maps = None if maps is None else hide(maps, ~counts.repeat_interleave(rows, 0))
-    split = {"scores": scores, "maps": maps, "text": output.text_scores, "memory": output.memory_maps}
-    split = {
-        name: None if value is None else value.unflatten(0, (-1, rows)).transpose(0, 1)
-        for name, value in split.items()
-    }
-    empty = ~counts.flatten(1).any(1)
-    split["scores"] = split["scores"].masked_fill(empty, -torch.inf)
-    if split["memory"] is not None:
-        split["memory"] = split["memory"][:, counts]  # (rows, patches that count)
-    return split
+def prepare_tiles(tiles: Sequence[tuple[TiledImage, int]]) -> tuple[Tensor, Tensor | None]:
+    """
+    Turn tiles, each as an image and the tile's number, into what a detector takes.
+
+    Returns:
+        `pixel_values` (tiles, 3, side, side), and `ignore_masks` (tiles, side, side) where anything is ignored.
+    """
+    pictures, masks = zip(*(image.crop(number) for image, number in tiles), strict=True)
+    processor, ignored = tiles[0][0].processor, any(mask is not None for mask in masks)
+    inputs = processor(list(pictures), ignore_masks=list(masks) if ignored else None)
+    return inputs["pixel_values"], inputs.get("ignore_masks")
 
 
-def _merge(views: Views, tiles: list[dict]) -> AnoPLeOutput:
-    joined = {
-        name: None if tiles[0][name] is None else torch.cat([tile[name] for tile in tiles], dim=1) for name in tiles[0]
-    }
-    scores, maps, memory = joined["scores"].amax(1), joined["maps"], joined["memory"]
-    if not torch.isfinite(scores).all():
-        raise ValueError("The ignore_mask leaves no patch that counts: mark less of the photograph.")
-    if maps is not None:
-        maps = blend_maps(maps, views.layout) if views.layout else maps[:, 0]
-    return AnoPLeOutput(
-        image_scores=scores,
-        anomaly_maps=maps,
-        text_scores=joined["text"].amax(1),
-        memory_maps=None if memory is None else memory[:, None],
-    )
+# --- Judging ---
+
+
+@dataclass
+class JudgedImage:
+    """
+    What a detector says of one image, in one row (or as many as copies).
+
+    Args:
+        output: `memory_maps` (rows, 1, patches that count), `anomaly_maps` (rows, height, width) as fine as the tiles' own,
+            `image_embeds` of the image as a whole, `is_known_class` where the class was predicted.
+        part_scores: (rows,) raw scores of the part that was asked for; those of the whole by default.
+        part_maps: (rows, height, width) its raw maps; `None` for the text, which has none.
+    """
+
+    output: AnoPLeOutput
+    part_scores: Tensor
+    part_maps: Tensor | None
 
 
 @torch.no_grad()
-def remember_views(model: Any, photographs: Sequence[Views], class_id: int) -> None:
+def predict_tiles(
+    detector: Detector,
+    images: Sequence[TiledImage],
+    *,
+    exclude: tuple[int, slice] | None = None,
+    copies: Callable[[Tensor], Tensor] | None = None,
+    part: Part = "fused",
+) -> list[JudgedImage | None]:
     """
-    Add the tiles of good photographs to one product's memory, without what is ignored, and the wholes to its prototype.
+    Judge images by their tiles: the highest of their scores, and their maps blended.
+
+    Args:
+        images: those of a batch; either all have a `class_id`, or none has and each is predicted (or pooled).
+        exclude: class id and vectors of its memory to leave out (leave-one-out); the class is then known.
+        copies: (3, side, side) -> (copies, 3, side, side), to judge copies of every tile in its stead.
+        part: which part's raw scores and maps are wanted beside those of the whole.
+
+    Returns:
+        One for each image; `None` for an image of which no patch counts.
+    """
+    copies = copies or (lambda pixels: pixels[None])
+    queue = [(place, number) for place, image in enumerate(images) for number in range(len(image.boxes))]
+    answers: list[list[_Tile]] = [[] for _ in images]
+    at_once = max(TILES_AT_ONCE, len(images))  # whole images of a batch are judged together
+    for start in range(0, len(queue), at_once):
+        chunk = queue[start : start + at_once]
+        # 1. Tiles, of several images if these are small, and their copies: (tiles, rows, 3, side, side).
+        pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
+        rows = torch.stack([copies(tile) for tile in pixels.to(detector.device, detector.dtype)])
+        masks = None if masks is None else masks.to(detector.device)
+        # 2. What the detector says of each.
+        ids = [images[place].class_id for place, _ in chunk]
+        output = detector(
+            rows.flatten(0, 1),
+            class_ids=None if ids[0] is None else torch.tensor(ids).repeat_interleave(rows.shape[1]),
+            class_is_known=exclude is not None or images[0].identified,
+            exclude=exclude,
+            ignore_masks=None if masks is None else masks.repeat_interleave(rows.shape[1], 0),
+        )
+        # 3. Sorted by image.
+        tiles = _split_by_tile(detector, output, masks, rows.shape[1], part)
+        for (place, _), tile in zip(chunk, tiles, strict=True):
+            answers[place].append(tile)
+    return [_join(detector, image, tiles, copies, exclude) for image, tiles in zip(images, answers, strict=True)]
+
+
+@dataclass
+class _Tile:
+    """The rows of one tile: raw scores and maps of the whole and of a part, and the distances of patches that count."""
+
+    output: AnoPLeOutput
+    part_scores: Tensor
+    part_maps: Tensor | None
+    counts: bool
+
+
+def _split_by_tile(
+    detector: Detector, output: AnoPLeOutput, masks: Tensor | None, rows: int, part: Part
+) -> list[_Tile]:
+    """Sort a batch's answers by tiles; patches that do not count are left out of memory maps, and 0 in all others."""
+    scores, maps = part_scores(detector, output, part)
+    grid, count = detector.config.grid_size, len(scores) // rows
+    counts = torch.ones(count, grid, grid, dtype=torch.bool, device=scores.device)
+    if masks is not None:
+        counts = ~ignored_patches(masks, grid)
+        maps = mask_out(maps, ~counts.repeat_interleave(rows, 0))
+    tiles = []
+    for number in range(count):
+        own = slice(number * rows, (number + 1) * rows)
+        memory = None if output.memory_maps is None else output.memory_maps[own][:, counts[number]]
+        answer = AnoPLeOutput(
+            image_scores=output.image_scores[own],
+            anomaly_maps=output.anomaly_maps[own],
+            text_scores=output.text_scores[own],
+            memory_maps=memory,
+            image_embeds=output.image_embeds[own],
+            class_ids=None if output.class_ids is None else output.class_ids[own],
+        )
+        tiles.append(_Tile(answer, scores[own], None if maps is None else maps[own], bool(counts[number].any())))
+    return tiles
+
+
+def _join(
+    detector: Detector,
+    image: TiledImage,
+    tiles: Sequence[_Tile],
+    copies: Callable[[Tensor], Tensor],
+    exclude: tuple[int, slice] | None,
+) -> JudgedImage | None:
+    """Make one answer of those to all tiles of an image."""
+    counted = [tile for tile in tiles if tile.counts]
+    if not counted:
+        return None
+
+    def blended(maps: list[Tensor]) -> Tensor:
+        return blend_maps(torch.stack(maps, dim=1), image.layout) if image.layout else maps[0]
+
+    first = tiles[0].output
+    output = AnoPLeOutput(
+        image_scores=torch.stack([tile.output.image_scores for tile in counted]).amax(0),
+        anomaly_maps=blended([tile.output.anomaly_maps for tile in tiles]),
+        text_scores=torch.stack([tile.output.text_scores for tile in tiles]).amax(0),
+        image_embeds=first.image_embeds,  # of an image that is not cut, that of its only tile
+        class_ids=first.class_ids,
+    )
+    if first.memory_maps is not None:
+        output.memory_maps = torch.cat([tile.output.memory_maps for tile in tiles], dim=1)[:, None]
+    if image.layout:
+        whole, _ = prepare_tiles([(TiledImage(image.image, image.processor, None, image.ignore_mask), 0)])
+        output.image_embeds = detector.embed_image(copies(whole[0].to(detector.device, detector.dtype)))
+    detector.apply_thresholds(output)
+    if exclude is None and detector.must_identify(image.class_id is not None and not image.identified):
+        output.is_known_class = detector.is_known_class(output.memory_maps, output.image_embeds, output.class_ids)
+    part = torch.stack([tile.part_scores for tile in counted]).amax(0)
+    maps = None if tiles[0].part_maps is None else blended([tile.part_maps for tile in tiles])
+    return JudgedImage(output, part, maps)
+
+
+def part_scores(detector: Detector, output: AnoPLeOutput, part: Part) -> tuple[Tensor, Tensor | None]:
+    """
+    Pick the raw image scores (batch,) and maps (batch, side, side) of one part of the detector.
+
+    The memory's image score is its unsmoothed maximum, as in the fused score; the decoder's the maximum of its smoothed
+    map; the text has no map.
 
     Raises:
-        ValueError: if nothing of a photograph counts.
+        ValueError: for the memory of a detector without one.
     """
-    memory, limit = model.memory, model.config.memory_limit
-    known = len(memory.counts[class_id])
-    total = model.class_prototypes[class_id].float() * known
-    for views in photographs:
-        found: dict[int, list[Tensor]] = {layer: [] for layer in memory.layers}
-        seen, boxes, first = [], views.patch_boxes(model.config.grid_size, model.config.memory_copies), 0
-        for inputs in views.batches():
-            pixels, masks = inputs["pixel_values"].to(model.device, model.dtype), inputs["ignore_masks"]
-            for number, (turned, ignored) in enumerate(turned_copies(pixels, model.config.memory_copies, masks)):
-                counts = ~ignored_patches(ignored, model.config.grid_size).flatten(1)
-                taps = model.memory_taps(turned, model.encode_views(turned))
-                for layer in memory.layers:
-                    found[layer].append(taps[layer][counts.to(model.device)])
-                seen.append(boxes[number, first : first + len(pixels)][counts])
-            first += len(pixels)
-        if not any(map(len, seen)):
-            raise ValueError("The ignore_mask leaves no patch of a good photograph: mark less of it.")
-        joined = {layer: torch.cat(parts)[None] for layer, parts in found.items()}
-        memory.add(joined, class_id, torch.cat(seen)[None])
-        whole = views.overview()["pixel_values"].to(model.device, model.dtype)
-        total = total + F.normalize(model.encode_views(whole).pooled.float(), dim=-1)[0]
-        if limit and memory.sizes[class_id] > 2 * limit:
-            memory.reduce(class_id, limit)
-    if limit:
-        memory.reduce(class_id, limit)
-    model.class_prototypes[class_id] = total / (known + len(photographs))
-    model.note_memory()
+    if part == "text":
+        return output.text_scores, None
+    if part == "fused":
+        return output.image_scores, output.anomaly_maps
+    raw = output.memory_maps if part == "memory" else output.decoder_maps
+    if raw is None:
+        raise ValueError("part='memory' of a detector that remembers nothing: fit it, or enroll products.")
+    maps = smooth_maps(raw.float(), size=detector.config.image_size, sigma=detector.config.smoothing)
+    return (raw if part == "memory" else maps).flatten(1).amax(1), maps
 
 
 __all__ = [
-    "Batch",
-    "SAME",
     "TILES_AT_ONCE",
-    "Views",
-    "judge_batch",
-    "judge_views",
-    "lay_out",
-    "needs_views",
-    "read_batches",
-    "remember_views",
+    "JudgedImage",
+    "OpenedImage",
+    "Part",
+    "TiledImage",
+    "open_batches",
+    "part_scores",
+    "predict_tiles",
+    "prepare_tiles",
+    "tile_image",
 ]

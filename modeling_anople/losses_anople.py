@@ -1,6 +1,5 @@
 """The losses of AnoPLe: pixels (focal + Dice), images (contrastive cross-entropy) and alignment (paper.md 1.8)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,28 +41,20 @@ def focal_loss(margins: Tensor, mask: Tensor, *, gamma: float) -> LossTerm:
     return LossTerm(per_view.sum(), _count(per_view))
 
 
-def dice_loss(probability: Tensor, mask: Tensor, *, views: str, symmetric: bool) -> LossTerm:
+def dice_loss(probability: Tensor, mask: Tensor) -> LossTerm:
     """
-    Dice loss 1 - (2 sum(pm) + 1) / (sum p + sum m + 1) per view (paper.md 1.8).
+    Dice loss 1 - (2 sum(pm) + 1) / (sum p + sum m + 1) of each view with a marked pixel (paper.md 1.8).
+
+    Others do not count: on an empty mask it rests near 1 with hardly a gradient, and most views are empty.
 
     Args:
         probability: (views, height, width) of being anomalous.
         mask: (views, height, width), 1 where anomalous.
-        views: `positive` counts views with a marked pixel only, `all` every view.
-        symmetric: add the Dice of the normal region.
     """
-    chosen = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
-    if views == "positive":
-        chosen = mask.flatten(1).any(1)
-    per_view = _dice(probability, mask)
-    if symmetric:
-        per_view = per_view + _dice(1 - probability, 1 - mask)
-    return LossTerm((per_view * chosen).sum(), chosen.sum())
-
-
-def _dice(probability: Tensor, mask: Tensor) -> Tensor:
     p, m = probability.float().flatten(1), mask.float().flatten(1)
-    return 1 - (2 * (p * m).sum(1) + 1) / (p.sum(1) + m.sum(1) + 1)
+    per_view = 1 - (2 * (p * m).sum(1) + 1) / (p.sum(1) + m.sum(1) + 1)
+    chosen = mask.flatten(1).any(1)
+    return LossTerm((per_view * chosen).sum(), chosen.sum())
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> LossTerm:
@@ -104,19 +95,15 @@ def alignment_loss(pooled: Tensor, features: Tensor, probability: Tensor, labels
     return LossTerm((per_view * chosen).sum(), chosen.sum())
 
 
-def view_labels(mask: Tensor, view_ids: Tensor | None, config: AnoPLeConfig) -> Tensor:
+def view_labels(mask: Tensor, config: AnoPLeConfig) -> Tensor:
     """
     Label views by the share of marked pixels: 1 from `min_positive_fraction` on, 0 without any, -1 (left out) between.
 
     Args:
         mask: (views, height, width).
-        view_ids: (views,), 0 the global view; sub-images get -1 where `sub_image_losses` is `pixel`.
     """
     share = mask.float().flatten(1).mean(1)
-    labels = torch.where(share >= config.min_positive_fraction, 1, torch.where(share > 0, -1, 0))
-    if view_ids is None or config.sub_image_losses == "all":
-        return labels
-    return labels.masked_fill(view_ids > 0, -1)
+    return torch.where(share >= config.min_positive_fraction, 1, torch.where(share > 0, -1, 0))
 
 
 def seeded_noise(seeds: Tensor | None, like: Tensor) -> Tensor:
@@ -149,27 +136,19 @@ class Answers:
 
     Args:
         pooled: (views, width) unit-length global features z_0.
-        patches: (views, patches, width) final patch tokens z.
         text: (views, 2, width) unit-length class embeddings, normal and abnormal.
         features: (views, width, rows, columns) decoded D_ij(z).
         logits: (views, 2, rows, columns) of the map.
     """
 
     pooled: Tensor
-    patches: Tensor
     text: Tensor
     features: Tensor
     logits: Tensor
 
 
 def detector_losses(
-    config: AnoPLeConfig,
-    answers: Answers,
-    *,
-    masks: Tensor,
-    labels: Tensor,
-    seeds: Tensor | None,
-    decode: Callable[[Tensor], Tensor],
+    config: AnoPLeConfig, answers: Answers, *, masks: Tensor, labels: Tensor, seeds: Tensor | None
 ) -> dict[str, LossTerm]:
     """
     Measure every loss of paper.md 1.8, latent anomalies included (1.7).
@@ -178,30 +157,21 @@ def detector_losses(
         masks: (views, height, width), 1 where anomalous.
         labels: (views,) 1 anomalous, 0 normal, -1 left out.
         seeds: (views,) of the latent noise.
-        decode: turns patch tokens of all views into logits; called for `latent_noise_target="patches"`.
     """
-    pooled, logits = [answers.pooled], [answers.logits]
-    image_labels, pixel_masks = [labels], [masks.float()]
+    # latent anomalies: the global feature of each normal view once more, moved off the manifold
+    pooled, image_labels = [answers.pooled], [labels]
     if config.latent_noise > 0:
         noise = config.latent_noise * seeded_noise(seeds, answers.pooled)
         pooled.append(F.normalize(answers.pooled + noise, dim=-1))
         image_labels.append(torch.where(labels == 0, 1, -1))
-    if config.latent_noise > 0 and config.latent_noise_target == "patches":
-        normal = labels == 0
-        patches = F.normalize(answers.patches, dim=-1)
-        noisy = decode(patches + config.latent_noise * seeded_noise(seeds, patches))
-        logits.append(noisy[normal])
-        pixel_masks.append(torch.ones_like(masks[normal], dtype=torch.float))
     with torch.autocast(masks.device.type, enabled=False):  # einsum would fall back to bfloat16
-        pixel_masks, margins = torch.cat(pixel_masks), torch.cat(logits).float().diff(dim=1)
+        masks, margins = masks.float(), answers.logits.float().diff(dim=1)
         margins = F.interpolate(margins, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         text = answers.text.float()
         text_logits = [torch.einsum("bd,bcd->bc", z.float(), text) / config.temperature for z in pooled]
         return {
-            "focal": focal_loss(margins, pixel_masks, gamma=config.focal_gamma),
-            "dice": dice_loss(
-                margins.sigmoid(), pixel_masks, views=config.dice_views, symmetric=config.dice_symmetric
-            ),
+            "focal": focal_loss(margins, masks, gamma=config.focal_gamma),
+            "dice": dice_loss(margins.sigmoid(), masks),
             "image": contrastive_loss(torch.cat(text_logits), torch.cat(image_labels)),
             "alignment": alignment_loss(
                 answers.pooled,

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .configuration_anople import AnoPLeConfig
-
 
 # --- Which of many vectors to keep, so that every other one has a kept one near it ---
 
@@ -140,247 +138,191 @@ def nearest_distance(queries: Tensor, bank: Tensor, rows: int | None = None) -> 
     return (queries - bank[nearest]).square().sum(1) / 4
 
 
-# --- The normal memory: patch features of the good photographs of each class, and the distance of a new one to them ---
+# --- Banks of normal patch features, and the distance of new ones to them ---
+
+MANY = 4096  # vectors of a product from which on they are searched by bounds
 
 
-MANY = 4096  # vectors of a class from which on they are searched by bounds
-
-
-class NormalMemory(nn.Module):
+class MemoryBank(nn.Module):
     """
-    Remember unit-length patch features of normal photographs, one bank per class (paper.md 1.9).
+    Remember unit-length patch features of one product's normal images (paper.md 1.9).
 
-    Banks are separate buffers, so that a class never touches another's and looking one class up costs the same however
-    many there are. `counts` says, for each class, how many vectors are of each photograph, in the order of the bank;
-    it stands in `config.memory_photographs`. A photograph adds `patches` vectors to each layer. `boxes` says which part
-    of its photograph each vector saw; classes of checkpoints that were saved before it was kept have none.
+    `vectors` is (layers, vectors, width). `image_vectors` says how many of them are of each image, in the order of the
+    bank. `boxes` (vectors, 4) says which part of its image each vector saw, int32 left, top, right and bottom in pixels,
+    zeros where that is not known; `None` where it was never kept.
     """
 
-    def __init__(self, config: AnoPLeConfig):
+    def __init__(self, layers: int, width: int, image_vectors: Sequence[int] = (), *, has_boxes: bool = False):
         super().__init__()
-        self.layers = tuple(config.memory_layers)
-        self.width = config.clip_config.vision_config.hidden_size
-        self.chunk_size = config.memory_chunk_size
-        self.counts: list[list[int]] = []
-        # class id -> the bank, which is held so that no other takes its place unseen; its state; a search for each layer
-        self._searches: dict[int, tuple[Tensor, tuple, list[NearestSearch]]] = {}
-        for counts, boxed in zip(config.memory_photographs, config.memory_boxes, strict=True):
-            boxes = torch.zeros(sum(counts), 4, dtype=torch.int32) if boxed else None
-            self.append_class(torch.zeros(len(self.layers), sum(counts), self.width), counts, boxes)
-
-    def append_class(self, bank: Tensor, counts: Sequence[int] = (), boxes: Tensor | None = None) -> None:
-        """
-        Add a class with its features (layers, vectors, width) and how many of them each photograph has.
-
-        Args:
-            boxes: (vectors, 4) int32, left, top, right and bottom of each in pixels of its photograph; zeros: unknown.
-        """
-        self.register_buffer(f"bank_{len(self.counts)}", bank)
-        self.register_buffer(f"boxes_{len(self.counts)}", boxes)
-        self.counts.append(list(counts))
-
-    def boxes(self, class_id: int) -> Tensor | None:
-        """Return the boxes (vectors, 4) of one class, `None` where they were never kept."""
-        return getattr(self, f"boxes_{class_id}")
+        self.image_vectors = list(image_vectors)
+        self.register_buffer("vectors", torch.zeros(layers, self.size, width))
+        self.register_buffer("boxes", torch.zeros(self.size, 4, dtype=torch.int32) if has_boxes else None)
+        # the bank they were made of, which is held so that no other takes its place unseen; its state; one a layer
+        self._searches: tuple[Tensor | None, tuple, list[NearestSearch]] = (None, (), [])
 
     @property
-    def boxed(self) -> list[bool]:
-        """Whether boxes are kept, for each class."""
-        return [self.boxes(class_id) is not None for class_id in range(len(self.counts))]
+    def size(self) -> int:
+        """Vectors per layer."""
+        return sum(self.image_vectors)
 
-    def bank(self, class_id: int) -> Tensor:
-        """Return the features (layers, vectors, width) of one class."""
-        return getattr(self, f"bank_{class_id}")
+    def vectors_of(self, image: int) -> slice:
+        """Say which vectors are of image number `image`."""
+        start = sum(self.image_vectors[:image])
+        return slice(start, start + self.image_vectors[image])
 
-    @property
-    def contents(self) -> list[tuple[Tensor, list[int], Tensor | None]]:
-        """The bank, the counts and the boxes of each class, to be put back with [`restore`]."""
-        return [(self.bank(number), list(counts), self.boxes(number)) for number, counts in enumerate(self.counts)]
+    def image_of(self, vector: int) -> int:
+        """Say of which image, counted from 0, a vector is."""
+        return int((torch.tensor(self.image_vectors).cumsum(0) > vector).int().argmax())
 
-    def restore(self, contents: list[tuple[Tensor, list[int], Tensor | None]]) -> None:
-        """Hold these classes and no other; banks are taken as they are."""
-        for class_id in range(len(self.counts)):
-            delattr(self, f"bank_{class_id}")
-            delattr(self, f"boxes_{class_id}")
-        self.counts, self._searches = [], {}
-        for entry in contents:
-            self.append_class(*entry)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Vectors per layer, for each class."""
-        return [sum(counts) for counts in self.counts]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of any class is remembered."""
-        return not any(self.counts)
-
-    def vectors_of(self, class_id: int, photograph: int) -> slice:
-        """Say which vectors of a class' bank are of its photograph number `photograph`."""
-        counts = self.counts[class_id]
-        start = sum(counts[:photograph])
-        return slice(start, start + counts[photograph])
-
-    @torch.no_grad()
-    def add(self, taps: dict[int, Tensor], class_id: int, boxes: Tensor | None = None) -> None:
-        """
-        Append the patch features of normal photographs, {layer: (photographs, patches, width)}, to one class.
-
-        Args:
-            boxes: (photographs, patches, 4) what each patch saw, in pixels of its photograph; by default unknown.
-        """
-        known, features = self.bank(class_id), self._stack(taps)  # (layers, photographs, patches, width)
-        setattr(self, f"bank_{class_id}", torch.cat([known, features.flatten(1, 2).to(known)], dim=1))
-        if boxes is not None or self.boxes(class_id) is not None:
-            kept = torch.zeros(known.shape[1], 4) if self.boxes(class_id) is None else self.boxes(class_id)
-            new = torch.zeros(*features.shape[1:3], 4) if boxes is None else boxes
-            joined = torch.cat([part.reshape(-1, 4).to(known.device, torch.int32) for part in (kept, new)])
-            setattr(self, f"boxes_{class_id}", joined)
-        self.counts[class_id] += [features.shape[2]] * features.shape[1]
-
-    @torch.no_grad()
-    def reduce(self, class_id: int, limit: int) -> None:
-        """
-        Keep the `limit` vectors of a class that best cover all of them, in their order (coreset of PatchCore, section
-        3.2; distances are those of the memory, over all layers together).
-        """
-        bank, counts = self.bank(class_id), self.counts[class_id]
-        if bank.shape[1] <= limit:
-            return
-        kept = k_center(bank.transpose(0, 1).flatten(1).float(), limit)
-        owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[kept.cpu()]
-        setattr(self, f"bank_{class_id}", bank[:, kept].clone())
-        if self.boxes(class_id) is not None:
-            setattr(self, f"boxes_{class_id}", self.boxes(class_id)[kept].clone())
-        self.counts[class_id] = owners.bincount(minlength=len(counts)).tolist()
-
-    @torch.no_grad()
-    def clear(self, class_id: int) -> None:
-        """Forget all features of one class."""
-        known = self.bank(class_id)
-        setattr(self, f"bank_{class_id}", known[:, :0].clone())
-        if self.boxes(class_id) is not None:
-            setattr(self, f"boxes_{class_id}", self.boxes(class_id)[:0].clone())
-        self.counts[class_id] = []
-
-    def forward(
-        self, taps: dict[int, Tensor], class_ids: Tensor | None, exclude: tuple[int, slice] | None = None
-    ) -> Tensor:
-        """
-        Measure how far each patch is from the nearest remembered one.
-
-        Args:
-            taps: layer -> (batch, patches, width).
-            class_ids: (batch,) whose bank each image is compared with; `None` compares with all filled banks together.
-            exclude: a class id and the vectors of its bank to leave out (a photograph's own, for leave-one-out).
-
-        Returns:
-            (batch, patches) mean over layers of (1 - cosine) / 2, within 0 and 1.
-
-        Raises:
-            ValueError: if a needed bank is empty, or empty without what is left out.
-        """
-        features = self._stack(taps)
-        if class_ids is None:
-            filled = [class_id for class_id, size in enumerate(self.sizes) if size] or [0]
-            return self._distance(features, [part for class_id in filled for part in self._parts(class_id, exclude)])
-        shown = class_ids.unique().tolist()
-        if len(shown) == 1:
-            return self._distance(features, self._parts(shown[0], exclude))
-        distances = features.new_empty(features.shape[1:3])
-        for class_id in shown:
-            rows = (class_ids == class_id).nonzero()[:, 0]
-            distances[rows] = self._distance(features[:, rows], self._parts(class_id, exclude))
-        return distances
-
-    @torch.no_grad()
-    def nearest(self, taps: dict[int, Tensor], class_id: int | None) -> tuple[int, int]:
-        """
-        Find the remembered patch that is nearest to one patch over all layers together.
-
-        Args:
-            taps: layer -> (width,) of the patch.
-            class_id: whose memory is searched; `None` searches all.
-
-        Returns:
-            The class id and the number of the vector in its bank.
-        """
-        query = self._stack(taps).float()[:, None]  # (layers, 1, width)
-        found = []
-        for number in range(len(self.counts)) if class_id is None else [class_id]:
-            if self.sizes[number]:
-                gaps = [
-                    (bank.float() - one).square().sum(1) for bank, one in zip(self.bank(number), query, strict=True)
-                ]
-                total = torch.stack(gaps).sum(0)
-                found.append((float(total.min()), number, int(total.argmin())))
-        return min(found)[1:]
-
-    def photograph_of(self, class_id: int, vector: int) -> int:
-        """Say of which photograph of a class, counted from 0, a vector of its bank is."""
-        counts = torch.tensor(self.counts[class_id])
-        return int((counts.cumsum(0) > vector).int().argmax())
-
-    def box_of(self, class_id: int, vector: int) -> tuple[int, int, int, int] | None:
-        """Say what a vector saw: left, top, right, bottom in pixels of its photograph; `None` where it is not known."""
-        boxes = self.boxes(class_id)
-        box = None if boxes is None else tuple(boxes[vector].tolist())
+    def box_of(self, vector: int) -> tuple[int, int, int, int] | None:
+        """Say what a vector saw: left, top, right, bottom in pixels of its image; `None` where it is not known."""
+        box = None if self.boxes is None else tuple(self.boxes[vector].tolist())
         return box if box and box[2] > box[0] else None
 
-    def _stack(self, taps: dict[int, Tensor]) -> Tensor:
-        """Bring taps to unit length as (layers, batch, patches, width)."""
-        return nn.functional.normalize(torch.stack([taps[layer] for layer in self.layers]), dim=-1)
+    @torch.no_grad()
+    def add(self, vectors: Tensor, image_vectors: Sequence[int], boxes: Tensor | None = None) -> None:
+        """
+        Append the features of normal images.
 
-    def _parts(
-        self, class_id: int, exclude: tuple[int, slice] | None
-    ) -> list[tuple[Tensor, list[NearestSearch] | None]]:
-        """Return the bank of one class and its searches, or two pieces of it around what is left out, to be compared whole."""
-        bank = self.bank(class_id)
-        if bank.shape[1] == 0:
-            raise ValueError(
-                f"The memory of class id {class_id} is empty: fit the model, or fill it with model.remember(...)."
-            )
-        if exclude is None or exclude[0] != class_id or exclude[1].start == exclude[1].stop:
-            return [(bank, self._searches_of(class_id))]
-        pieces = (bank[:, : exclude[1].start], bank[:, exclude[1].stop :])
+        Args:
+            vectors: (layers, vectors, width) of unit length, image after image.
+            image_vectors: how many of them are of each image.
+            boxes: (vectors, 4) what each saw, in pixels of its image; by default unknown.
+        """
+        if boxes is not None or self.boxes is not None:
+            known = torch.zeros(self.size, 4) if self.boxes is None else self.boxes
+            new = torch.zeros(vectors.shape[1], 4) if boxes is None else boxes
+            self.boxes = torch.cat([part.to(self.vectors.device, torch.int32) for part in (known, new)])
+        self.vectors = torch.cat([self.vectors, vectors.to(self.vectors)], dim=1)
+        self.image_vectors += image_vectors
+
+    @torch.no_grad()
+    def reduce(self, limit: int) -> None:
+        """
+        Keep the `limit` vectors that best cover all of them, in their order (coreset of PatchCore, section 3.2; distances
+        are those of the memory, over all layers together).
+        """
+        if self.size <= limit:
+            return
+        kept = k_center(self.vectors.transpose(0, 1).flatten(1).float(), limit)
+        owners = torch.arange(len(self.image_vectors)).repeat_interleave(torch.tensor(self.image_vectors))[kept.cpu()]
+        self.vectors = self.vectors[:, kept].clone()
+        if self.boxes is not None:
+            self.boxes = self.boxes[kept].clone()
+        self.image_vectors = owners.bincount(minlength=len(self.image_vectors)).tolist()
+
+    def parts(self, left_out: slice | None = None) -> list[tuple[Tensor, list[NearestSearch] | None]]:
+        """Return the vectors and a search for each layer, or the two pieces around what is left out, to be compared whole."""
+        if left_out is None or left_out.start == left_out.stop:
+            return [(self.vectors, self._prepared_searches())]
+        pieces = (self.vectors[:, : left_out.start], self.vectors[:, left_out.stop :])
         return [(piece, None) for piece in pieces if piece.shape[1]]
 
-    def _searches_of(self, class_id: int) -> list[NearestSearch] | None:
+    def _prepared_searches(self) -> list[NearestSearch] | None:
         """Return a search for each layer of a large bank on the CPU, prepared when it is first looked up or has changed."""
-        bank = self.bank(class_id)
+        bank = self.vectors
         if bank.shape[1] < MANY or bank.dtype != torch.float32 or bank.device.type != "cpu":
             return None
         state = (bank.data_ptr(), None if bank.is_inference() else bank._version)
-        searched, known, searches = self._searches.get(class_id, (None, None, []))
+        searched, known, searches = self._searches
         if searched is not bank or known != state:
             with torch.inference_mode(False), torch.no_grad():
                 searches = [NearestSearch(vectors) for vectors in bank]
-            self._searches[class_id] = bank, state, searches
+            self._searches = bank, state, searches
         return searches
 
-    def _distance(self, features: Tensor, banks: list[tuple[Tensor, list[NearestSearch] | None]]) -> Tensor:
-        """Search all banks in chunks of queries, so that at most `chunk_size` similarities exist at once."""
-        if not banks:
-            raise ValueError("exclude leaves nothing of the memory to compare with: remember more photographs.")
-        queries = features.flatten(1, 2)  # (layers, batch x patches, width)
-        rows = max(1, self.chunk_size // max(bank.shape[1] for bank, _ in banks))
-        total = 0.0
-        for layer in range(len(self.layers)):
-            found = [
-                nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows)
-                if searches is None or queries.dtype != bank.dtype
-                else searches[layer].distance(queries[layer], rows)
-                for bank, searches in banks
-            ]
-            total = total + torch.stack(found).amin(0)
-        return (total / len(self.layers)).clamp(0, 1).unflatten(0, features.shape[1:3])
+
+def memory_distances(
+    features: Tensor,
+    banks: Sequence[MemoryBank],
+    class_ids: Tensor | None,
+    *,
+    chunk_size: int,
+    exclude: tuple[int, slice] | None = None,
+) -> Tensor:
+    """
+    Measure how far each patch is from the nearest remembered one.
+
+    Args:
+        features: (layers, batch, patches, width) of unit length.
+        banks: one for each product.
+        class_ids: (batch,) whose bank each image is compared with; `None` compares with all filled banks together.
+        chunk_size: most similarities that exist at once.
+        exclude: a class id and the vectors of its bank to leave out (an image's own, for leave-one-out).
+
+    Returns:
+        (batch, patches) mean over layers of (1 - cosine) / 2, within 0 and 1.
+
+    Raises:
+        ValueError: if a needed bank is empty, or empty without what is left out.
+    """
+
+    def parts_of(class_id: int) -> list[tuple[Tensor, list[NearestSearch] | None]]:
+        if banks[class_id].size == 0:
+            raise ValueError(f"The memory of class id {class_id} is empty: fit the detector, or enroll the product.")
+        return banks[class_id].parts(exclude[1] if exclude and exclude[0] == class_id else None)
+
+    if class_ids is None:
+        filled = [class_id for class_id, bank in enumerate(banks) if bank.size] or [0]
+        parts = [part for class_id in filled for part in parts_of(class_id)]
+        return _nearest_distances(features, parts, chunk_size)
+    shown = class_ids.unique().tolist()
+    if len(shown) == 1:
+        return _nearest_distances(features, parts_of(shown[0]), chunk_size)
+    distances = features.new_empty(features.shape[1:3])
+    for class_id in shown:
+        rows = (class_ids == class_id).nonzero()[:, 0]
+        distances[rows] = _nearest_distances(features[:, rows], parts_of(class_id), chunk_size)
+    return distances
+
+
+def _nearest_distances(
+    features: Tensor, parts: Sequence[tuple[Tensor, list[NearestSearch] | None]], chunk_size: int
+) -> Tensor:
+    """Search all parts of banks in chunks of queries, so that at most `chunk_size` similarities exist at once."""
+    if not parts:
+        raise ValueError("exclude leaves nothing of the memory to compare with: remember more images.")
+    queries = features.flatten(1, 2)  # (layers, batch x patches, width)
+    rows = max(1, chunk_size // max(bank.shape[1] for bank, _ in parts))
+    total = 0.0
+    for layer in range(len(features)):
+        nearest = [
+            nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows)
+            if searches is None or queries.dtype != bank.dtype
+            else searches[layer].distance(queries[layer], rows)
+            for bank, searches in parts
+        ]
+        total = total + torch.stack(nearest).amin(0)
+    return (total / len(features)).clamp(0, 1).unflatten(0, features.shape[1:3])
+
+
+@torch.no_grad()
+def nearest_vector(feature: Tensor, banks: Sequence[MemoryBank], class_id: int | None) -> tuple[int, int]:
+    """
+    Find the remembered patch that is nearest to one patch over all layers together.
+
+    Args:
+        feature: (layers, width) of the patch, unit length.
+        banks: one for each product.
+        class_id: whose memory is searched; `None` searches all.
+
+    Returns:
+        The class id and the number of the vector in its bank.
+    """
+    candidates = []
+    for number in range(len(banks)) if class_id is None else [class_id]:
+        if banks[number].size:
+            gaps = (banks[number].vectors.float() - feature.float()[:, None]).square().sum((0, 2))
+            candidates.append((float(gaps.min()), number, int(gaps.argmin())))
+    return min(candidates)[1:]
 
 
 __all__ = [
+    "MemoryBank",
     "NearestSearch",
-    "NormalMemory",
     "k_center",
+    "memory_distances",
     "nearest_distance",
+    "nearest_vector",
     "principal_directions",
 ]

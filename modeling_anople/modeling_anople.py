@@ -4,23 +4,20 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_clip, pin_revision
-from .calibration_anople import ScoreCalibration
-from .checkpoint_anople import AdaptersMixin
+from .checkpoint_anople import CheckpointMixin
 from .configuration_anople import AnoPLeConfig
 from .decoding_anople import AnomalyDecoder
-from .enrollment_anople import EnrolmentMixin
-from .fitting_anople import ProductsMixin
 from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
-from .memory_anople import NormalMemory
-from .product_store_anople import KeptMasks
+from .memory_anople import MemoryBank, memory_distances
+from .product_store_anople import Product, ProductStore
 from .prompting_anople import (
     BidirectionalPrompts,
     ScalePrefix,
@@ -29,7 +26,11 @@ from .prompting_anople import (
     encode_image,
     encode_text,
 )
-from .scoring_anople import AnoPLeOutput, IdentityMixin, fuse_answers
+from .scoring_anople import AnoPLeOutput, Detector, fuse_scores
+
+
+# Verbs that were methods of the model: they need the processor too, and are verbs of the detector, which has both.
+VERBS = ("enroll", "add_normals", "refine_line", "forget", "set_ignore_mask", "as_pipeline")
 
 
 class AnoPLePreTrainedModel(PreTrainedModel):
@@ -57,17 +58,18 @@ class AnoPLePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, AnomalyDecoder):
             module.reset_head()
-        elif isinstance(module, (NormalMemory, KeptMasks, AnoPLeModel)):
+        elif isinstance(module, (MemoryBank, Product)):
             for buffer in module.buffers(recurse=False):
                 init.zeros_(buffer)
 
 
-class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, AnoPLePreTrainedModel):
+class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
     """
     Few-shot multi-class anomaly detection with bidirectional prompts on a frozen CLIP.
 
     Start one with [`AnoPLeModel.from_clip`], fit it with `accelerate launch -m modeling_anople.training`, and load it
-    with [`AnoPLeModel.from_pretrained`]. Prediction runs the vision tower once; the text side is stored.
+    with [`AnoPLeModel.from_pretrained`]. Prediction runs the vision tower once; the text side is stored. Products are
+    enrolled, and images of any kind judged, by `pipeline("image-anomaly-detection", ...)`.
     """
 
     _auto_class = "AutoModel"
@@ -78,15 +80,16 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         self.prompts = BidirectionalPrompts(config)
         self.prefix = None if config.prefix == "none" else ScalePrefix(config)
         self.decoder = AnomalyDecoder(config)
-        self.memory = NormalMemory(config)
-        self.masks = KeptMasks(config)
-        self.calibration = ScoreCalibration(config)
-        classes, width = len(config.class_names), config.clip_config.projection_dim
-        length = config.clip_config.text_config.max_position_embeddings
-        self.register_buffer("class_token_ids", torch.zeros(2 * classes, length, dtype=torch.long))
-        self.register_buffer("class_embeddings", torch.zeros(classes, 2, width))
-        self.register_buffer("class_prototypes", torch.zeros(classes, width))
+        self.products = ProductStore(config)
         self.post_init()
+
+    def __getattr__(self, name: str):
+        if name in VERBS:
+            raise AttributeError(
+                f"{name} is a verb of the detector, which has model and processor: "
+                'detector = pipeline("image-anomaly-detection", FOLDER), or AnomalyDetectionPipeline(model, processor=...).'
+            )
+        return super().__getattr__(name)
 
     @classmethod
     def from_clip(cls, clip: str | CLIPModel, class_names: list[str], *, tokenizer=None, **kwargs) -> "AnoPLeModel":
@@ -111,23 +114,22 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
+        # 1. The CLIP, and where it came from: a detector can name it, and an adapter finds it again.
         name = clip
         if not isinstance(clip, CLIPModel):
             hub = pin_revision(clip_source(clip), hub)
             clip, tokenizer = load_clip(clip, tokenizer, **hub)
         kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"), hub.get("subfolder"))
+        # 2. The network around it, which takes it as it is.
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__)) from error
         model = cls(config, clip=clip).to(clip.device, clip.dtype).eval()
-        model.class_token_ids = class_prompt_ids(
-            tokenizer,
-            config.class_names,
-            prompt_count=config.text_prompt_count,
-            max_length=model.class_token_ids.shape[1],
-        ).to(clip.device)
-        model.store_class_embeddings()
+        # 3. The two texts of each product.
+        for product in model.products:
+            product.prompt_ids = model.tokenize_class(product.name, tokenizer)
+        model.store_text_embeddings()
         return model
 
     def train(self, mode: bool = True) -> "AnoPLeModel":
@@ -141,32 +143,34 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         self.clip.requires_grad_(False)
         return self
 
-    def embed_classes(self, ids: Tensor | None = None) -> Tensor:
-        """Embed the classes, or these token ids: unit length (classes, 2, width), normal and abnormal, with gradient."""
+    def tokenize_class(self, class_name: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """Tokenize the normal and the abnormal prompt of a product: (2, length), on the model's device."""
+        length = self.config.clip_config.text_config.max_position_embeddings
+        count = self.config.text_prompt_count
+        return class_prompt_ids(tokenizer, [class_name], prompt_count=count, max_length=length).to(self.device)
+
+    def embed_text(self, prompt_ids: Tensor | None = None) -> Tensor:
+        """Embed prompts (2 x classes, length), by default of all products: unit length (classes, 2, width), with gradient."""
         text_prompts, _ = self.prompts()
-        ids = self.class_token_ids if ids is None else ids
+        ids = self.products.prompt_ids() if prompt_ids is None else prompt_ids
         ends = (ids == ids[:, -1:]).int().argmax(1)  # rows are filled up with the end token
         embeddings = encode_text(self.clip, ids[:, : int(ends.max()) + 1], prompts=text_prompts)
         return F.normalize(embeddings, dim=-1).unflatten(0, (-1, 2))
 
     @torch.no_grad()
-    def store_class_embeddings(self) -> None:
-        """Keep the class embeddings, so that prediction needs neither the text tower nor a tokenizer."""
-        self.class_embeddings = self.embed_classes().detach().to(self.class_embeddings)
+    def store_text_embeddings(self) -> None:
+        """Keep the products' text embeddings, so that prediction needs neither the text tower nor a tokenizer."""
+        for product, embeddings in zip(self.products, self.embed_text().detach(), strict=True):
+            product.text_embeddings = embeddings.to(product.text_embeddings)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def encode_views(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
+    def encode_image(self, pixel_values: Tensor, view_ids: Tensor | None = None, **kwargs) -> VisionFeatures:
         """Encode views (batch, 3, side, side); `view_ids` (batch,) names their scale, 0 (the default) is global."""
-        return self.walk_views(pixel_values, view_ids)
+        return self.prompted_pass(pixel_values, view_ids)
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Embed images (batch, 3, side, side) as wholes: unit length (batch, width)."""
-        return F.normalize(self.encode_views(pixel_values).pooled, dim=-1)
-
-    def walk_views(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
-        """Do as [`encode_views`], which also hands out hidden states and attentions where they are asked for."""
-        config = self.config
+    def prompted_pass(self, pixel_values: Tensor, view_ids: Tensor | None = None) -> VisionFeatures:
+        """Do as [`encode_image`], which also hands out hidden states and attentions, in a form that can be traced."""
         _, vision_prompts = self.prompts()
         if view_ids is None:
             view_ids = torch.zeros(len(pixel_values), dtype=torch.long, device=pixel_values.device)
@@ -175,16 +179,17 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             pixel_values,
             prompts=vision_prompts,
             prefix=None if self.prefix is None else self.prefix(view_ids),
-            prefix_mode=config.prefix,
-            tap_layers=(*self.memory.layers, *self.decoder.layers),
-            value_attention_layers=config.value_attention_layers,
+            out_indices=(*self.config.memory_layers, *self.decoder.layers),
         )
 
-    def memory_taps(self, pixel_values: Tensor, features: VisionFeatures) -> dict[int, Tensor]:
-        """Pick the features that the memory holds: those of the prompted pass, or of a second, frozen one."""
-        if self.config.memory_features == "frozen":
-            return encode_image(self.clip, pixel_values, tap_layers=self.memory.layers).taps
-        return features.taps
+    def embed_image(self, pixel_values: Tensor) -> Tensor:
+        """Embed images (batch, 3, side, side) as wholes: unit length (batch, joint width)."""
+        return F.normalize(self.encode_image(pixel_values).pooled, dim=-1)
+
+    def memory_features(self, features: VisionFeatures) -> Tensor:
+        """Pick what the memory holds: unit-length patch features (layers, batch, patches, width)."""
+        layers = [features.intermediate[layer] for layer in self.config.memory_layers]
+        return F.normalize(torch.stack(layers), dim=-1)
 
     @can_return_tuple
     def forward(
@@ -195,6 +200,7 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         labels: Tensor | None = None,
         mask_labels: Tensor | None = None,
         noise_seeds: Tensor | None = None,
+        class_is_known: bool = False,
         exclude: tuple[int, slice] | None = None,
         ignore_masks: Tensor | None = None,
         **kwargs,
@@ -209,7 +215,8 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
             labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks.
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
-            exclude: a class id and the vectors of its memory to leave out (leave-one-out); `class_ids` are then known.
+            class_is_known: whether `class_ids` hold also where classes are predicted.
+            exclude: a class id and the vectors of its memory to leave out (leave-one-out).
             ignore_masks: (batch, side, side) from the processor; patches that are mostly marked are 0 in all maps.
 
         Returns:
@@ -217,79 +224,71 @@ class AnoPLeModel(AdaptersMixin, EnrolmentMixin, ProductsMixin, IdentityMixin, A
         """
         if class_ids is not None and not self.training:
             class_ids = class_ids.cpu()  # once, and before the GPU has work: each reading of it waits for all of that
-        given = class_ids
-        features = self.encode_views(pixel_values, view_ids, **kwargs)
+        # 1. One pass through the prompted vision tower.
+        features = self.encode_image(pixel_values, view_ids, **kwargs)
         pooled = F.normalize(features.pooled, dim=-1)
-        if self.training and class_ids is not None:
-            text = self._texts_in_training(class_ids)
-        else:
-            embeddings = self.embed_classes() if self.training else self.class_embeddings
-            class_ids = self.identify(pooled, embeddings, class_ids, known=exclude is not None)
-            text = self._texts_of(embeddings, class_ids, len(pooled))
-        decoded = self.decoder(features.patches, features.taps, text, need_features=mask_labels is not None)
+        # 2. As which product each image is judged, and the two texts of it.
+        given = class_ids
+        if not (self.training and class_ids is not None):
+            class_ids = self.identify(pooled, class_ids, class_is_known=class_is_known)
+        text = self._texts_of(class_ids, len(pooled))
+        # 3. What text and decoder say.
+        decoded = self.decoder(features.patches, features.intermediate, text, need_features=mask_labels is not None)
         output = AnoPLeOutput(
-            text_scores=self.score_texts(pooled, text),
+            text_scores=self.score_text(pooled, text),
             decoder_maps=decoded.logits.float().softmax(1)[:, 1],
             class_ids=class_ids,
             image_embeds=pooled,
             hidden_states=features.hidden_states,
             attentions=features.attentions,
         )
+        # 4. Losses, where there is a ground truth.
         if mask_labels is not None:
             output.loss_terms = detector_losses(
                 self.config,
-                Answers(pooled, features.patches, text, decoded.features, decoded.logits),
+                Answers(pooled, text, decoded.features, decoded.logits),
                 masks=mask_labels,
-                labels=view_labels(mask_labels, view_ids, self.config) if labels is None else labels,
+                labels=view_labels(mask_labels, self.config) if labels is None else labels,
                 seeds=noise_seeds,
-                decode=lambda patches: self.decoder(patches, features.taps, text).logits,
             )
             output.loss = total_loss(output.loss_terms, loss_weights(self.config))
+        # 5. What the memory says; all three fused, and brought to the products' thresholds.
         if not self.training:
-            taps = None if self.memory.is_empty else self.memory_taps(pixel_values, features)
+            if not self.products.remembers_nothing:
+                output.memory_maps = self.memory_maps(self.memory_features(features), class_ids, exclude)
             ignored = None if ignore_masks is None else ignored_patches(ignore_masks, self.config.grid_size)
-            self.score(output, taps, exclude, ignored)
-            self.calibration.apply(output)
+            fuse_scores(output, ignored, self.config)
+            self.apply_thresholds(output)
             if class_ids is not given:
-                output.known_products = self.recognise(output.memory_maps, pooled, class_ids, ignored)
+                output.is_known_class = self.is_known_class(output.memory_maps, pooled, class_ids, ignored)
         output.class_ids = None if class_ids is None else class_ids.to(pixel_values.device)
         return AnoPLeOutput(**output)  # as a tuple it is ordered by field
 
-    def score(
-        self,
-        output: AnoPLeOutput,
-        taps: dict[int, Tensor] | None,
-        exclude: tuple[int, slice] | None,
-        ignored: Tensor | None = None,
-    ) -> None:
-        """
-        Look into the memory and fuse its answers with the others', in place; see [`fuse_answers`].
+    def memory_maps(
+        self, features: Tensor, class_ids: Tensor | None, exclude: tuple[int, slice] | None = None
+    ) -> Tensor:
+        """Look [`memory_features`] up: distances (batch, grid, grid) to the nearest normal patches."""
+        distances = memory_distances(
+            features, self.products.banks, class_ids, chunk_size=self.config.memory_chunk_size, exclude=exclude
+        )
+        return distances.unflatten(1, (self.config.grid_size, self.config.grid_size))
 
-        Args:
-            taps: patch tokens for the memory, or `None` while no product has one: the decoder then answers alone.
-            exclude: as in [`forward`].
-            ignored: (batch, grid, grid) patches that do not count.
-        """
-        config, ids = self.config, output.class_ids
-        if taps is not None:
-            output.memory_maps = self.memory(taps, ids, exclude).unflatten(1, (config.grid_size, config.grid_size))
-        scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
-        fuse_answers(output, scales, ignored, config)
-
-    def score_texts(self, pooled: Tensor, text: Tensor) -> Tensor:
+    def score_text(self, pooled: Tensor, text: Tensor) -> Tensor:
         """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""
         logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         return logits.softmax(1)[:, 1]
 
-    def _texts_in_training(self, class_ids: Tensor) -> Tensor:
-        """Embed the classes of a batch alone, so that a step costs the same however many there are: (batch, 2, width)."""
-        self.check_ids(class_ids)
-        shown, places = class_ids.unique(return_inverse=True)
-        rows = torch.stack([2 * shown, 2 * shown + 1], dim=1).flatten()
-        return self.embed_classes(self.class_token_ids[rows])[places]
-
-    def _texts_of(self, embeddings: Tensor, class_ids: Tensor | None, batch: int) -> Tensor:
+    def _texts_of(self, class_ids: Tensor | None, batch: int) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
-        if class_ids is not None:
-            return embeddings[class_ids]
-        return F.normalize(embeddings.mean(0), dim=-1).expand(batch, -1, -1)
+        if class_ids is None:
+            return F.normalize(self.products.text_embeddings().mean(0), dim=-1).expand(batch, -1, -1)
+        if not self.training:
+            shown, places = class_ids.unique(return_inverse=True)
+            return self.products.text_embeddings(shown.tolist())[places]
+        # the classes of the batch alone, so that a step costs the same however many there are
+        self.check_class_ids(class_ids)
+        shown, places = class_ids.unique(return_inverse=True)
+        return self.embed_text(self.products.prompt_ids(shown.tolist()))[places]
+
+
+__all__ = ["AnoPLeModel", "AnoPLePreTrainedModel"]

@@ -1,49 +1,204 @@
-"""One call: `pipeline("image-anomaly-detection", model=folder)(photographs)`, whatever the photographs are in."""
+"""The detector as users have it: one object that judges images from any source, learns products, and is saved as one."""
 
 import inspect
 import os
+import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
-from transformers.utils import ModelOutput
 
-from .explanation_anople import explain_outputs, explain_views
-from .images_anople import ImageError, clear_ignored, is_one_photograph, photographs_of, source_path
-from .inference_anople import SAME, Batch, judge_batch, judge_views, lay_out, needs_views, read_batches
-from .product_store_anople import kept_masks
+from .calibration_anople import ProductThreshold
+from .enrollment_anople import (
+    IgnoreMasks,
+    ImageSources,
+    add_normals,
+    calibrate,
+    enroll,
+    forget,
+    set_ignore_mask,
+)
+from .explanation_anople import Explanation, explain
+from .images_anople import ImageError, ImageSource, is_one_photograph, mask_out_array, photographs_of, source_path
+from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_image
+from .modeling_anople import AnoPLeModel
+from .processing_anople import AnoPLeProcessor
+from .product_store_anople import SAME, ProductRecord
+from .scoring_anople import Detector, resize_maps
 from .tiling_anople import Tiling, tiling_text
 
 
-UNREAD = dict.fromkeys(("score", "label", "raw_score", "p_value", "anomaly_map", "class_name"))
+# --- The one loop that runs a detector ---
+
+
+@dataclass
+class Prediction:
+    """
+    What is known of one image.
+
+    Args:
+        source: where the image came from.
+        error: why it could not be judged; everything below is then `None`.
+        size: (height, width) of the image.
+        score: calibrated, 0.5 is the threshold of its class; the raw score where the class has none.
+        label: "normal", "anomalous" or "unknown product", `None` where the class has no threshold.
+        p_value: of the whole detector's score, by rank among the class' normals; `None` where there are none.
+        raw_score, raw_map: of the part asked for, for metrics; the map is (rows, columns), `None` for the text part.
+        anomaly_map: float32 (rows, columns), calibrated, 0.5 is the threshold; `None` where the class has none.
+        class_name: the class it was judged as; `None` when pooled, or of an unknown product.
+        seconds: its share of the time from reading to answer.
+        explanation: what stands behind the answer, where that was asked for.
+        ignored: bool (height, width) of the image, the places that did not count; maps are 0 there.
+    """
+
+    source: ImageSource | None = None
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    score: float | None = None
+    label: str | None = None
+    p_value: float | None = None
+    raw_score: float | None = None
+    raw_map: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = None
+    class_name: str | None = None
+    seconds: float | None = None
+    explanation: Explanation | None = None
+    ignored: np.ndarray | None = None
+
+    def full_size_map(self) -> np.ndarray:
+        """Bring the map to the image's own size, within 0 and 1; the raw map where there is no threshold."""
+        values = self.raw_map if self.anomaly_map is None else self.anomaly_map
+        full = resize_maps(torch.from_numpy(values)[None], self.size)[0].clamp(0, 1).numpy()
+        return mask_out_array(full, self.ignored)
+
+
+def predict(
+    detector: Detector,
+    processor: AnoPLeProcessor,
+    sources: Iterable[ImageSource],
+    *,
+    class_names: str | Iterable[str] | None = None,
+    batch_size: int = 8,
+    part: Part = "fused",
+    explain: bool = False,
+    tiling: Tiling = SAME,
+    ignore_mask: IgnoreMasks = None,
+    threshold: float | None = None,
+) -> Iterator[Prediction]:
+    """
+    Judge images one after the other, `batch_size` at a time, one bad file never stopping the rest.
+
+    Args:
+        detector: the network, or an exported graph of it.
+        sources: anything that `load_photograph` opens; read as they are needed, never more than a batch ahead.
+        class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
+        batch_size: how many are read, and judged, at once.
+        part: which score and map the raw values are of.
+        explain: whether to say what stands behind each answer.
+        tiling: "auto", (rows, columns) or `None`; by default as each product was learnt. A threshold holds for that alone.
+        ignore_mask: places that do not count, one mask for all images, or a list with one (or `None`) for each; by default
+            what each product keeps. `"none"` ignores nothing.
+        threshold: calibrated score above which an image is anomalous; by default that of the config.
+
+    Yields:
+        One [`Prediction`] for each source, in order; an unreadable one has `error` set.
+
+    Raises:
+        ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
+            below 1, the memory's part of a detector without one, or what a graph cannot do.
+    """
+    if explain and not isinstance(detector, AnoPLeModel):
+        raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
+    threshold = detector.config.threshold if threshold is None else threshold
+    start = time.perf_counter()
+    batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
+    for batch in batches:
+        predictions = _predict_batch(detector, processor, batch, part, explain, tiling, threshold)
+        judged = [prediction for prediction in predictions if prediction.error is None]
+        for prediction in judged:
+            prediction.seconds = (time.perf_counter() - start) / len(judged)
+        yield from predictions
+        start = time.perf_counter()
+
+
+@torch.inference_mode()
+def _predict_batch(
+    detector: Detector,
+    processor: AnoPLeProcessor,
+    batch: list[OpenedImage],
+    part: Part,
+    explained: bool,
+    tiling: Tiling,
+    threshold: float,
+) -> list[Prediction]:
+    """Cut, judge and describe the images of a batch."""
+    predictions, tiled, places = [Prediction(opened.source, opened.error) for opened in batch], [], []
+    for place, opened in enumerate(batch):
+        if opened.error is None:
+            class_id = None if opened.class_name is None else processor.class_id(opened.class_name)
+            try:
+                tiled.append(
+                    tile_image(detector, processor, opened.image, opened.ignore_mask, class_id, tiling=tiling)
+                )
+                places.append(place)
+            except ImageError as error:  # its product's mask has another size
+                predictions[place].error = str(error)
+    for place, image, judged in zip(places, tiled, predict_tiles(detector, tiled, part=part), strict=True):
+        if judged is None:
+            predictions[place].error = "The ignore_mask leaves no patch that counts: mark less of the image."
+            continue
+        _describe(predictions[place], processor, image, judged, threshold)
+        if explained:
+            predictions[place].explanation = explain(detector, processor, image, judged.output, threshold)
+    return predictions
+
+
+def _describe(
+    prediction: Prediction, processor: AnoPLeProcessor, image: TiledImage, judged: JudgedImage, threshold: float
+) -> None:
+    """Write what a detector said of an image into its prediction, in place."""
+    result = processor.post_process_anomaly_detection(judged.output, threshold=threshold)[0]
+    prediction.size, prediction.ignored = image.size, image.ignore_mask
+    for name in ("score", "label", "p_value", "class_name"):
+        setattr(prediction, name, result[name])
+    prediction.raw_score = float(judged.part_scores[0])
+    if judged.part_maps is not None:
+        prediction.raw_map = mask_out_array(judged.part_maps[0].float().cpu().numpy(), image.ignore_mask)
+    if result["label"] is not None:
+        prediction.anomaly_map = mask_out_array(result["anomaly_map"], image.ignore_mask)
+
+
+# --- The detector: model and processor, with verbs ---
 
 
 class AnomalyDetectionPipeline(Pipeline):
     """
-    Judge photographs from any source; the model is loaded once, and nothing is drawn.
+    Judge images from any source; the model is loaded once, and nothing is drawn. And learn products, without training.
 
     ```python
-    detect = pipeline("image-anomaly-detection", model="out/first")
-    detect("photo.jpg", class_name="bottle")["score"]
-    for result in detect(camera(), class_name="bottle"):  # a generator in gives a generator out
+    detector = pipeline("image-anomaly-detection", model="out/first")
+    detector("photo.jpg", class_name="bottle")["score"]
+    for result in detector(camera(), class_name="bottle"):  # a generator in gives a generator out
         ...
+    detector.enroll("gasket", "gaskets/good")
+    detector.save_pretrained("out/second")
     ```
 
     Options, of the constructor or of a call:
-        class_name (`str`): the product of all photographs.
+        class_name (`str`): the product of all images.
         class_names (iterable of `str`): the product of each, in step with them. Without either, predicted.
-        threshold (`float`): score above which a photograph is anomalous; by default that of the model's config.
-        batch_size (`int`, defaults to 1): photographs judged at once.
-        on_error (`"return"` or `"raise"`, defaults to `"return"`): what a photograph that cannot be read does.
+        threshold (`float`): score above which an image is anomalous; by default that of the model's config.
+        batch_size (`int`, defaults to 1): images judged at once.
+        on_error (`"return"` or `"raise"`, defaults to `"return"`): what an image that cannot be read does.
         image_column (`str`): of a `datasets.Dataset` with several columns of images.
         explain (`bool`, defaults to `False`): whether each result has an `explanation`, see [`Explanation`].
-        tiling (`"auto"`, (rows, columns) or `None`): how photographs are cut; by default as each product was learnt.
-        ignore_mask: places that do not count (nonzero), one mask for all photographs, or a list with one for each; by
-            default what each product keeps. `"none"` ignores nothing.
+        tiling (`"auto"`, (rows, columns) or `None`): how images are cut; by default as each product was learnt.
+        ignore_mask: places that do not count (nonzero), one mask for all images, or a list with one for each; by default
+            what each product keeps. `"none"` ignores nothing.
     """
 
     _load_processor = True
@@ -52,15 +207,30 @@ class AnomalyDetectionPipeline(Pipeline):
     _load_tokenizer = False
     _pipeline_calls_generate = False
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if not hasattr(self.processor, "post_process_anomaly_detection"):
+    model: AnoPLeModel
+    processor: AnoPLeProcessor
+
+    def __init__(self, model: AnoPLeModel, *args, processor: AnoPLeProcessor | None = None, **kwargs):
+        """
+        Put model and processor together.
+
+        Args:
+            processor: the detector's; by default the one that lies where the model was loaded from.
+
+        Raises:
+            ValueError: for a processor of another kind, or of another detector.
+        """
+        processor = model.load_processor() if processor is None else processor
+        if not hasattr(processor, "post_process_anomaly_detection"):
             raise ValueError(
-                f"This pipeline needs the detector's processor, got {type(self.processor).__name__}: give "
+                f"This pipeline needs the detector's processor, got {type(processor).__name__}: give "
                 "processor=AnoPLeProcessor.from_pretrained(...)."
             )
+        super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
         self.model.eval()
+
+    # Judging.
 
     def _sanitize_parameters(
         self,
@@ -72,149 +242,127 @@ class AnomalyDetectionPipeline(Pipeline):
         image_column: str | None = None,
         explain: bool | None = None,
         tiling: Tiling = SAME,
-        ignore_mask: Any = None,
-        **unknown: Any,
+        ignore_mask: IgnoreMasks = None,
+        **unknown: object,
     ) -> tuple[dict, dict, dict]:
         if unknown:
             known = list(inspect.signature(self._sanitize_parameters).parameters)[:-1]
             raise TypeError(f"The pipeline knows no {', '.join(unknown)}: it takes {', '.join(known)}, batch_size.")
         if class_name is not None and class_names is not None:
-            raise ValueError("Give class_name for all photographs, or class_names with one for each; not both.")
+            raise ValueError("Give class_name for all images, or class_names with one for each; not both.")
         if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie within 0 and 1, got {threshold}; a fitted line is 0.5.")
+            raise ValueError(f"threshold must lie within 0 and 1, got {threshold}; a fitted one is 0.5.")
         if on_error not in (None, "return", "raise"):
             raise ValueError(f"on_error must be 'return' or 'raise', got {on_error!r}.")
         names = class_name if class_names is None else class_names
-        reading = {"class_names": names, "image_column": image_column, "ignore_mask": ignore_mask}
-        answering = {"threshold": threshold, "explain": explain}
-        given = [
-            {name: value for name, value in part.items() if value is not None}
-            for part in (reading, {"on_error": on_error}, answering)
-        ]
+        judging = {"class_names": names, "ignore_mask": ignore_mask, "threshold": threshold, "explain": explain}
+        judging = {name: value for name, value in judging.items() if value is not None}
         if tiling != SAME:
-            given[0]["tiling"] = tiling_text(tiling)
-        return tuple(given)
+            judging["tiling"] = tiling_text(tiling)
+        reading = {} if image_column is None else {"image_column": image_column}
+        return reading, judging, {} if on_error is None else {"on_error": on_error}
 
     def __call__(
-        self, inputs: Any, *, batch_size: int | None = None, **options
-    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        self, inputs: ImageSources, *, batch_size: int | None = None, **options
+    ) -> dict | list[dict] | Iterator[dict]:
         """
-        Judge photographs.
+        Judge images.
 
         Args:
-            inputs: one photograph (path, bytes, PIL image, array (height, width[, channels]) or tensor (channels, height,
-                width)); a list, or an array or tensor with one axis more; a folder, with all photographs in it, sorted;
+            inputs: one image (path, bytes, PIL image, array (height, width[, channels]) or tensor (channels, height,
+                width)); a list, or an array or tensor with one axis more; a folder, with all images in it, sorted;
                 a `datasets.Dataset`, also streamed; a generator or any other iterable.
-            batch_size: photographs judged at once; a stream is never read farther ahead.
+            batch_size: images judged at once; a stream is never read farther ahead.
             options: see the class.
 
         Returns:
-            For one photograph a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts
-            that works as it is asked: `score` (0.5 is the line), `label`, `raw_score`, `p_value` (share of good
-            photographs that score at least this, by rank among the product's normals; or `None`), `anomaly_map` (float32,
-            of the photograph's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
+            For one image a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts that
+            works as it is asked: `score` (0.5 is the threshold), `label`, `raw_score`, `p_value` (share of good images
+            that score at least this, by rank among the product's normals; or `None`), `anomaly_map` (float32, of the
+            image's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
 
         Raises:
-            ValueError: for options that cannot be, an unknown class, or a source without photographs.
-            ImageError: for a photograph that cannot be read, with `on_error="raise"`.
+            ValueError: for options that cannot be, an unknown class, or a source without images.
+            ImageError: for an image that cannot be read, with `on_error="raise"`.
         """
         known = (self._preprocess_params, self._forward_params, self._postprocess_params)
         given = self._sanitize_parameters(**options)
-        reading, failing, answering = ({**old, **new} for old, new in zip(known, given, strict=True))
-        sources = photographs_of(inputs, image_column=reading.pop("image_column", None))
-        tiling = reading.pop("tiling", SAME)
-        reading["by_views"] = needs_views(self.model.config, tiling)
-        reading["masks"] = kept_masks(self.model)
-        batches = read_batches(self.processor, sources, batch_size=batch_size or self._batch_size or 1, **reading)
-        results = self._answer(batches, {**answering, "tiling": tiling}, **failing)
+        reading, judging, failing = ({**old, **new} for old, new in zip(known, given, strict=True))
+        sources = self.preprocess(inputs, **reading)
+        predictions = self.forward(sources, batch_size=batch_size or self._batch_size or 1, **judging)
+        results = (self.postprocess(each, explain=judging.get("explain", False), **failing) for each in predictions)
         if is_one_photograph(inputs):
             return next(results)
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, Tensor)) else results
 
-    def _answer(
-        self, batches: Iterator[Batch], options: dict, on_error: Literal["return", "raise"] = "return"
-    ) -> Iterator[dict[str, Any]]:
-        tiling = options.pop("tiling")
-        for batch in batches:
-            opened = batch.opened if batch.inputs is None else ()
-            answers = [self._judge_opened(*each, tiling, **options) for each in opened]
-            known = self.postprocess((batch, None), **options) if answers else None
-            for number, answer in zip([n for n, e in enumerate(batch.errors) if not e], answers, strict=False):
-                known[number] = {**known[number], **answer}
-            for result in known or self.postprocess((batch, self.forward(batch)), **options):
-                if result["error"] and on_error == "raise":
-                    raise ImageError(result["error"])
-                yield result
+    def preprocess(self, input_: ImageSources, image_column: str | None = None) -> Iterable[ImageSource]:
+        """Turn whatever holds images into a stream of them; nothing is opened here."""
+        return photographs_of(input_, image_column=image_column)
 
-    def _judge_opened(
-        self,
-        photograph: Image.Image,
-        mask: np.ndarray | None,
-        class_name: str | None,
-        tiling: Tiling,
-        threshold: float | None = None,
-        explain: bool = False,
-    ) -> dict[str, Any]:
-        """Judge one photograph by its tiles, a few of which exist at a time."""
-        line = self.model.config.threshold if threshold is None else threshold
-        class_id = None if class_name is None else self.processor.class_id(class_name)
-        with self.device_placement(), torch.inference_mode():
-            try:
-                views = lay_out(self.model, self.processor, photograph, mask, class_name, tiling)
-            except ImageError as error:  # its product's mask has another size
-                return {"error": str(error)}
-            output = judge_views(self.model, views, class_id)
-            told = explain_views(self.model, self.processor, views, output, line) if explain else None
-        result = self.processor.post_process_anomaly_detection(output, target_sizes=[views.size], threshold=line)[0]
-        result["anomaly_map"] = clear_ignored(result["anomaly_map"], views.mask)
-        return {**result, "explanation": told} if explain else result
+    def forward(self, model_inputs: Iterable[ImageSource], **forward_params) -> Iterator[Prediction]:
+        """Judge a stream of images where the model is."""
+        return self._forward(model_inputs, **forward_params)
 
-    def preprocess(self, input_: Any, class_names: str | Iterable[str] | None = None) -> Batch:
-        """Read one photograph."""
-        masks = kept_masks(self.model)
-        return next(read_batches(self.processor, [input_], class_names=class_names, batch_size=1, masks=masks))
-
-    def forward(self, model_inputs: Batch, **forward_params) -> ModelOutput | None:
-        """Run the model on a batch where the model is."""
-        with self.device_placement(), torch.inference_mode():
-            return self._forward(model_inputs, **forward_params)
-
-    def _forward(self, input_tensors: Batch) -> ModelOutput | None:
-        return judge_batch(self.model, self.processor, input_tensors)
+    def _forward(self, input_tensors: Iterable[ImageSource], **options) -> Iterator[Prediction]:
+        return predict(self.model, self.processor, input_tensors, **options)
 
     def postprocess(
-        self, model_outputs: tuple[Batch, ModelOutput | None], threshold: float | None = None, explain: bool = False
-    ) -> list[dict[str, Any]]:
-        """Turn an answer into one dict for each photograph of its batch."""
-        batch, outputs = model_outputs
-        results = []
-        if outputs is not None:
-            line = self.model.config.threshold if threshold is None else threshold
-            results = self.processor.post_process_anomaly_detection(
-                outputs, target_sizes=batch.readable_sizes, threshold=line
-            )
-            for result, mask in zip(results, batch.hidden, strict=True):
-                result["anomaly_map"] = clear_ignored(result["anomaly_map"], mask)
-            if explain:
-                self._explain(batch, outputs, results, line)
-        unread = {**UNREAD, "explanation": None} if explain else UNREAD
-        spread = batch.spread(results) if outputs is not None else [None] * len(batch.sources)
-        return [
-            {**(result or unread), "path": source_path(source), "error": error}
-            for source, error, result in zip(batch.sources, batch.errors, spread, strict=True)
-        ]
+        self, model_outputs: Prediction, explain: bool = False, on_error: Literal["return", "raise"] = "return"
+    ) -> dict:
+        """Turn a prediction into the dict that a call returns."""
+        prediction = model_outputs
+        if prediction.error is not None and on_error == "raise":
+            raise ImageError(prediction.error)
+        names = ("score", "label", "raw_score", "p_value", "class_name", "error")
+        result = {name: getattr(prediction, name) for name in names}
+        result["anomaly_map"] = None if prediction.error else prediction.full_size_map()
+        result["path"] = source_path(prediction.source)
+        return {**result, "explanation": prediction.explanation} if explain else result
 
-    def _explain(self, batch: Batch, outputs: ModelOutput, results: list[dict[str, Any]], line: float) -> None:
-        pixels = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        with self.device_placement(), torch.inference_mode():
-            found = explain_outputs(self.model, self.processor, pixels, outputs, batch.readable_sizes, line)
-        for result, explanation in zip(results, found, strict=True):
-            result["explanation"] = explanation
+    # Products. Each verb is done whole or not at all, and logged.
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Write the detector's folder: weights, config, processor and code."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+    @property
+    def products(self) -> list[ProductRecord]:
+        """What is known of each product, in the order of their class ids."""
+        return [ProductRecord.from_dict(values) for values in self.model.config.products]
+
+    def enroll(self, class_name: str, images: ImageSources, **options) -> ProductThreshold:
+        """Add a product from good images, without training; options, result and errors of `enrollment_anople.enroll`."""
+        return enroll(self.model, self.processor, class_name, images, **options)
+
+    def add_normals(self, class_name: str, images: ImageSources, **options) -> ProductThreshold:
+        """Let a product know more good images; options, result and errors of `enrollment_anople.add_normals`."""
+        return add_normals(self.model, self.processor, class_name, images, **options)
+
+    def calibrate(self, class_name: str, images: ImageSources | None = None, **options) -> ProductThreshold:
+        """Fit a product's threshold anew; options, result and errors of `enrollment_anople.calibrate`."""
+        return calibrate(self.model, self.processor, class_name, images, **options)
+
+    def forget(self, class_name: str, **options) -> None:
+        """Remove a product; options and errors of `enrollment_anople.forget`."""
+        forget(self.model, self.processor, class_name, **options)
+
+    def set_ignore_mask(self, class_name: str, mask: ImageSource | None, **options) -> None:
+        """Keep what does not count on a product's images; options and errors of `enrollment_anople.set_ignore_mask`."""
+        set_ignore_mask(self.model, class_name, mask, **options)
+
+    # Saving.
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, adapter: bool = False, **kwargs) -> None:
+        """
+        Write the detector's folder: weights, config, processor and code.
+
+        Args:
+            save_directory: the folder.
+            adapter: whether to leave the frozen CLIP out (see [`AnoPLeModel.load_adapter`]).
+            kwargs: those of transformers' `save_pretrained`; `push_to_hub=True` pushes it all.
+        """
+        os.makedirs(save_directory, exist_ok=True)
+        self.processor.save_pretrained(save_directory)
+        if adapter:
+            self.model.save_adapter(save_directory)
+        else:
+            self.model.save_pretrained(save_directory, **kwargs)
 
 
-__all__ = ["AnomalyDetectionPipeline"]
+__all__ = ["AnomalyDetectionPipeline", "Prediction", "predict"]

@@ -16,7 +16,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .calibration_anople import label_of
 from .images_anople import (
-    ImageError,
     act_on_each,
     fill_ignored,
     load_ignore_mask,
@@ -24,10 +23,7 @@ from .images_anople import (
     load_photograph,
     mask_tensor,
 )
-from .product_store_anople import composed, did_you_mean
-
-
-UNKNOWN_PRODUCT = "unknown product"
+from .product_store_anople import UNKNOWN_PRODUCT, find_class
 
 
 class AnoPLeProcessor(ProcessorMixin):
@@ -188,8 +184,8 @@ class AnoPLeProcessor(ProcessorMixin):
         maps = (outputs.calibrated_maps if calibrated else outputs.anomaly_maps).detach().float()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"{len(scores)} results were given {len(target_sizes)} target_sizes: give one for each.")
-        known, results = getattr(outputs, "known_products", None), []
-        p_values = _finite(getattr(outputs, "p_values", None), len(scores))
+        known, results = outputs.is_known_class, []
+        p_values = _finite(outputs.p_values, len(scores))
         for number, score in enumerate(scores.tolist()):
             anomaly_map = maps[number : number + 1, None]
             if target_sizes is not None:
@@ -211,32 +207,6 @@ class AnoPLeProcessor(ProcessorMixin):
         return results
 
 
-def find_class(class_name: str | None, class_names: list[str]) -> int:
-    """
-    Return the id of a product; letters may be composed or not.
-
-    Raises:
-        ValueError: for an unknown name; says which are known, and which of them it resembles.
-    """
-    if class_name in class_names:
-        return class_names.index(class_name)
-    if isinstance(class_name, str) and composed(class_name) in (names := [composed(name) for name in class_names]):
-        return names.index(composed(class_name))
-    meant = did_you_mean(class_name, class_names) if isinstance(class_name, str) else ""
-    raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
-
-
-def new_name(name: Any, known: list[str]) -> str:
-    """Return the name of a new product with composed letters, or raise a ValueError for one that it cannot have."""
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"A product needs a name, got {name!r}.")
-    if (name := composed(name)) == UNKNOWN_PRODUCT:
-        raise ValueError(f"{name!r} is what a photograph of no known product is called: take another name.")
-    if name in map(composed, known):
-        raise ValueError(f"The class {name!r} exists: give it more photographs with add_normals, or forget it first.")
-    return name
-
-
 def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     """List numbers without the noise of half and single precision, `None` for NaN and for no tensor at all."""
     if values is None:
@@ -244,12 +214,4 @@ def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-__all__ = [
-    "UNKNOWN_PRODUCT",
-    "AnoPLeProcessor",
-    "ImageError",
-    "find_class",
-    "load_mask",
-    "load_photograph",
-    "new_name",
-]
+__all__ = ["AnoPLeProcessor"]

@@ -1,22 +1,31 @@
-"""What a detector keeps of each product beside its memory and its threshold."""
+"""What a detector knows of each product, in one record: facts that stand in the config, and the tensors they size."""
 
+import contextlib
+import copy
 import difflib
-import functools
-import logging
 import unicodedata
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .calibration_anople import ProductThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig
-from .images_anople import ImageError, ignored_patches, load_mask, mask_tensor
-from .tiling_anople import tiling_of
+from .images_anople import ImageError
+from .memory_anople import MemoryBank
 
 
-# --- Names that are not known: which one may have been meant ---
+UNKNOWN_PRODUCT = "unknown product"
+SAME = "same"  # tiling as the detector has it
+
+MaskOpener = Callable[[tuple[int, int]], np.ndarray]  # opens a product's ignore mask for an image of (height, width)
+
+
+# --- Names of products ---
 
 
 def composed(name: str) -> str:
@@ -31,144 +40,324 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {lower[near[0]]}?" if near else ""
 
 
-# --- What each product keeps ignored: one mask for all its photographs, in the checkpoint, until another one is given ---
-
-
-logger = logging.getLogger(__name__)
-
-KeptMask = tuple[Tensor, list[int]]  # the packed mask and its (height, width)
-
-
-class KeptMasks(nn.Module):
+def find_class(class_name: str | None, class_names: list[str]) -> int:
     """
-    Keep a mask for some products, of the photographs' own size and exact: one bit for each pixel.
+    Return the id of a product; letters may be composed or not.
 
-    A mask of 1024 x 1024 takes 128 KiB. Bits are packed eight to a byte in reading order, into a buffer `mask_N` for class
-    id N; the sizes stand by name in `config.ignore_mask_sizes`.
+    Raises:
+        ValueError: for an unknown name; says which are known, and which of them it resembles.
+    """
+    if class_name in class_names:
+        return class_names.index(class_name)
+    if isinstance(class_name, str) and composed(class_name) in (names := [composed(name) for name in class_names]):
+        return names.index(composed(class_name))
+    meant = did_you_mean(class_name, class_names) if isinstance(class_name, str) else ""
+    raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
+
+
+def new_name(name: str, known: list[str]) -> str:
+    """Return the name of a new product with composed letters, or raise a ValueError for one that it cannot have."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"A product needs a name, got {name!r}.")
+    if (name := composed(name)) == UNKNOWN_PRODUCT:
+        raise ValueError(f"{name!r} is what an image of no known product is called: take another name.")
+    if name in map(composed, known):
+        raise ValueError(f"The class {name!r} exists: give it more images with add_normals, or forget it first.")
+    return name
+
+
+# --- One product ---
+
+
+@dataclass
+class ProductRecord:
+    """
+    The facts of one product, as they stand in `config.products`. A new fact is one more line here.
+
+    Args:
+        name: what a user calls it; its words go into the prompts.
+        image_vectors: memory vectors, in each layer, of each remembered image, in the order in which images were added.
+        has_boxes: whether it was kept which part of its image each vector saw.
+        tiling: how its images are cut: "auto", "ROWS,COLUMNS", `None` for wholes, or "same" as the detector's.
+        ignore_mask_size: (height, width) of the ignore mask that it keeps, `None` without one.
+        threshold: fitted from its normals, `None` before.
+    """
+
+    name: str
+    image_vectors: list[int] = field(default_factory=list)
+    has_boxes: bool = False
+    tiling: str | None = SAME
+    ignore_mask_size: list[int] | None = None
+    threshold: ProductThreshold | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ProductRecord":
+        """Read an entry of `config.products`."""
+        record = cls(**values)
+        record.threshold = ProductThreshold.from_dict(values.get("threshold"))
+        record.image_vectors = list(record.image_vectors)
+        return record
+
+    @property
+    def mask_bytes(self) -> int:
+        """Size of the packed ignore mask: one bit for each pixel."""
+        height, width = self.ignore_mask_size or (0, 0)
+        return -(-height * width // 8)
+
+
+class Product(nn.Module):
+    """
+    One product: its record, and its tensors, whose sizes follow from the record.
+
+    Tensors: `bank` (see [`MemoryBank`]); `prompt_ids` (2, length) tokens of its normal and its abnormal prompt;
+    `text_embeddings` (2, joint width) of them, unit length; `prototype` (joint width), the mean global feature of its
+    normals; `ignore_mask`, packed eight pixels to a byte in reading order, `None` without one.
+    """
+
+    def __init__(self, record: ProductRecord, config: AnoPLeConfig):
+        super().__init__()
+        self.record = record
+        clip, width = config.clip_config, config.clip_config.projection_dim
+        self.bank = MemoryBank(
+            len(config.memory_layers),
+            clip.vision_config.hidden_size,
+            record.image_vectors,
+            has_boxes=record.has_boxes,
+        )
+        self.register_buffer("prompt_ids", torch.zeros(2, clip.text_config.max_position_embeddings, dtype=torch.long))
+        self.register_buffer("text_embeddings", torch.zeros(2, width))
+        self.register_buffer("prototype", torch.zeros(width))
+        packed = torch.zeros(record.mask_bytes, dtype=torch.uint8)
+        self.register_buffer("ignore_mask", packed if record.ignore_mask_size else None)
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def image_count(self) -> int:
+        """Number of remembered images."""
+        return len(self.bank.image_vectors)
+
+    def describe(self) -> dict:
+        """Return the entry of `config.products`, as the tensors are now."""
+        bank = {"image_vectors": list(self.bank.image_vectors), "has_boxes": self.bank.boxes is not None}
+        return asdict(replace(self.record, **bank))
+
+    def unpacked_mask(self) -> np.ndarray | None:
+        """Return the ignore mask (height, width) as booleans, `None` without one."""
+        if self.ignore_mask is None:
+            return None
+        height, width = self.record.ignore_mask_size
+        bits = np.unpackbits(self.ignore_mask.cpu().numpy(), count=height * width)
+        return bits.reshape(height, width).astype(bool)
+
+    def open_mask(self, size: tuple[int, int]) -> np.ndarray:
+        """Return the ignore mask for an image of (height, width); an `ImageError` if it has another size."""
+        height, width = self.record.ignore_mask_size
+        if (height, width) != tuple(size):
+            raise ImageError(
+                f"{self.name!r} keeps an ignore_mask of {width} x {height} pixels, and this image has {size[1]} x "
+                f"{size[0]}: give one of its own size as ignore_mask, or 'none' to have all of it count."
+            )
+        return self.unpacked_mask()
+
+
+# --- All products ---
+
+
+class ProductStore(nn.ModuleList):
+    """
+    All products of a detector, in the order of their class ids, and the log of how they came to be.
+
+    Whatever changes a product goes through here: the config's `products`, `pooled_threshold` and `history` are written by
+    this class alone, so they always say what the tensors hold.
     """
 
     def __init__(self, config: AnoPLeConfig):
-        super().__init__()
+        super().__init__(Product(ProductRecord.from_dict(values), config) for values in config.products)
         self.config = config
-        sizes = dict(config.ignore_mask_sizes)
-        self.restore({name: (torch.zeros(_bytes_of(size), dtype=torch.uint8), size) for name, size in sizes.items()})
+
+    def id_of(self, class_name: str) -> int:
+        """Return the id of a product; a `ValueError` for an unknown one names those that are known."""
+        return find_class(class_name, self.config.class_names)
+
+    def named(self, class_name: str) -> Product:
+        """Return a product by its name; errors as of [`id_of`]."""
+        return self[self.id_of(class_name)]
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no product keeps a mask."""
-        return not self.config.ignore_mask_sizes
+    def banks(self) -> list[MemoryBank]:
+        """The memory of each product."""
+        return [product.bank for product in self]
 
     @property
-    def contents(self) -> dict[str, KeptMask]:
-        """The packed mask and its (height, width) of each product that keeps one, to be put back with [`restore`]."""
-        ids = {name: class_id for class_id, name in enumerate(self.config.class_names)}
-        return {
-            name: (getattr(self, f"mask_{ids[name]}"), size) for name, size in self.config.ignore_mask_sizes.items()
-        }
+    def remembers_nothing(self) -> bool:
+        """Whether no product has a memory."""
+        return not any(product.bank.size for product in self)
 
-    def restore(self, contents: dict[str, KeptMask]) -> None:
-        """Keep these masks and no other, under the ids that the config's class names have now."""
-        for name in list(self._buffers):
-            delattr(self, name)
-        for class_id, name in enumerate(self.config.class_names):
-            if name in contents:
-                self.register_buffer(f"mask_{class_id}", contents[name][0])
-        self.config.ignore_mask_sizes = {name: list(size) for name, (_, size) in contents.items()}
+    @property
+    def have_masks(self) -> bool:
+        """Whether any product keeps an ignore mask."""
+        return any(product.ignore_mask is not None for product in self)
 
-    def keep(self, class_name: str, mask: np.ndarray | None, device: torch.device) -> None:
-        """Keep a mask (height, width) for one product, or none any more."""
-        contents = {name: kept for name, kept in self.contents.items() if name != class_name}
-        if mask is not None:
-            contents[class_name] = (torch.from_numpy(np.packbits(mask)).to(device), list(mask.shape))
-        self.restore(contents)
+    @property
+    def have_tilings(self) -> bool:
+        """Whether any product has a tiling of its own."""
+        return any(product.record.tiling != SAME for product in self)
 
-    def of(self, class_name: str) -> np.ndarray | None:
-        """Return the mask (height, width) of one product as booleans, `None` where it keeps none."""
-        if class_name not in self.config.ignore_mask_sizes:
+    def text_embeddings(self, class_ids: Iterable[int] | None = None) -> Tensor:
+        """Stack normal and abnormal text embeddings: (classes, 2, joint width), of all products or of these."""
+        return torch.stack([self[each].text_embeddings for each in self._ids(class_ids)])
+
+    def prototypes(self, class_ids: Iterable[int] | None = None) -> Tensor:
+        """Stack the mean global features of the normals: (classes, joint width), of all products or of these."""
+        return torch.stack([self[each].prototype for each in self._ids(class_ids)])
+
+    def prompt_ids(self, class_ids: Iterable[int] | None = None) -> Tensor:
+        """Stack the prompts' tokens: (2 x classes, length), normal first, of all products or of these."""
+        return torch.cat([self[each].prompt_ids for each in self._ids(class_ids)])
+
+    def _ids(self, class_ids: Iterable[int] | None) -> Iterable[int]:
+        return range(len(self)) if class_ids is None else class_ids
+
+    def thresholds(self, class_ids: Tensor | None, count: int) -> list[ProductThreshold | None]:
+        """Return the threshold of each of `count` images, or the one that all share; `None` where there is none."""
+        if class_ids is None:
+            return [ProductThreshold.from_dict(self.config.pooled_threshold)] * count
+        return [self[class_id].record.threshold for class_id in class_ids.tolist()]
+
+    def tiling_of(self, class_id: int | None) -> str | None:
+        """Say how the images of a product are cut: its own setting, or else the detector's."""
+        own = SAME if class_id is None else self[class_id].record.tiling
+        return self.config.tiling if own == SAME else own
+
+    def mask_opener(self, class_id: int | None) -> MaskOpener | None:
+        """Return what opens the mask of a product for an image of some (height, width), `None` where it keeps none."""
+        if class_id is None or self[class_id].ignore_mask is None:
             return None
-        packed, (height, width) = self.contents[class_name]
-        bits = np.unpackbits(packed.cpu().numpy(), count=height * width)
-        return bits.reshape(height, width).astype(bool)
+        return self[class_id].open_mask
 
-    def wanted(self, class_name: str | None) -> Callable[[tuple[int, int]], np.ndarray] | None:
+    # Changes. Each writes the config.
+
+    def add(self, record: ProductRecord, prompt_ids: Tensor, text_embeddings: Tensor) -> int:
         """
-        Return what opens the mask of a product for a photograph of some (height, width), `None` where it keeps none.
-
-        It raises an `ImageError` for a photograph of another size than the mask.
-        """
-        if class_name not in self.config.ignore_mask_sizes:
-            return None
-        return functools.partial(self._fitting, class_name)
-
-    def _fitting(self, class_name: str, size: tuple[int, int]) -> np.ndarray:
-        height, width = self.config.ignore_mask_sizes[class_name]
-        if (height, width) != tuple(size):
-            raise ImageError(
-                f"{class_name!r} keeps an ignore_mask of {width} x {height} pixels, and this photograph has {size[1]} x "
-                f"{size[0]}: give one of its own size as ignore_mask, or 'none' to have all of it count."
-            )
-        return self.of(class_name)
-
-
-class KeptMasksMixin:
-    """Methods of [`AnoPLeModel`] that keep a product's ignore mask."""
-
-    def set_ignore_mask(self, class_name: str, mask: Any, *, date: str | None = None) -> None:
-        """
-        Keep what does not count on all photographs of a product, from now on wherever no other mask is given.
-
-        It is used as one that is given: in score, map, explanation, and for photographs that are added or calibrate it
-        later. What the product has learnt before stays as it is, its line too; [`enroll`] with `ignore_mask` learns with
-        the mask. No other product is touched.
+        Add a product of which nothing is remembered yet, and return its id; no other product is touched.
 
         Args:
-            class_name: the product.
-            mask: anything that [`load_photograph`] opens, of the photographs' size; what is above 0 is ignored. `None`
-                keeps none any more.
-            date: ISO date for the log; by default now.
-
-        Raises:
-            ValueError: for an unknown product, or a mask that marks nothing or leaves no patch that counts.
-            ImageError: if the mask cannot be read.
+            prompt_ids: (2, length).
+            text_embeddings: (2, joint width), unit length.
         """
-        class_id, class_name = self._known(class_name)
-        marked = None if mask is None else load_mask(mask)
-        if marked is not None:
-            if not marked.any():
-                raise ValueError("The ignore_mask marks nothing: paint white what shall not count, or give None.")
-            if tiling_of(self.config, class_name) is None and self.leaves_nothing(marked):
-                raise ValueError("The ignore_mask leaves no patch that counts: mark less of the photograph.")
-            if self.memory.counts[class_id]:
-                logger.info(
-                    "%s was learnt before this ignore_mask; its memory and its line stay as they are.", class_name
-                )
-        self.masks.keep(class_name, marked, self.device)
-        self.log_history("keep_ignore_mask" if mask is not None else "drop_ignore_mask", class_name, date=date)
+        product = Product(record, self.config)
+        if len(self):
+            product.to(self[0].text_embeddings)  # device and precision of the others
+        product.prompt_ids, product.text_embeddings = prompt_ids, text_embeddings.to(product.text_embeddings)
+        self.append(product)
+        self.write()
+        return len(self) - 1
 
-    def leaves_nothing(self, mask: np.ndarray) -> bool:
-        """Say whether a mask (height, width) leaves no patch of the whole photograph that counts."""
-        whole = mask_tensor(mask, self.config.image_size)[None]
-        return bool(ignored_patches(whole, self.config.grid_size).all())
+    def remove(self, class_id: int) -> None:
+        """Take a product out; ids of those behind it go down by one."""
+        del self[class_id]
+        self._fit_pooled(None)
+        self.write()
 
-    def ignore_mask_for(self, class_name: str, given: Any) -> Any:
-        """Return the mask given with a call, or else the product's own."""
-        return self.masks.wanted(class_name) if given is None else given
+    def set_threshold(self, class_id: int, threshold: ProductThreshold) -> None:
+        """Keep the threshold of one product, and fit the common one of the pooled mode anew."""
+        self[class_id].record.threshold = threshold
+        self._fit_pooled(threshold.max_false_alarm_rate)
+        self.write()
+
+    def keep_mask(self, class_id: int, mask: np.ndarray | None) -> None:
+        """Keep what is to be ignored (height, width) on all images of a product, or nothing any more."""
+        product = self[class_id]
+        product.record.ignore_mask_size = None if mask is None else list(mask.shape)
+        packed = None if mask is None else torch.from_numpy(np.packbits(mask)).to(product.prototype.device)
+        product.ignore_mask = packed
+        self.write()
+
+    def log(
+        self,
+        action: str,
+        class_name: str,
+        *,
+        files: Sequence[str | None] = (),
+        digests: Sequence[str] = (),
+        date: str | None = None,
+    ) -> None:
+        """
+        Write into the history what was done to a product, when, from which files, and where its threshold lies now.
+
+        File names stand there without their folders; `digests` are of the images' pixels.
+        """
+        names = self.config.class_names
+        product = self[names.index(class_name)] if class_name in names else None
+        threshold = product.record.threshold if product else None
+        entry = {
+            "date": date or datetime.now(UTC).isoformat(timespec="seconds"),
+            "action": action,
+            "class_name": class_name,
+            "photographs": len(files),
+            "files": [None if file is None else Path(file).name for file in files],
+            "digests": list(digests),
+            "known_photographs": product.image_count if product else 0,
+            "line": threshold.image_threshold if threshold else None,
+            "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
+        }
+        self.config.history = [*self.config.history, entry]
+
+    def write(self) -> None:
+        """Let the config say what is held."""
+        self.config.products = [product.describe() for product in self]
+
+    def _fit_pooled(self, rate: float | None) -> None:
+        """Fit the threshold that all share anew, where products are pooled; without a rate for the one it had."""
+        if self.config.class_identity != "pooled":
+            return
+        known = self.config.pooled_threshold
+        rate = known["max_false_alarm_rate"] if rate is None and known else rate
+        fitted = [product.record.threshold for product in self if product.record.threshold]
+        pooled = fit_pooled_threshold(fitted, rate) if rate else None
+        self.config.pooled_threshold = asdict(pooled) if pooled else None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Put everything back if what is done inside fails. Tensors are replaced, never written into, so none is copied."""
+        products = list(self)
+        states = [_state_of(product) for product in products]
+        config = {name: copy.deepcopy(getattr(self.config, name)) for name in ("pooled_threshold", "history")}
+        try:
+            yield
+        except BaseException:
+            while len(self):
+                del self[-1]
+            self.extend(products)
+            for product, state in zip(products, states, strict=True):
+                _restore(product, state)
+            for name, value in config.items():
+                setattr(self.config, name, value)
+            self.write()
+            raise
 
 
-def kept_masks(model: Any) -> KeptMasks | None:
-    """Return what products keep where photographs are judged as the product that is named."""
-    return None if model.config.class_identity == "predicted" else model.masks
+def _state_of(product: Product) -> tuple:
+    bank = product.bank
+    return copy.deepcopy(product.record), list(bank.image_vectors), dict(bank._buffers), dict(product._buffers)
 
 
-def _bytes_of(size: list[int]) -> int:
-    return -(-size[0] * size[1] // 8)
+def _restore(product: Product, state: tuple) -> None:
+    product.record, product.bank.image_vectors, product.bank._buffers, product._buffers = state
 
 
 __all__ = [
-    "KeptMask",
-    "KeptMasks",
-    "KeptMasksMixin",
+    "SAME",
+    "UNKNOWN_PRODUCT",
+    "MaskOpener",
+    "Product",
+    "ProductRecord",
+    "ProductStore",
     "composed",
     "did_you_mean",
-    "kept_masks",
+    "find_class",
+    "new_name",
 ]

@@ -105,13 +105,14 @@ class VisionFeatures(ModelOutput):
     Args:
         pooled (`Tensor` of shape (batch, joint width)): projected CLS token, not normalised.
         patches (`Tensor` of shape (batch, patches, joint width)): projected patch tokens after the last norm.
-        taps (`dict[int, Tensor]`): block number -> patch tokens (batch, patches, width) of the residual stream after it.
+        intermediate (`dict[int, Tensor]`): block number -> patch tokens (batch, patches, width) of the residual stream
+            after it.
         hidden_states, attentions (`tuple`, *optional*): of every block, when [`AnoPLeModel`] is asked for them.
     """
 
     pooled: Tensor | None = None
     patches: Tensor | None = None
-    taps: dict[int, Tensor] | None = None
+    intermediate: dict[int, Tensor] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -122,9 +123,7 @@ def encode_image(
     *,
     prompts: list[Tensor] | None = None,
     prefix: Tensor | None = None,
-    prefix_mode: str = "token",
-    tap_layers: tuple[int, ...] = (),
-    value_attention_layers: int = 0,
+    out_indices: tuple[int, ...] = (),
 ) -> VisionFeatures:
     """
     Walk images through the vision tower with prompts behind the patch tokens (paper.md 4.3).
@@ -132,62 +131,44 @@ def encode_image(
     Without prompts and prefix, `pooled` equals `CLIPModel.get_image_features`.
 
     Args:
-        pixel_values: (batch, 3, side, side), normalised.
+        pixel_values: (batch, 3, side, side), normalized.
         prompts: per prompted block (tokens, width); block 0's are appended, later ones overwrite their slots.
-        prefix: (batch, 1, width), the views' scale tokens.
-        prefix_mode: `token` (set once), `deep_token` (set at every prompted block) or `add` (to each prompt).
-        tap_layers: blocks whose patch tokens are returned.
-        value_attention_layers: last blocks in which patch tokens take the value-value path.
+        prefix: (batch, 1, width), the views' scale tokens; they flow through all blocks.
+        out_indices: blocks whose patch tokens are returned.
     """
     tower, prompts = clip.vision_model, prompts or []
+    # class token and patches first; what is learnt stands behind them, so that their positions stay CLIP's own
     hidden = tower.embeddings(pixel_values)
-    patch_slots = slice(1, hidden.shape[1])
-    own = _prompt_tokens(prompts[0], prefix, prefix_mode, hidden) if prompts else None
-    tokens = [hidden] + ([own] if prompts else [])
-    if prefix is not None and prefix_mode != "add":
+    patch_slots, prompt_start = slice(1, hidden.shape[1]), hidden.shape[1]
+    tokens = [hidden]
+    if prompts:
+        tokens.append(_prompt_tokens(prompts[0], hidden))
+    if prefix is not None:
         tokens.append(prefix.to(hidden.dtype))
-    start = hidden.shape[1]
     hidden = tower.pre_layrnorm(torch.cat(tokens, dim=1) if len(tokens) > 1 else hidden)
-    local, taps = None, {}
-    first_value_layer = len(tower.encoder.layers) - value_attention_layers
+    intermediate = {}
     for number, layer in enumerate(tower.encoder.layers):
         if 0 < number < len(prompts):
-            own = _prompt_tokens(prompts[number], prefix, prefix_mode, hidden)
-            hidden = _overwrite(hidden, own, start)
-        if 0 < number < len(prompts) and prefix is not None and prefix_mode == "deep_token":
-            hidden = _overwrite(hidden, prefix.to(hidden.dtype), hidden.shape[1] - 1)
-        if number >= first_value_layer:
-            local = _value_attention(layer, hidden if local is None else local)
+            hidden = _overwrite(hidden, _prompt_tokens(prompts[number], hidden), prompt_start)
         hidden = layer(hidden, None)
-        if number in tap_layers:
-            taps[number] = hidden[:, patch_slots]
-    patches = (hidden if local is None else local)[:, patch_slots]
+        if number in out_indices:
+            intermediate[number] = hidden[:, patch_slots]
+    # CLIP norms its class token alone; patches meet the text in the same space only behind the same norm
     return VisionFeatures(
         pooled=clip.visual_projection(tower.post_layernorm(hidden[:, 0])),
-        patches=clip.visual_projection(tower.post_layernorm(patches)),
-        taps=taps,
+        patches=clip.visual_projection(tower.post_layernorm(hidden[:, patch_slots])),
+        intermediate=intermediate,
     )
 
 
-def _prompt_tokens(prompts: Tensor, prefix: Tensor | None, prefix_mode: str, like: Tensor) -> Tensor:
+def _prompt_tokens(prompts: Tensor, like: Tensor) -> Tensor:
     """Bring one block's prompts to (batch, tokens, width)."""
-    tokens = prompts.to(like.dtype).unsqueeze(0).expand(like.shape[0], -1, -1)
-    return tokens + prefix.to(like.dtype) if prefix is not None and prefix_mode == "add" else tokens
+    return prompts.to(like.dtype).unsqueeze(0).expand(like.shape[0], -1, -1)
 
 
 def _overwrite(hidden: Tensor, tokens: Tensor, start: int) -> Tensor:
     """Replace `tokens.shape[1]` slots from `start` on; slots behind them flow on."""
     return torch.cat([hidden[:, :start], tokens, hidden[:, start + tokens.shape[1] :]], dim=1)
-
-
-def _value_attention(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Add value-value attention of one CLIP block to the stream, without its MLP (PromptAD's local path)."""
-    attention = layer.self_attn
-    values = attention.v_proj(layer.layer_norm1(hidden))
-    # (batch, tokens, width) -> (batch, heads, tokens, head width)
-    values = values.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-    mixed = nn.functional.scaled_dot_product_attention(values, values, values)
-    return hidden + attention.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 def encode_text(clip: CLIPModel, input_ids: Tensor, *, prompts: list[Tensor] | None = None) -> Tensor:
@@ -206,13 +187,13 @@ def encode_text(clip: CLIPModel, input_ids: Tensor, *, prompts: list[Tensor] | N
     tower, prompts = clip.text_model, prompts or []
     embeddings = tower.embeddings.token_embedding(input_ids)
     if prompts:
-        embeddings = _overwrite(embeddings, _prompt_tokens(prompts[0], None, "", embeddings), 1)
+        embeddings = _overwrite(embeddings, _prompt_tokens(prompts[0], embeddings), 1)
     hidden = tower.embeddings(inputs_embeds=embeddings)
     # no padding and no cache, whose keyword differs between versions
     mask = create_causal_mask(tower.config, hidden, None, None)
     for number, layer in enumerate(tower.encoder.layers):
         if 0 < number < len(prompts):
-            hidden = _overwrite(hidden, _prompt_tokens(prompts[number], None, "", hidden), 1)
+            hidden = _overwrite(hidden, _prompt_tokens(prompts[number], hidden), 1)
         hidden = layer(hidden, mask, is_causal=True)
     hidden = tower.final_layer_norm(hidden)
     ends = _end_positions(input_ids, tower.eos_token_id)

@@ -1,6 +1,7 @@
 """What a detector answers: text, decoder and memory fused into scores and maps, and which product an image shows."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from .calibration_anople import calibrate, p_values
 from .configuration_anople import AnoPLeConfig
-from .images_anople import hide
+from .images_anople import mask_out
 from .losses_anople import LossTerm
+from .product_store_anople import ProductStore
 
 
 # --- What a detector answers ---
@@ -19,21 +22,21 @@ from .losses_anople import LossTerm
 @dataclass
 class AnoPLeOutput(ModelOutput):
     """
-    Hold the answers of an [`AnoPLeModel`]. Raw values order the photographs of one class; calibrated ones are comparable.
+    Hold the answers of an [`AnoPLeModel`]. Raw values order the images of one class; calibrated ones are comparable.
 
     Args:
         loss (`Tensor`, *optional*): weighted sum of the losses, with `mask_labels`.
         loss_terms (`dict[str, LossTerm]`, *optional*): focal, dice, image and alignment loss as sum and count.
         image_scores (`Tensor` of shape (batch,)): raw image score, higher is more anomalous.
         anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
-        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the line of the class.
-        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the line of the class.
+        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the threshold of the class.
+        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the threshold of the class.
         p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
         text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
         class_ids (`Tensor` of shape (batch,), *optional*): the class each image was judged as; absent when pooled.
-        known_products (`Tensor` of shape (batch,), *optional*): whether an image shows the class predicted for it.
+        is_known_class (`Tensor` of shape (batch,), *optional*): whether an image shows the class predicted for it.
         image_embeds (`Tensor` of shape (batch, joint width)): unit-length global feature.
         hidden_states, attentions (`tuple`, *optional*): of the vision tower, when asked for.
     """
@@ -49,7 +52,7 @@ class AnoPLeOutput(ModelOutput):
     decoder_maps: Tensor | None = None
     memory_maps: Tensor | None = None
     class_ids: Tensor | None = None
-    known_products: Tensor | None = None
+    is_known_class: Tensor | None = None
     image_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -90,20 +93,17 @@ def smooth_maps(maps: Tensor, *, size: int, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(maps, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).squeeze(1)
 
 
-def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, scales: Tensor | None, config: AnoPLeConfig) -> Tensor:
+def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, config: AnoPLeConfig) -> Tensor:
     """
     Fuse the decoder's and the memory's maps, then upsample and smooth: (batch, image side, image side).
 
     Args:
         decoder_maps: (batch, rows, columns) probabilities.
         memory_maps: (batch, grid, grid) distances, or `None` where nothing is remembered: the decoder answers alone.
-        scales: (batch,) largest distance known from normals, for `fusion_scale="normal"`.
     """
     if memory_maps is None or config.map_fusion == "decoder":
         fused = decoder_maps
     else:
-        if scales is not None:
-            memory_maps = (memory_maps / scales.to(memory_maps).view(-1, 1, 1)).clamp(max=1)
         memory_maps = resize_maps(memory_maps.float(), decoder_maps.shape[-2:])
         fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
     return smooth_maps(fused, size=config.image_size, sigma=config.smoothing)
@@ -118,55 +118,95 @@ def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Ten
     return peaks if config.image_fusion == "map" else text_scores
 
 
-def fuse_answers(output: AnoPLeOutput, scales: Tensor | None, ignored: Tensor | None, config: AnoPLeConfig) -> None:
+def fuse_scores(output: AnoPLeOutput, ignored: Tensor | None, config: AnoPLeConfig) -> None:
     """
     Fuse text, decoder and memory into raw scores and maps, in place (paper.md 1.9).
 
     Args:
         output: with `text_scores`, `decoder_maps` and, unless nothing is remembered, `memory_maps`.
-        scales: as in [`fuse_maps`].
         ignored: (batch, grid, grid) patches that do not count.
     """
-    output.memory_maps, output.decoder_maps = hide(output.memory_maps, ignored), hide(output.decoder_maps, ignored)
-    output.anomaly_maps = hide(fuse_maps(output.decoder_maps, output.memory_maps, scales, config), ignored)
+    output.memory_maps = mask_out(output.memory_maps, ignored)
+    output.decoder_maps = mask_out(output.decoder_maps, ignored)
+    output.anomaly_maps = mask_out(fuse_maps(output.decoder_maps, output.memory_maps, config), ignored)
     output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
 
 
-# --- Which product a photograph shows, and whether it shows any of them ---
+# --- Which product an image shows, and whether it shows any of them ---
+
+SMALLEST_NOVELTY = 1e-5  # what is below is rounding
 
 
-SMALLEST_STRANGENESS = 1e-5  # what is below is rounding
+class Detector(ABC):
+    """
+    What judges images: the network, or an exported graph of it. Inference takes either by this type.
 
+    Attributes:
+        config: its configuration.
+        products: what it knows of each product.
+        device, dtype: where it computes, and with what.
+    """
 
-class IdentityMixin:
-    """Methods of [`AnoPLeModel`] that find out as which class a photograph is judged."""
+    config: AnoPLeConfig
+    products: ProductStore
+    device: torch.device
+    dtype: torch.dtype
+    training: bool
+
+    @abstractmethod
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        class_ids: Tensor | None = None,
+        *,
+        class_is_known: bool = False,
+        exclude: tuple[int, slice] | None = None,
+        ignore_masks: Tensor | None = None,
+    ) -> AnoPLeOutput:
+        """Judge images (batch, 3, side, side); arguments as of [`AnoPLeModel.forward`]."""
+
+    @abstractmethod
+    def embed_image(self, pixel_values: Tensor) -> Tensor:
+        """Embed images (batch, 3, side, side) as wholes: unit length (batch, joint width)."""
 
     def identify(
-        self, pooled: Tensor, embeddings: Tensor, class_ids: Tensor | None, *, known: bool = False
+        self, pooled: Tensor, class_ids: Tensor | None = None, *, class_is_known: bool = False
     ) -> Tensor | None:
-        """Decide as which class each image is judged (paper.md 3.4): (batch,) ids on the CPU, or `None` for all pooled."""
+        """
+        Decide as which class each image is judged (paper.md 3.4).
+
+        Args:
+            pooled: (batch, joint width) global features of unit length.
+            class_ids: (batch,) what the caller says of each image.
+            class_is_known: whether that holds also where classes are predicted.
+
+        Returns:
+            (batch,) ids on the CPU, or `None` for all products pooled.
+        """
         config = self.config
         if config.class_identity == "pooled" and not self.training:
             return None
-        if class_ids is not None and (config.class_identity == "given" or self.training or known):
-            self.check_ids(class_ids)
+        if class_ids is not None and (config.class_identity == "given" or self.training or class_is_known):
+            self.check_class_ids(class_ids)
             return class_ids.cpu()
-        prototypes = config.class_prediction == "prototype" and not self.memory.is_empty
-        anchors = F.normalize(self.class_prototypes, dim=-1) if prototypes else embeddings[:, 0]
+        if config.class_prediction == "prototype" and not self.products.remembers_nothing:
+            anchors = F.normalize(self.products.prototypes(), dim=-1)
+        else:
+            anchors = self.products.text_embeddings()[:, 0]
         return (pooled @ anchors.to(pooled.dtype).T).argmax(1).cpu()
 
-    def finds_out(self, named: bool) -> bool:
-        """Say whether the class of a photograph, which a user named or not, is predicted."""
+    def must_identify(self, named: bool) -> bool:
+        """Say whether the class of an image, which a user named or not, is predicted."""
         identity = self.config.class_identity
         return identity == "predicted" or (identity == "given" and not named)
 
-    def check_ids(self, class_ids: Tensor) -> None:
+    def check_class_ids(self, class_ids: Tensor) -> None:
         """Refuse ids of no class."""
-        count, ids = len(self.config.class_names), class_ids.cpu()
+        count, ids = len(self.products), class_ids.cpu()
         if not torch.compiler.is_compiling() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
             raise ValueError(f"class_ids must lie within 0 and {count - 1}, got {class_ids.tolist()}.")
 
-    def recognise(
+    def is_known_class(
         self,
         memory_maps: Tensor | None,
         image_embeds: Tensor,
@@ -176,48 +216,63 @@ class IdentityMixin:
         """
         Say of images whose class was predicted whether they show a known product at all.
 
-        An image is unknown where its [`strangeness`] lies above the line of the class that it is nearest to. The line
-        was found from that class' normals alone (see [`calibrate`]); a defect does not reach it while it covers less
-        than half of the photograph.
+        An image is of none where its [`novelty_scores`] lie above the thresholds of the class that it is nearest to. These
+        were fitted to that class' normals alone; a defect does not reach them while it covers less than half of the image.
 
         Returns:
-            (batch,) bool, or `None` where that cannot be told: pooled, without memory or lines, or turned off.
+            (batch,) bool, or `None` where that cannot be told: pooled, without memory or thresholds, or turned off.
         """
         if class_ids is None or memory_maps is None or not self.config.unknown_product_rate:
             return None
-        lines = self.calibration.product_lines(class_ids)
-        if lines is None:
+        limits = self.novelty_thresholds(class_ids)
+        if limits is None:
             return None
-        values = strangeness(memory_maps, image_embeds, self.class_prototypes[class_ids], ignored)
-        return (values <= lines.to(values)).all(1)
+        prototypes = self.products.prototypes(class_ids.tolist())
+        return (novelty_scores(memory_maps, image_embeds, prototypes, ignored) <= limits.to(image_embeds.device)).all(
+            1
+        )
+
+    def novelty_thresholds(self, class_ids: Tensor) -> Tensor | None:
+        """Return the thresholds (batch, 2) of predicted classes, infinite where a class has none; `None` if none has."""
+        limits = [threshold and threshold.novelty_thresholds for threshold in self.products.thresholds(class_ids, 0)]
+        return torch.tensor([each or [math.inf, math.inf] for each in limits]) if any(limits) else None
+
+    def apply_thresholds(self, output: AnoPLeOutput) -> None:
+        """Add calibrated scores and maps and p-values to raw ones, in place, if every class asked for has a threshold."""
+        thresholds = self.products.thresholds(output.class_ids, len(output.image_scores))
+        if None in thresholds:
+            return
+        output.calibrated_scores = calibrate(output.image_scores, thresholds, "image")
+        output.calibrated_maps = calibrate(output.anomaly_maps, thresholds, "map")
+        output.p_values = p_values(output.image_scores, thresholds)
 
 
-def strangeness(
+def novelty_scores(
     memory_maps: Tensor, image_embeds: Tensor, prototypes: Tensor, ignored: Tensor | None = None
 ) -> Tensor:
     """
-    Measure how unlike a product images are as wholes: (batch, 2), at least `SMALLEST_STRANGENESS`.
+    Measure how unlike a product images are as wholes: (batch, 2), at least `SMALLEST_NOVELTY`.
 
     Args:
-        memory_maps: (batch, grid, grid) distances to the product's nearest normal patches; their median counts.
+        memory_maps: (batch, ...) distances to the product's nearest normal patches; their median counts.
         image_embeds: (batch, width) global features of unit length.
         prototypes: (batch, width) or (1, width) mean global feature of the product's normals; (1 - cosine) / 2 counts.
-        ignored: (batch, grid, grid) patches that do not count.
+        ignored: of the maps' shape, patches that do not count.
     """
     distances = memory_maps.float() if ignored is None else memory_maps.float().masked_fill(ignored, torch.nan)
     medians = distances.flatten(1).nanmedian(1).values
     cosines = F.cosine_similarity(image_embeds.float(), prototypes.float(), dim=-1)
-    return torch.stack([medians, (1 - cosines) / 2], dim=1).clamp(min=SMALLEST_STRANGENESS)
+    return torch.stack([medians, (1 - cosines) / 2], dim=1).clamp(min=SMALLEST_NOVELTY)
 
 
 __all__ = [
     "AnoPLeOutput",
-    "IdentityMixin",
-    "fuse_answers",
+    "Detector",
     "fuse_images",
     "fuse_maps",
+    "fuse_scores",
     "harmonic_mean",
+    "novelty_scores",
     "resize_maps",
     "smooth_maps",
-    "strangeness",
 ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,11 +57,6 @@ def tiling_text(tiling: Tiling) -> str | None:
     if rows < 1 or columns < 1:
         raise ValueError(f"tiling must be 'auto', rows and columns as '2,8' or (2, 8), or None; got {tiling!r}.")
     return f"{rows},{columns}"
-
-
-def tiling_of(config: Any, class_name: str | None) -> str | None:
-    """Say how a detector tiles the photographs of a product: its own setting, or else the detector's."""
-    return (config.product_tilings or {}).get(class_name, config.tiling)
 
 
 def plan_tiles(size: tuple[int, int], tiling: Tiling, image_size: int) -> Layout | None:
@@ -175,8 +170,8 @@ def patch_boxes(boxes: Sequence[tuple[int, int, int, int]], grid: int) -> Tensor
 # --- Moved copies of photographs: to measure how much a score moves, and to remember a product that lies any way round ---
 
 
-MemoryCopies = Literal["none", "quarter_turns", "eighth_turns"]
-TURNS = {"none": 1, "quarter_turns": 4, "eighth_turns": 8}
+Rotations = Literal["none", "quarter_turns", "eighth_turns"]
+ROTATION_COUNTS = {"none": 1, "quarter_turns": 4, "eighth_turns": 8}
 
 
 def move(pixels: Tensor, moves: Tensor) -> Tensor:
@@ -189,7 +184,7 @@ def move(pixels: Tensor, moves: Tensor) -> Tensor:
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
-def disturbed_copies(photograph: Tensor) -> Tensor:
+def jittered_copies(photograph: Tensor) -> Tensor:
     """
     Move and relight a photograph (3, side, side) a little, as the next one of the same part might be.
 
@@ -208,15 +203,15 @@ def disturbed_copies(photograph: Tensor) -> Tensor:
     return move(photograph.expand(len(moves), -1, -1, -1), moves) * gains
 
 
-def turns_of(kind: MemoryCopies) -> Tensor:
+def rotations_of(kind: Rotations) -> Tensor:
     """Return the turns (copies, 2, 3) of a photograph that the memory holds, the photograph as it is first."""
-    angles = torch.arange(TURNS[kind]) * (2 * math.pi / TURNS[kind])
+    angles = torch.arange(ROTATION_COUNTS[kind]) * (2 * math.pi / ROTATION_COUNTS[kind])
     rows = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=-1).view(-1, 2, 2)
     return F.pad(rows.round(decimals=6), (0, 1))
 
 
-def turned_copies(
-    pixels: Tensor, kind: MemoryCopies, ignore_masks: Tensor | None = None
+def rotated_copies(
+    pixels: Tensor, kind: Rotations, ignore_masks: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """
     Yield photographs (batch, 3, side, side) as they are, then turned, each time with what is ignored of them.
@@ -224,7 +219,7 @@ def turned_copies(
     Args:
         ignore_masks: (batch, side, side) bool; turned with the photographs.
     """
-    for number, turn in enumerate(turns_of(kind)):
+    for number, turn in enumerate(rotations_of(kind)):
         if number == 0:  # not resampled
             yield pixels, ignore_masks
             continue
@@ -236,7 +231,7 @@ def turned_copies(
         yield turned, move(masks, turn.to(masks).expand(len(masks), -1, -1))[:, 0] >= 0.5
 
 
-def turned_boxes(boxes: Sequence[tuple[int, int, int, int]], grid: int, kind: MemoryCopies) -> Tensor:
+def rotated_boxes(boxes: Sequence[tuple[int, int, int, int]], grid: int, kind: Rotations) -> Tensor:
     """
     Say which pixels the patches of tiles (left, top, right, bottom), and of their turned copies, see.
 
@@ -252,7 +247,7 @@ def turned_boxes(boxes: Sequence[tuple[int, int, int, int]], grid: int, kind: Me
     corners = corners.flatten(0, 1)  # (patches, 4 corners, 2)
     tiles = torch.tensor(boxes, dtype=torch.float32)[:, None]  # (tiles, 1, 4)
     found = [exact]
-    for turn in turns_of(kind)[1:]:
+    for turn in rotations_of(kind)[1:]:
         seen = (corners @ turn[:, :2].T).clamp(-1, 1)
         low, high = ((bound + 1) / 2 for bound in (seen.amin(1), seen.amax(1)))  # (patches, 2)
         start, side = tiles[..., :2], tiles[..., 2:] - tiles[..., :2]
@@ -267,16 +262,15 @@ def turned_boxes(boxes: Sequence[tuple[int, int, int, int]], grid: int, kind: Me
 
 __all__ = [
     "Layout",
-    "MemoryCopies",
+    "Rotations",
     "Tiling",
     "blend_maps",
-    "disturbed_copies",
+    "jittered_copies",
     "move",
     "patch_boxes",
     "plan_tiles",
-    "tiling_of",
     "tiling_text",
-    "turned_boxes",
-    "turned_copies",
-    "turns_of",
+    "rotated_boxes",
+    "rotated_copies",
+    "rotations_of",
 ]

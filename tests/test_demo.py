@@ -29,7 +29,7 @@ from demo.words import message_html, verdict_html
 from modeling_anople import cli
 from modeling_anople import cli as cli_demo
 from modeling_anople.calibration_anople import describe_support
-from modeling_anople.evaluation.heat_maps import overlay
+from modeling_anople.runtime.heat_maps import overlay
 from modeling_anople.prediction import predict
 
 from .demo_app import session_of

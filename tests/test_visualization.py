@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_anople.evaluation import heat_maps as vis
+from modeling_anople.runtime import heat_maps as vis
 
 
 ALL_SCORES = np.linspace(0, 1, 1001, dtype=np.float32)[None]  # one row, (1, 1001)

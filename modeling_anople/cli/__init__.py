@@ -20,7 +20,7 @@ from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 
 
 if TYPE_CHECKING:
-    from ..prediction import Prediction
+    from ..pipeline_anople import Prediction
 
 
 # --- `anople data check NAME ROOT`: whether a public set is whole ---
@@ -306,25 +306,19 @@ def predict(arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
-    from ..data.shards import list_shards
-    from ..runtime.loading import load_judge
+    from ..runtime.loading import list_shards, load_judge
 
     if shards := list_shards(places.images):
         return _predict_shards(places, options, shards)
     if options.class_column or options.image_column:
         raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
-    pass
-    from ..evaluation.heat_maps import overlay, with_legend
-    from ..images_anople import list_photographs
-    from ..prediction import full_size_map
-    from ..prediction import predict as judge
-    from ..processing_anople import load_photograph
+    from ..images_anople import list_photographs, load_photograph
+    from ..pipeline_anople import predict as judge
+    from ..runtime.heat_maps import overlay, with_legend
     from ..tiling_anople import tiling_text
 
     paths, failed, labels = list_photographs(places.images), 0, Counter()
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
-    if options.threshold is not None:
-        model.config.threshold = options.threshold
     if options.class_name is not None:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
     folder = Path(options.output) if options.output else None
@@ -337,6 +331,7 @@ def predict(arguments: list[str]) -> int:
         explain=options.explain,
         tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
         ignore_mask=options.ignore_mask,
+        threshold=options.threshold,
     )
     with open_results(folder, {path.resolve() for path in paths}) as results, table_writer(options.csv) as write_row:
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
@@ -345,7 +340,7 @@ def predict(arguments: list[str]) -> int:
             if prediction.explanation:
                 line["explanation"] = prediction.explanation.as_dict()
             if folder and not prediction.error:
-                picture = overlay(load_photograph(path, white_value=processor.white_value), full_size_map(prediction))
+                picture = overlay(load_photograph(path, white_value=processor.white_value), prediction.full_size_map())
                 line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
                 with_legend(picture).save(line["overlay"])
             write_row(line)

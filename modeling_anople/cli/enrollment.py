@@ -3,11 +3,16 @@
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..calibration_anople import describe_support
 from ..runtime import CHECKPOINT, make_parser, parse
+
+
+if TYPE_CHECKING:
+    from ..pipeline_anople import AnomalyDetectionPipeline
+    from ..product_store_anople import ProductRecord
 
 
 LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
@@ -74,9 +79,6 @@ def calibrate(arguments: list[str]) -> int:
     return _learn("calibrate", AddOptions, arguments)
 
 
-METHODS = {"enroll": "enroll", "add_normals": "add_normals", "calibrate": "refine_line"}
-
-
 def _learn(command: str, kind: type, arguments: list[str]) -> int:
     parser = make_parser(command, kind, checkpoint=CHECKPOINT, name="The product.")
     few = "*" if command == "calibrate" else "+"
@@ -85,62 +87,75 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from ..images_anople import list_photographs
-    from ..processing_anople import find_class
-    from ..runtime.loading import load_config, load_detector
+    from ..runtime.loading import load_config
 
-    method, begun = METHODS[command], command == "enroll" and options.clip is not None
+    verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
-        method, target = "add_normals", Path(options.output or places.checkpoint)
+        verb, target = "add_normals", Path(options.output or places.checkpoint)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
-        model, processor = _begin(places.name, options)
+        detector = _begin(places.name, options)
     else:
         target = _target(places.checkpoint, options.output)
-        model, processor = load_detector(places.checkpoint)
+        detector = _load(places.checkpoint)
+    from ..calibration_anople import describe_guarantee
+
     paths = list_photographs(places.images) if places.images else None
-    line = getattr(model, method)(
+    threshold = getattr(detector, verb)(
         places.name,
         paths and tqdm(paths, desc=command, disable=None),
-        processor=processor,
         max_false_alarm_rate=options.max_false_alarm_rate,
         batch_size=options.batch_size,
         ignore_mask=options.ignore_mask,
-        **({"tiling": options.tiling} if method == "enroll" else {}),
+        **({"tiling": options.tiling} if verb == "enroll" else {}),
     )
     adapter = not begun and bool(load_config(places.checkpoint).adapter_clip_sha256)
-    _save(model, processor, target, adapter=adapter)
-    known = len(model.memory.counts[find_class(places.name, model.config.class_names)])
+    _save(detector, target, adapter=adapter)
+    known = detector.model.products.named(places.name).image_count
     sys.stdout.write(
-        f"{places.name}: {known} good photographs, line at raw score {line.image_line:.4f} "
-        f"(for {line.max_false_alarm_rate:g} false alarms). {describe_support(asdict(line))} The detector is in {target}.\n"
+        f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
+        f"(for {threshold.max_false_alarm_rate:g} false alarms). {describe_guarantee(threshold)} "
+        f"The detector is in {target}.\n"
     )
     return 0
 
 
-def _begin(name: str, options: EnrollOptions) -> tuple:
+def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
+    from ..pipeline_anople import AnomalyDetectionPipeline
+    from ..runtime.loading import load_detector
+
+    model, processor = load_detector(checkpoint)
+    return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+
+
+def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     """Make a detector of one product, which its memory alone will judge: what else there is was never fitted."""
     from ..modeling_anople import AnoPLeModel
-    from ..processing_anople import AnoPLeProcessor, new_name
+    from ..pipeline_anople import AnomalyDetectionPipeline
+    from ..processing_anople import AnoPLeProcessor
+    from ..product_store_anople import new_name
 
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion)
+    processor = AnoPLeProcessor.from_clip(options.clip, [name])
+    detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):
-        model.set_ignore_mask(name, options.ignore_mask)
-    return model, AnoPLeProcessor.from_clip(options.clip, [name])
+        detector.set_ignore_mask(name, options.ignore_mask)
+    return detector
 
 
 def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    from ..runtime.loading import load_config, load_detector
+    from ..runtime.loading import load_config
 
     target = _target(places.checkpoint, options.output)
-    model, processor = load_detector(places.checkpoint)
-    model.forget(places.name, processor=processor)
-    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    detector = _load(places.checkpoint)
+    detector.forget(places.name)
+    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
     sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
     return 0
 
@@ -152,50 +167,55 @@ def ignore(arguments: list[str]) -> int:
         "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
     )
     places, options = parse(parser, arguments)
-    from ..processing_anople import find_class
-    from ..runtime.loading import load_config, load_detector
+    from ..runtime.loading import load_config
 
     target = _target(places.checkpoint, options.output)
-    model, processor = load_detector(places.checkpoint)
-    model.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
-    _save(model, processor, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
-    name = model.config.class_names[find_class(places.name, model.config.class_names)]
-    sys.stdout.write(f"{name}: {_kept_mask(model.config, name)} The detector is in {target}.\n")
+    detector = _load(places.checkpoint)
+    detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
+    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    product = detector.model.products.named(places.name)
+    sys.stdout.write(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.\n")
     return 0
 
 
-def _kept_mask(config, name: str) -> str:
-    if name not in config.ignore_mask_sizes:
+def _kept_mask(record: "ProductRecord") -> str:
+    if record.ignore_mask_size is None:
         return "No ignore mask is kept."
-    height, width = config.ignore_mask_sizes[name]
-    return f"An ignore mask of {width} x {height} pixels is kept ({-(-height * width // 8) / 1e3:.1f} kB)."
+    height, width = record.ignore_mask_size
+    return f"An ignore mask of {width} x {height} pixels is kept ({record.mask_bytes / 1e3:.1f} kB)."
 
 
 def products(arguments: list[str]) -> int:
-    """List the products of a detector, their normals, memory and lines, and the log."""
+    """List the products of a detector, their normals, memory and thresholds, and the log."""
     places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
-    from ..export.graph_detector import graph_in, put_lines, whole_export_in
+    from ..calibration_anople import describe_guarantee
+    from ..export.graph_detector import graph_in, put_thresholds, whole_export_in
+    from ..product_store_anople import ProductRecord
     from ..runtime.loading import load_config
 
     config = load_config(places.checkpoint)
     if graph_in(places.checkpoint):
-        put_lines(config, whole_export_in(places.checkpoint).parent)
+        put_thresholds(config, whole_export_in(places.checkpoint).parent)
+    records = [ProductRecord.from_dict(values) for values in config.products]
     width = max(map(len, ["product", *config.class_names]))
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
     numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
-    for name, size, counts in zip(config.class_names, config.memory_sizes, config.memory_photographs, strict=True):
-        line = config.calibration.get(name)
-        drawn = f"{line['image_line']:10.4f}  {line['max_false_alarm_rate']:16g}" if line else f"{'none':>10}  {'':16}"
-        rows.append(f"{name:{width}}  {len(counts):11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
-    for name in config.class_names:
-        if line := config.calibration.get(name):
-            rows.append(f"{name}: {describe_support(line)}")
-        if name in config.ignore_mask_sizes:
-            rows.append(f"{name}: {_kept_mask(config, name)}")
+    for record in records:
+        size, limit = sum(record.image_vectors), record.threshold
+        drawn = f"{'none':>10}  {'':16}"
+        if limit:
+            drawn = f"{limit.image_threshold:10.4f}  {limit.max_false_alarm_rate:16g}"
+        count = len(record.image_vectors)
+        rows.append(f"{record.name:{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
+    for record in records:
+        if record.threshold:
+            rows.append(f"{record.name}: {describe_guarantee(record.threshold)}")
+        if record.ignore_mask_size:
+            rows.append(f"{record.name}: {_kept_mask(record)}")
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
-        line, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
-        drawn = "" if line is None else f"; line {line:.4f} for {rate:g} false alarms"
+        limit, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
+        drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
         listed = f": {files}" if files else ""
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
     sys.stdout.write("\n".join(rows) + "\n")
@@ -215,7 +235,7 @@ def _target(checkpoint: str, output: str | None) -> Path:
     return target
 
 
-def _save(model, processor, target: Path, *, adapter: bool) -> None:
+def _save(detector: "AnomalyDetectionPipeline", target: Path, *, adapter: bool) -> None:
     """
     Write beside the old files, an adapter as an adapter, and put each file in its place whole.
 
@@ -223,8 +243,7 @@ def _save(model, processor, target: Path, *, adapter: bool) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as place:
-        (model.save_adapter if adapter else model.save_pretrained)(place)
-        processor.save_pretrained(place)
+        detector.save_pretrained(place, adapter=adapter)
         for path in sorted(Path(place).iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
             os.replace(path, target / path.name)
 

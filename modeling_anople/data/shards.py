@@ -1,123 +1,28 @@
-"""Data sets in shards, on disk or on the Hub, answered shard by shard."""
+"""
+Judge very many images: a data set in shards, parquet files or WebDataset tars, answered shard by shard.
+
+A shard is streamed, and its answers appear whole or not at all; a run that was killed goes on with the shards that have
+none. Over several processes (`accelerate launch -m modeling_anople.cli predict ...`) each takes every n-th of those left.
+"""
 
 import contextlib
-import glob
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Image, IterableDataset, load_dataset
-from huggingface_hub import HfApi, HfFileSystem, constants
 from tqdm.auto import tqdm
 
-from ..prediction import Prediction, predict
-from ..processing_anople import find_class
-from ..runtime.loading import join_processes
-
-
-# --- The shards of a data set, parquet files or WebDataset tars, on disk or on the Hub ---
-
-
-BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # ending -> what of `datasets` reads it
-ANSWERS = ".results.parquet"
-HUB, DATASETS = "hf://", "hf://datasets/"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """
-    One file of a data set.
-
-    Args:
-        place: its path, or its address on the Hub, which names a commit.
-        answers: the name of the file of its answers.
-        content: on the Hub the hash of its bytes, else empty.
-    """
-
-    place: str
-    answers: str
-    content: str = ""
-
-    @property
-    def builder(self) -> str:
-        """What of `datasets` reads it."""
-        return BUILDERS[PurePosixPath(self.place).suffix]
-
-
-def list_shards(places: list[str]) -> list[Shard]:
-    """
-    Name the shards of data sets; none where no place holds any.
-
-    Args:
-        places: shards; folders, of which those directly in it count; or addresses on the Hub,
-            `hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN]`, of which all below count, at the commit that
-            the revision stands for now. Sorted within each. Answers are no shards.
-
-    Raises:
-        FileNotFoundError: for what the Hub does not have, or not for you.
-        ValueError: for an address without shards, shards beside other places, or two whose answers have one name.
-        ConnectionError: if the Hub cannot be reached.
-    """
-    found = [_on_hub(place) if place.startswith(HUB) else _on_disk(Path(place)) for place in places]
-    if any(found) and not all(found):
-        other = next(place for place, shards in zip(places, found, strict=True) if not shards)
-        raise ValueError(f"{other} holds no shards, and others do: give shards and photographs in separate runs.")
-    shards = [shard for part in found for shard in part]
-    if double := sorted(name for name, times in Counter(shard.answers for shard in shards).items() if times > 1):
-        raise ValueError(f"Several shards would be answered in {double[0]}: give them in separate runs.")
-    return shards
-
-
-def _on_disk(place: Path) -> list[Shard]:
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
-
-
-def _on_hub(address: str) -> list[Shard]:
-    """List what an address stands for; files in different folders often have one name there, so answers name both."""
-    files = HfFileSystem()
-    try:
-        place = files.resolve_path(address) if address.startswith(DATASETS) else None
-        if not getattr(place, "repo_id", None):
-            raise ValueError(f"{address} is no data set: give {DATASETS}OWNER/NAME.")
-        commit = HfApi().dataset_info(place.repo_id, revision=place.revision).sha
-        root, asked = f"datasets/{place.repo_id}@{commit}/", place.path_in_repo
-        look = files.glob if glob.has_magic(asked) else files.find
-        found = look((root + asked).rstrip("/"), detail=True)
-    except httpx2.TransportError as error:
-        raise ConnectionError(
-            f"{address} cannot be listed, because the Hub at {constants.ENDPOINT} cannot be reached ({error}): check the "
-            "connection, or give files on disk."
-        ) from error
-    if not found:
-        raise FileNotFoundError(f"{address} does not exist: nothing of that name is in {place.repo_id} at {commit}.")
-    shards = [
-        Shard(HUB + name, name.removeprefix(root).rpartition(".")[0].replace("/", "-") + ANSWERS, details["blob_id"])
-        for name, details in sorted(found.items())
-        if _is_shard(name) and details["type"] == "file"
-    ]
-    if not shards:
-        raise ValueError(
-            f"{address} holds no shards ({', '.join(BUILDERS)}). Of most public data sets the Hub keeps a copy in parquet: "
-            f"{DATASETS}{place.repo_id}@refs/convert/parquet."
-        )
-    return shards
-
-
-def _is_shard(name: str) -> bool:
-    return PurePosixPath(name).suffix in BUILDERS and not name.endswith(ANSWERS)
-
-
-# --- Judge very many photographs: a data set in shards, answered shard by shard ---
+from ..pipeline_anople import Prediction, predict
+from ..processing_anople import AnoPLeProcessor
+from ..product_store_anople import find_class
+from ..runtime.loading import Shard, join_processes
+from ..scoring_anople import Detector
 
 
 logger = logging.getLogger(__name__)
@@ -141,8 +46,8 @@ SCHEMA = pa.schema(
 
 
 def predict_shards(
-    model: Any,
-    processor: Any,
+    detector: Detector,
+    processor: AnoPLeProcessor,
     shards: list[Shard],
     folder: Path,
     *,
@@ -155,7 +60,7 @@ def predict_shards(
     Judge the photographs of shards and write a parquet file of answers for each.
 
     Args:
-        model, processor: of a detector, or of an exported one.
+        detector, processor: the network or an exported graph of it, and its processor.
         shards: what [`list_shards`] names.
         folder: gets the answers of each (`NAME.results.parquet` for `NAME.parquet` or `NAME.tar`, with the folders before
             it for `FOLDER/NAME.parquet` on the Hub): a row for each photograph, in their order, with the columns of
@@ -190,7 +95,7 @@ def predict_shards(
                 raise ValueError(f"{shard.place} has no column {class_column!r}, but {rows.column_names}.")
             target = folder / shard.answers
             with _whole_file(target) as path, pq.ParquetWriter(path, _schema_of(shard)) as writer:
-                for part in _answers(model, processor, rows, column, class_name, class_column, batch_size):
+                for part in _answers(detector, processor, rows, column, class_name, class_column, batch_size):
                     writer.write_table(pa.Table.from_pylist(part, SCHEMA))
                     bar.update(len(part))
             failed += (unread := _unread_in(target))
@@ -203,7 +108,7 @@ def predict_shards(
 
 def _left_of(shards: list[Shard], folder: Path, state: PartialState) -> list[Shard]:
     """Name the shards without answers, as the main process sees them: each would take others while files appear."""
-    said: list[Any] = [None]
+    said: list[list[Shard] | ValueError | None] = [None]
     if state.is_main_process:
         try:
             said = [[shard for shard in shards if not _is_answered(shard, folder / shard.answers)]]
@@ -264,8 +169,8 @@ def _image_column(rows: IterableDataset, shard: Shard, asked: str | None) -> str
 
 
 def _answers(
-    model: Any,
-    processor: Any,
+    detector: Detector,
+    processor: AnoPLeProcessor,
     rows: IterableDataset,
     column: str,
     class_name: str | None,
@@ -279,7 +184,7 @@ def _answers(
     named = next((name for name in NAMES if name in others), None)
     for start, part in _in_parts(table, part_size):
         predictions = _judge_rows(
-            model, processor, part, column, class_name, class_column, batch_size, first=not start
+            detector, processor, part, column, class_name, class_column, batch_size, first=not start
         )
         try:  # no map outlives its row
             answers = [
@@ -296,8 +201,8 @@ def _answers(
 
 
 def _judge_rows(
-    model: Any,
-    processor: Any,
+    detector: Detector,
+    processor: AnoPLeProcessor,
     rows: list[dict],
     column: str,
     class_name: str | None,
@@ -325,7 +230,7 @@ def _judge_rows(
     known = [row for number, row in enumerate(rows) if number not in faults]
     classes = class_name if class_column is None else [row[class_column] for row in known]
     images = [row[column] for row in known]
-    predictions = predict(model, processor, images, class_names=classes, batch_size=batch_size)
+    predictions = predict(detector, processor, images, class_names=classes, batch_size=batch_size)
     for number in range(len(rows)):
         yield Prediction(error=str(faults[number])) if number in faults else next(predictions)
 
@@ -352,10 +257,4 @@ def _whole_file(target: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-__all__ = [
-    "ANSWERS",
-    "SCHEMA",
-    "Shard",
-    "list_shards",
-    "predict_shards",
-]
+__all__ = ["SCHEMA", "predict_shards"]

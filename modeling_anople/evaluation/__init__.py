@@ -19,14 +19,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import read_source
+from ..export.graph_detector import ExportedDetector
+from ..images_anople import ImageError, load_mask, load_photograph
+from ..inference_anople import Part
 from ..modeling_anople import AnoPLeModel
-from ..prediction import Part, Prediction, full_size_map, predict
-from ..processing_anople import AnoPLeProcessor, ImageError, find_class, load_mask, load_photograph
-from ..product_store_anople import composed
+from ..pipeline_anople import Prediction, predict
+from ..processing_anople import AnoPLeProcessor
+from ..product_store_anople import composed, find_class
 from ..runtime import CHECKPOINT, make_parser, parse, start_logging
+from ..runtime.heat_maps import SAMPLES, contact_sheet, panel, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
 from ..scoring_anople import resize_maps
-from .heat_maps import SAMPLES, contact_sheet, panel, write_gallery
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 
 
@@ -173,7 +176,7 @@ def _panels(
             answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"
         yield panel(
             photograph,
-            anomaly_map=full_size_map(prediction),
+            anomaly_map=prediction.full_size_map(),
             mask=_mask_to_show(row, sample, prediction),
             title=f"{row.path}  -  {f'defective ({row.defect})' if row.anomalous else 'good'}",
             subtitle=answer,
@@ -252,7 +255,7 @@ class EvaluateOptions:
 
 
 def evaluate(
-    model: AnoPLeModel,
+    model: AnoPLeModel | ExportedDetector,
     processor: AnoPLeProcessor,
     data: str | Path | Dataset,
     *,

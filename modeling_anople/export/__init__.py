@@ -3,7 +3,7 @@
 
 The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
 (its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
-texts lie in `products.safetensors`, the lines in `lines.json`: a line is moved, and a product added, without the graph.
+texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a threshold is moved, and a product added, without the graph.
 What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
 """
 
@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
-from ..scoring_anople import AnoPLeOutput, fuse_answers
+from ..scoring_anople import AnoPLeOutput, fuse_scores
 from .graph_detector import GRAPHS, OUTPUTS, check_origin, graph_in, to_openvino, write_origin, write_products
 
 
@@ -38,13 +38,12 @@ Weights = Literal["float32", "int8", "int8_dynamic"]
 
 class DetectorGraph(nn.Module):
     """
-    What is exported: a batch of photographs of one product -> raw answers.
+    What is exported: a batch of images of one product -> raw answers.
 
     Inputs:
         pixel_values: (batch, 3, side, side), as the processor makes them.
         bank: (layers, vectors, width) unit vectors that the product's memory holds.
         class_embeddings: (2, joint width) unit vectors of its normal and its abnormal text.
-        memory_scale: (1,) largest distance known from its normals; only with `fusion_scale="normal"`.
 
     Outputs, as in [`AnoPLeOutput`]: those named in `OUTPUTS`.
     """
@@ -53,31 +52,25 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.model, self.config = model, model.config
 
-    def forward(
-        self, pixel_values: Tensor, bank: Tensor, class_embeddings: Tensor, memory_scale: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, pixel_values: Tensor, bank: Tensor, class_embeddings: Tensor) -> tuple[Tensor, ...]:
         """Judge; shapes as described above."""
         model, config = self.model, self.config
-        features = model.walk_views(pixel_values)
+        # the vision tower, what the text says of it, and what the decoder says
+        features = model.prompted_pass(pixel_values)
         pooled = F.normalize(features.pooled, dim=-1)
         text = class_embeddings.expand(len(pooled), -1, -1)
-        decoder_maps = model.decoder(features.patches, features.taps, text, need_features=False).logits.softmax(1)[
-            :, 1
-        ]
-        taps = model.memory_taps(pixel_values, features)
-        distances = [
-            nearest_distance(F.normalize(taps[layer], dim=-1).flatten(0, 1), bank[number])
-            for number, layer in enumerate(model.memory.layers)
-        ]
+        decoded = model.decoder(features.patches, features.intermediate, text, need_features=False)
+        # the memory, plainly: a search by bounds has no place in a graph
+        queries = model.memory_features(features).flatten(1, 2)  # (layers, batch x patches, width)
+        distances = [nearest_distance(query, vectors) for query, vectors in zip(queries, bank, strict=True)]
         grid = (-1, config.grid_size, config.grid_size)
-        memory_maps = torch.stack(distances).mean(0).clamp(0, 1).reshape(grid)
         output = AnoPLeOutput(
-            text_scores=model.score_texts(pooled, text),
-            decoder_maps=decoder_maps,
-            memory_maps=memory_maps,
+            text_scores=model.score_text(pooled, text),
+            decoder_maps=decoded.logits.softmax(1)[:, 1],
+            memory_maps=torch.stack(distances).mean(0).clamp(0, 1).reshape(grid),
             image_embeds=pooled,
         )
-        fuse_answers(output, memory_scale, None, config)
+        fuse_scores(output, None, config)
         return tuple(output[name] for name in OUTPUTS)
 
 
@@ -91,11 +84,11 @@ def export_detector(
     overwrite: bool = False,
 ) -> Path:
     """
-    Write a detector as a graph with its products and lines.
+    Write a detector as a graph with its products and thresholds.
 
     Args:
         folder: new or empty; gets `model.onnx` or `model.xml` and `model.bin`, `graph.json`, `products.safetensors`,
-            `lines.json`, `config.json` and the processor.
+            `thresholds.json`, `config.json` and the processor.
         format: `onnx` for ONNX Runtime, `openvino` for OpenVINO.
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
             single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
@@ -129,7 +122,7 @@ def export_detector(
 
 def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str | Path) -> Path:
     """
-    Bring the products and lines of an export up to date with the detector that it was made from; its graph stays.
+    Bring the products and thresholds of an export up to date with the detector that it was made from; its graph stays.
 
     Raises:
         ValueError: if the folder holds no export, or one of another detector, or a product has no memory.
@@ -144,7 +137,7 @@ def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str 
 
 
 def _check_memories(model: AnoPLeModel) -> None:
-    if empty := [name for name, size in zip(model.config.class_names, model.memory.sizes, strict=True) if not size]:
+    if empty := [product.name for product in model.products if not product.bank.size]:
         raise ValueError(
             f"The products {empty} have no memory: fit the detector, or forget them, before it is exported."
         )
@@ -187,15 +180,14 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
     config = model.config
     if model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).float().cpu()
-    graph = DetectorGraph(model.eval())
-    inputs: dict[str, Any] = {
+    graph, first = DetectorGraph(model.eval()), model.products[0]
+    layers, _, width = first.bank.vectors.shape
+    inputs = {
         "pixel_values": torch.zeros(2, 3, config.image_size, config.image_size),
-        "bank": F.normalize(torch.ones(len(model.memory.layers), 5, model.memory.width), dim=-1),
-        "class_embeddings": model.class_embeddings[0],
+        "bank": F.normalize(torch.ones(layers, 5, width), dim=-1),
+        "class_embeddings": first.text_embeddings,
     }
-    shapes: dict[str, Any] = {"pixel_values": {0: "batch"}, "bank": {1: "vectors"}, "class_embeddings": None}
-    if config.fusion_scale == "normal":
-        inputs["memory_scale"], shapes["memory_scale"] = torch.ones(1), None
+    shapes = {"pixel_values": {0: "batch"}, "bank": {1: "vectors"}, "class_embeddings": None}
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
     with warnings.catch_warnings():

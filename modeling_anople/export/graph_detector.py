@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,18 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..calibration_anople import ScoreCalibration
 from ..checkpoint_anople import align_files, hash_weights
 from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ignored_patches
-from ..memory_anople import NormalMemory
-from ..product_store_anople import KeptMasks
-from ..scoring_anople import AnoPLeOutput, IdentityMixin, fuse_answers
+from ..modeling_anople import AnoPLeModel
+from ..processing_anople import AnoPLeProcessor
+from ..product_store_anople import ProductStore
+from ..scoring_anople import AnoPLeOutput, Detector, fuse_scores
 
-
-if TYPE_CHECKING:
-    from ..modeling_anople import AnoPLeModel
-    from ..processing_anople import AnoPLeProcessor
 
 # --- What runs a graph: ONNX Runtime or OpenVINO, both with arrays by name in and a list of arrays out ---
 
@@ -86,21 +81,20 @@ def to_openvino(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
-# --- What lies beside an exported graph, and how both are run, with the answers of the model that they were made from ---
+# --- What lies beside a graph ---
 
-
-PRODUCTS, LINES, ORIGIN = "products.safetensors", "lines.json", "graph.json"
+PRODUCTS, THRESHOLDS, ORIGIN = "products.safetensors", "thresholds.json", "graph.json"
 OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_scores", "image_embeds")
-OF_PRODUCTS = ("memory.", "masks.", "class_")  # how the names of tensors begin that are no part of the graph
 OUTSIDE = {
-    *("class_names", "memory_sizes", "memory_photographs", "memory_boxes", "ignore_mask_sizes", "product_tilings"),
-    *("tiling", "memory_copies", "memory_limit", "class_identity", "class_prediction", "unknown_product_rate"),
-    *("threshold", "calibration", "history", "fit", "clip_source", "adapter_clip_sha256", "custom_pipelines"),
-}  # fields of the config that are no part of it either
+    *("products", "tiling", "memory_rotations", "memory_limit", "class_identity", "class_prediction"),
+    *("unknown_product_rate", "threshold", "pooled_threshold", "history", "fit", "clip_source"),
+    *("adapter_clip_sha256", "custom_pipelines"),
+}  # fields of the config that are no part of the graph
 
 ABOUT = (
-    "A raw score r of a class reads s = sigmoid((log(max(r, 1e-9)) - log(line)) / spread): image_line and image_spread "
-    "for image_scores, map_line and map_spread for anomaly_maps. A photograph is anomalous where s > threshold."
+    "A raw score r of a class reads s = sigmoid((log(max(r, 1e-9)) - log(threshold)) / spread): image_threshold and "
+    "image_spread for image_scores, map_threshold and map_spread for anomaly_maps. An image is anomalous where s is above "
+    "the threshold that stands beside this text."
 )
 
 
@@ -108,38 +102,48 @@ def whole_export_in(folder: str | Path) -> Path:
     """Return the graph of an export; raise `ValueError` if the folder holds none, or not all of it."""
     folder = Path(folder)
     path = graph_in(folder) or folder / GRAPHS["onnx"]
-    if missing := [name for name in (path.name, PRODUCTS, LINES, "config.json") if not (folder / name).is_file()]:
+    needed = (path.name, PRODUCTS, THRESHOLDS, "config.json")
+    if missing := [name for name in needed if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no whole export ({missing[0]} is missing): make it again with anople export.")
     return path
 
 
-def put_lines(config: AnoPLeConfig, folder: str | Path) -> None:
-    """Put the threshold and the lines that lie beside a graph into its config, in place."""
-    lines = json.loads((Path(folder) / LINES).read_text(encoding="utf-8"))
-    config.threshold, config.calibration = lines["threshold"], lines["classes"]
+def put_thresholds(config: AnoPLeConfig, folder: str | Path) -> None:
+    """Put the thresholds that lie beside a graph into its config, in place."""
+    thresholds = json.loads((Path(folder) / THRESHOLDS).read_text(encoding="utf-8"))
+    config.threshold, config.pooled_threshold = thresholds["threshold"], thresholds["pooled"]
+    for product in config.products:
+        product["threshold"] = thresholds["products"].get(product["name"])
 
 
-def write_products(model: "AnoPLeModel", processor: "AnoPLeProcessor", folder: Path) -> None:
-    """Write all of an export that is not its graph: products, lines, config and processor."""
+def write_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
+    """Write all of an export that is not its graph: products, thresholds, config and processor."""
     config = copy.deepcopy(model.config)
-    tensors = {f"bank_{number}": model.memory.bank(number) for number in range(len(config.class_names))}
-    tensors |= {name: getattr(model, name) for name in ("class_embeddings", "class_prototypes")}
-    tensors = {name: tensor.float() for name, tensor in tensors.items()} | model.masks.state_dict()
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in model.products.state_dict().items()
+    }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / PRODUCTS)
     align_files(folder, PRODUCTS)  # and as readable as all else: safetensors' own file is its owner's alone
-    lines = {"about": ABOUT, "threshold": config.threshold, "classes": config.calibration}
-    (folder / LINES).write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
-    config.calibration = {}  # they have a file of their own
+    thresholds = {
+        "about": ABOUT,
+        "threshold": config.threshold,
+        "pooled": config.pooled_threshold,
+        "products": {product["name"]: product["threshold"] for product in config.products},
+    }
+    (folder / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
+    config.pooled_threshold = None  # they have a file of their own
+    config.products = [{**product, "threshold": None} for product in config.products]
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def write_origin(model: "AnoPLeModel", folder: Path) -> None:
+def write_origin(model: AnoPLeModel, folder: Path) -> None:
     """Note the weights that a graph is made from, so that no other detector's products are put beside it."""
     (folder / ORIGIN).write_text(json.dumps(_origin(model), indent=2) + "\n", encoding="utf-8")
 
 
-def check_origin(model: "AnoPLeModel", folder: Path) -> None:
+def check_origin(model: AnoPLeModel, folder: Path) -> None:
     """Raise `ValueError` if a folder holds no whole export, or its graph is not what this detector would be exported as."""
     whole_export_in(folder)
     if not (folder / ORIGIN).is_file():
@@ -155,18 +159,18 @@ def check_origin(model: "AnoPLeModel", folder: Path) -> None:
         )
 
 
-def _origin(model: "AnoPLeModel") -> dict[str, str]:
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(OF_PRODUCTS)}
+def _origin(model: AnoPLeModel) -> dict[str, str]:
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("products.")}
     return {"weights_sha256": hash_weights(weights)}
 
 
-class ExportedDetector(IdentityMixin):
+class ExportedDetector(Detector):
     """
     A detector whose graph runs in ONNX Runtime or OpenVINO. It judges as [`AnoPLeModel`] in evaluation does, and learns nothing.
 
-    Photographs are cut into tiles, and masks laid over them, before the graph sees them. A batch of several products takes
-    one run for each. Where products are predicted, a first run, as the first product, finds them, and those of other
-    products are judged again; a mask that is then laid takes one more.
+    Images are cut into tiles, and masks laid over them, before the graph sees them. A batch of several products takes one
+    run for each. Where products are predicted, a first run, as the first product, finds them, and those of other products
+    are judged again.
     """
 
     training = False
@@ -185,17 +189,9 @@ class ExportedDetector(IdentityMixin):
         folder = Path(folder)
         self.path = whole_export_in(folder)
         self.config = AnoPLeConfig.from_pretrained(folder)
-        put_lines(self.config, folder)
-        tensors = load_file(folder / PRODUCTS)
-        self.memory, self.calibration = NormalMemory(self.config), ScoreCalibration(self.config)
-        self.memory.restore(
-            [(tensors[f"bank_{number}"], counts) for number, counts in enumerate(self.config.memory_photographs)]
-        )
-        self.class_embeddings, self.class_prototypes = tensors["class_embeddings"], tensors["class_prototypes"]
-        sizes = self.config.ignore_mask_sizes
-        ids = {name: number for number, name in enumerate(self.config.class_names)}
-        self.masks = KeptMasks(self.config)
-        self.masks.restore({name: (tensors[f"mask_{ids[name]}"], size) for name, size in sizes.items()})
+        put_thresholds(self.config, folder)
+        self.products = ProductStore(self.config)
+        self.products.load_state_dict(load_file(folder / PRODUCTS))
         try:
             self.engine = open_engine(self.path, threads or torch.get_num_threads())
         except ImportError:
@@ -204,15 +200,9 @@ class ExportedDetector(IdentityMixin):
             reason = " ".join(str(error).split())
             raise ValueError(f"{self.path} cannot be run ({reason}): make it again with anople export.") from error
 
-    def eval(self) -> "ExportedDetector":
-        """Return itself: it never trains."""
-        return self
-
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that the answers depend on, but the lines: the products' tensors and the bytes of the graph."""
-        own = {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
-        own |= {f"masks.{name}": tensor for name, tensor in self.masks.state_dict().items()}
-        own |= {"class_embeddings": self.class_embeddings, "class_prototypes": self.class_prototypes}
+        """Return all that the answers depend on, but the thresholds: the products' tensors and the bytes of the graph."""
+        own = {f"products.{name}": tensor for name, tensor in self.products.state_dict().items()}
         files = {
             path.suffix: path for path in sorted(self.path.parent.glob(f"{self.path.stem}.*"))
         }  # weights beside it
@@ -227,6 +217,7 @@ class ExportedDetector(IdentityMixin):
         pixel_values: Tensor,
         class_ids: Tensor | None = None,
         *,
+        class_is_known: bool = False,
         exclude: tuple[int, slice] | None = None,
         ignore_masks: Tensor | None = None,
     ) -> AnoPLeOutput:
@@ -235,38 +226,38 @@ class ExportedDetector(IdentityMixin):
 
         Args:
             class_ids: (batch,) the product of each image.
-            exclude: with an empty slice it says that `class_ids` are known; nothing of the memory can be left out.
+            class_is_known: whether these hold also where classes are predicted.
+            exclude: nothing of the memory can be left out.
             ignore_masks: (batch, side, side) from the processor; what is ignored is fused anew, outside of the graph.
 
         Raises:
-            ValueError: for ids of no class, or an `exclude` that leaves something out.
+            ValueError: for ids of no class, or `exclude`.
         """
         config = self.config
-        if exclude is not None and exclude[1].start != exclude[1].stop:
+        if exclude is not None:
             raise ValueError("A graph compares with all of a memory: leave out vectors with the detector itself.")
         if config.class_identity == "pooled":
             output, ids = self._run(pixel_values, None), None
-        elif class_ids is not None and (config.class_identity == "given" or exclude is not None):
-            self.check_ids(class_ids)
+        elif class_ids is not None and (config.class_identity == "given" or class_is_known):
+            self.check_class_ids(class_ids)
             output, ids = self._run_each(pixel_values, class_ids), class_ids
         else:
             output = self._run(pixel_values, 0)
-            ids = self.identify(output.image_embeds, self.class_embeddings, None)
+            ids = self.identify(output.image_embeds)
             others = ids.nonzero()[:, 0]
             if len(others):
                 _put(output, others, self._run_each(pixel_values[others], ids[others]))
         ignored = None if ignore_masks is None else ignored_patches(ignore_masks, config.grid_size)
         if ignored is not None:
-            scales = self.calibration.memory_scales(ids) if config.fusion_scale == "normal" else None
-            fuse_answers(output, scales, ignored, config)
+            fuse_scores(output, ignored, config)
         output.class_ids = ids
-        self.calibration.apply(output)
+        self.apply_thresholds(output)
         if ids is not class_ids:
-            output.known_products = self.recognise(output.memory_maps, output.image_embeds, ids, ignored)
+            output.is_known_class = self.is_known_class(output.memory_maps, output.image_embeds, ids, ignored)
         return output
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Embed images (batch, 3, side, side) as wholes: unit length (batch, width)."""
+    def embed_image(self, pixel_values: Tensor) -> Tensor:
+        """Embed images (batch, 3, side, side) as wholes: unit length (batch, joint width)."""
         return self._run(pixel_values, None if self.config.class_identity == "pooled" else 0).image_embeds
 
     def _run_each(self, pixel_values: Tensor, ids: Tensor) -> AnoPLeOutput:
@@ -286,16 +277,12 @@ class ExportedDetector(IdentityMixin):
 
     def _run(self, pixel_values: Tensor, class_id: int | None) -> AnoPLeOutput:
         """Run images as one product, or against all of them pooled."""
-        ids = None if class_id is None else torch.tensor([class_id])
         if class_id is None:
-            bank = torch.cat([self.memory.bank(number) for number in range(len(self.memory.counts))], dim=1)
-            text = F.normalize(self.class_embeddings.mean(0), dim=-1)
+            bank = torch.cat([bank.vectors for bank in self.products.banks], dim=1)
+            text = F.normalize(self.products.text_embeddings().mean(0), dim=-1)
         else:
-            bank, text = self.memory.bank(class_id), self.class_embeddings[class_id]
+            bank, text = self.products[class_id].bank.vectors, self.products[class_id].text_embeddings
         given = {"pixel_values": pixel_values, "bank": bank, "class_embeddings": text}
-        if "memory_scale" in self.engine.inputs:
-            scales = self.calibration.memory_scales(ids)
-            given["memory_scale"] = torch.ones(1) if scales is None else scales
         answers = self.engine.run({name: _array(tensor) for name, tensor in given.items()}, OUTPUTS)
         return AnoPLeOutput(**dict(zip(OUTPUTS, map(torch.from_numpy, answers), strict=True)))
 
@@ -311,15 +298,15 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 __all__ = [
-    "ExportedDetector",
     "GRAPHS",
-    "LINES",
     "OUTPUTS",
     "PRODUCTS",
+    "THRESHOLDS",
+    "ExportedDetector",
     "check_origin",
     "graph_in",
     "open_engine",
-    "put_lines",
+    "put_thresholds",
     "to_openvino",
     "whole_export_in",
     "write_origin",

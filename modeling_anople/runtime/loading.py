@@ -1,20 +1,21 @@
 """Load a detector by the name of a folder or of a repository on the Hub, and say where and in which order it computes."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
-from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, HfFileSystem, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -29,11 +30,18 @@ from ..checkpoint_anople import hash_weights
 from ..export.graph_detector import ExportedDetector, graph_in
 
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
 # --- The processes that `accelerate launch` started, for work that needs no training loop ---
 
 
-def join_processes() -> PartialState:
-    """Join them; alone, there is one."""
+def join_processes() -> "PartialState":
+    """Join the processes that `accelerate launch` started; alone, there is one."""
+    from accelerate import PartialState  # an extra: who judges photographs alone has no need of it
+    from accelerate.utils import parse_flag_from_env
+
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -95,17 +103,16 @@ def loader_workers(device: torch.device, processes: int = 1) -> int:
 # --- What tells one detector's state from another's, so that figures stay with the detector they were measured on ---
 
 
-def detector_sha256(model: AnoPLeModel) -> str:
+def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
     """
-    Hash what a detector learnt: all weights but the CLIP's, names of products, lines and threshold.
+    Hash what a detector learnt: all weights but the CLIP's, what is known of each product, and the threshold.
 
     Returns:
         64 hexadecimal digits. The memory holds features of the CLIP, and thereby stands for it.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
-    config = model.config
-    lines = [config.class_names, config.calibration, config.threshold]
-    text = json.dumps([hash_weights(own), *lines], sort_keys=True)
+    known = [model.config.products, model.config.pooled_threshold, model.config.threshold]
+    text = json.dumps([hash_weights(own), *known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -293,7 +300,101 @@ def _check_files(folder: Path) -> None:
             ) from error
 
 
+# --- The shards of a data set, parquet files or WebDataset tars, on disk or on the Hub ---
+
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # ending -> what of `datasets` reads it
+ANSWERS = ".results.parquet"
+HUB, DATASETS = "hf://", "hf://datasets/"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """
+    One file of a data set.
+
+    Args:
+        place: its path, or its address on the Hub, which names a commit.
+        answers: the name of the file of its answers.
+        content: on the Hub the hash of its bytes, else empty.
+    """
+
+    place: str
+    answers: str
+    content: str = ""
+
+    @property
+    def builder(self) -> str:
+        """What of `datasets` reads it."""
+        return BUILDERS[PurePosixPath(self.place).suffix]
+
+
+def list_shards(places: list[str]) -> list[Shard]:
+    """
+    Name the shards of data sets; none where no place holds any.
+
+    Args:
+        places: shards; folders, of which those directly in it count; or addresses on the Hub,
+            `hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN]`, of which all below count, at the commit that
+            the revision stands for now. Sorted within each. Answers are no shards.
+
+    Raises:
+        FileNotFoundError: for what the Hub does not have, or not for you.
+        ValueError: for an address without shards, shards beside other places, or two whose answers have one name.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    found = [_on_hub(place) if place.startswith(HUB) else _on_disk(Path(place)) for place in places]
+    if any(found) and not all(found):
+        other = next(place for place, shards in zip(places, found, strict=True) if not shards)
+        raise ValueError(f"{other} holds no shards, and others do: give shards and photographs in separate runs.")
+    shards = [shard for part in found for shard in part]
+    if double := sorted(name for name, times in Counter(shard.answers for shard in shards).items() if times > 1):
+        raise ValueError(f"Several shards would be answered in {double[0]}: give them in separate runs.")
+    return shards
+
+
+def _on_disk(place: Path) -> list[Shard]:
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
+
+
+def _on_hub(address: str) -> list[Shard]:
+    """List what an address stands for; files in different folders often have one name there, so answers name both."""
+    files = HfFileSystem()
+    try:
+        place = files.resolve_path(address) if address.startswith(DATASETS) else None
+        if not getattr(place, "repo_id", None):
+            raise ValueError(f"{address} is no data set: give {DATASETS}OWNER/NAME.")
+        commit = HfApi().dataset_info(place.repo_id, revision=place.revision).sha
+        root, asked = f"datasets/{place.repo_id}@{commit}/", place.path_in_repo
+        look = files.glob if glob.has_magic(asked) else files.find
+        found = look((root + asked).rstrip("/"), detail=True)
+    except httpx2.TransportError as error:
+        raise ConnectionError(
+            f"{address} cannot be listed, because the Hub at {constants.ENDPOINT} cannot be reached ({error}): check the "
+            "connection, or give files on disk."
+        ) from error
+    if not found:
+        raise FileNotFoundError(f"{address} does not exist: nothing of that name is in {place.repo_id} at {commit}.")
+    shards = [
+        Shard(HUB + name, name.removeprefix(root).rpartition(".")[0].replace("/", "-") + ANSWERS, details["blob_id"])
+        for name, details in sorted(found.items())
+        if _is_shard(name) and details["type"] == "file"
+    ]
+    if not shards:
+        raise ValueError(
+            f"{address} holds no shards ({', '.join(BUILDERS)}). Of most public data sets the Hub keeps a copy in parquet: "
+            f"{DATASETS}{place.repo_id}@refs/convert/parquet."
+        )
+    return shards
+
+
+def _is_shard(name: str) -> bool:
+    return PurePosixPath(name).suffix in BUILDERS and not name.endswith(ANSWERS)
+
+
 __all__ = [
+    "Shard",
+    "list_shards",
     "computing_device",
     "detector_sha256",
     "explain",

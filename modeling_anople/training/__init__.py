@@ -25,7 +25,7 @@ from ..backbone_anople import name_of
 from ..losses_anople import LossTerm, loss_weights
 from ..runtime import start_logging
 from ..runtime.loading import loader_workers, one_order_of_sums
-from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_watched
+from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
 from .finishing import STATE_FILE, finish, load_state, save_state, trim_log
 from .options import TrainingConfig, model_options, parse_options
 
@@ -136,7 +136,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision)
     processor.white_value = config.white_value
     for name, mask in shots.masks.items():
-        model.masks.keep(name, mask, model.device)
+        model.products.keep_mask(model.products.id_of(name), mask)
     optimizer = make_optimizer(model, config)
     # 3. Where an earlier, killed run stopped.
     settings = {**dataclasses.asdict(config), **options, "files": shots.files}
@@ -154,7 +154,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         collate_fn=collate_views,
         num_workers=workers,
     )
-    watched = make_watched(config, processor, shots, model.config.tiling)
+    validation = make_validation_batch(config, processor, shots, model.config.tiling)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
     vars(model).pop("forward", None)
     if accelerator.is_main_process:
-        health = finish(model, processor, shots, watched, config)
+        health = finish(model, processor, shots, validation, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
         # a detector may be published: names of folders, not the way to them
         model.config.fit = {**settings, **seen, **{key: name_of(settings[key]) for key in NAMED if settings[key]}}

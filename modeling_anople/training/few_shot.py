@@ -18,10 +18,10 @@ from torch.utils.data import Dataset, Sampler
 
 from ..data import read_source
 from ..images_anople import ImageError, list_photographs, load_ignore_mask, load_mask, load_photograph
-from ..inference_anople import Views
+from ..inference_anople import TiledImage
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed
-from ..tiling_anople import MemoryCopies, move, turns_of
+from ..tiling_anople import Rotations, move, rotations_of
 from .options import TrainingConfig
 
 
@@ -394,7 +394,7 @@ class FewShotDataset(Dataset):
         views: how a photograph becomes views.
         anomaly: the pixel-space pseudo-anomaly; `None` leaves all photographs as they are.
         anomaly_period: the last of every so many samples is made anomalous.
-        turns: by which of [`turns_of`] a photograph is turned before, drawn anew for each sample.
+        turns: by which of [`rotations_of`] a photograph is turned before, drawn anew for each sample.
         seed: of all draws.
     """
 
@@ -406,14 +406,14 @@ class FewShotDataset(Dataset):
         views: ViewSettings,
         anomaly: PseudoAnomaly | None,
         anomaly_period: int = 2,
-        turns: MemoryCopies = "none",
+        turns: Rotations = "none",
         seed: int,
     ):
         if not images:
             raise ValueError("FewShotDataset was given no good photographs: at least one is needed.")
         self.images, self.class_ids = list(images), list(class_ids)
         self.views, self.anomaly, self.anomaly_period, self.seed = views, anomaly, anomaly_period, seed
-        self.turns = turns_of(turns)
+        self.turns = rotations_of(turns)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Make sample `number`: pixel_values (views, 3, side, side), mask_labels (views, side, side) and ids."""
@@ -466,7 +466,7 @@ def collate_views(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
 
 
-# --- Which photographs a fit learns from, and which it is watched on ---
+# --- Which images a fit learns from, and which validate it ---
 
 
 logger = logging.getLogger(__name__)
@@ -474,12 +474,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Shots:
-    """The good photographs of a fit: names per class, what was held back to watch the decoder, and what is ignored."""
+    """The good photographs of a fit: names per class, what was held out to check the decoder, and what is ignored."""
 
     files: dict[str, list[str]]
     images: list[dict]
     class_ids: list[int]
-    held_back: list[tuple[dict, int]]
+    held_out: list[tuple[dict, int]]
     masks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def mask_of(self, class_id: int) -> np.ndarray | None:
@@ -508,7 +508,7 @@ def choose_shots(config: TrainingConfig) -> Shots:
         shots.images += [normals[rows[name][path]]["image"] for path in chosen]
         shots.class_ids += [class_id] * len(chosen)
         others = sample_few_shot(list(rows[name].keys() - chosen) or chosen, spare, seed=config.seed, class_name=name)
-        shots.held_back += [(normals[rows[name][path]]["image"], class_id) for path in others]
+        shots.held_out += [(normals[rows[name][path]]["image"], class_id) for path in others]
     shots.masks = read_ignore_masks(config.ignore_masks, list(shots.files))
     return shots
 
@@ -567,7 +567,7 @@ def make_samples(
     )
 
 
-def make_watched(
+def make_validation_batch(
     config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, tiling: str | None = None
 ) -> dict[str, torch.Tensor] | None:
     """
@@ -578,11 +578,11 @@ def make_watched(
     if config.monitor_images < 1:
         return None
     images, class_ids = [], []
-    for image, class_id in shots.held_back:
+    for image, class_id in shots.held_out:
         try:
             tiles = _squares(image, processor, 1, tiling, shots.mask_of(class_id))
         except ImageError as error:
-            logger.warning("Held back to watch the decoder, and left out: %s", error)
+            logger.warning("Held out to check the decoder, and left out: %s", error)
             continue
         images.append(tiles[len(tiles) // 2])
         class_ids.append(class_id)
@@ -606,11 +606,8 @@ def _squares(
 ) -> list[torch.Tensor]:
     """Make the whole photograph, or each tile, a square; what is ignored or beyond the border is painted over."""
     photograph = load_photograph(image, white_value=processor.white_value)
-    if tiling is None and mask is None:
-        parts = [photograph]
-    else:
-        mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
-        parts = Views.of(photograph, processor, tiling, mask).pictures()
+    mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
+    parts = TiledImage.of(photograph, processor, tiling, mask).pictures()
     return [square_image(part, processor.image_size * grid) for part in parts]
 
 
@@ -627,7 +624,7 @@ __all__ = [
     "choose_shots",
     "collate_views",
     "make_samples",
-    "make_watched",
+    "make_validation_batch",
     "read_ignore_masks",
     "sample_few_shot",
     "square_image",

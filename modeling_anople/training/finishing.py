@@ -1,22 +1,24 @@
 """The end of a fit, and what it takes to go on with an unfinished one: state, memory, thresholds, and a look at the decoder."""
 
-import dataclasses
 import json
 import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from ..calibration_anople import describe_support
+from ..calibration_anople import describe_guarantee
 from ..enrollment_anople import digest_of
+from ..fitting_anople import calibrate_product, remember
 from ..images_anople import load_photograph
-from ..inference_anople import Views
+from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
 from ..runtime.loading import STATE_FILE
@@ -161,8 +163,9 @@ def check_decoder(model: AnoPLeModel, batch: dict[str, Tensor], *, batch_size: i
     """
     maps, spreads = [], []
     for pixels, ids in zip(batch["pixel_values"].split(batch_size), batch["class_ids"].split(batch_size), strict=True):
-        features = model.encode_views(pixels)
-        decoded = model.decoder(features.patches, features.taps, model.class_embeddings[ids])
+        features = model.encode_image(pixels)
+        text = model.products.text_embeddings(ids.tolist())
+        decoded = model.decoder(features.patches, features.intermediate, text)
         places = decoded.features.float().flatten(2)
         spreads.append((places - places.mean(2, keepdim=True)).square().sum(1).mean(1).sqrt())
         maps.append(decoded.logits.float().softmax(1)[:, 1])
@@ -192,41 +195,46 @@ def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> Decoder
 
 
 def finish(
-    model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, watched: dict | None, config: TrainingConfig
+    model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, validation: dict | None, config: TrainingConfig
 ) -> DecoderHealth | None:
-    """Store class embeddings, fill the memory, set the lines and check the decoder."""
+    """Store text embeddings, fill the memory, fit the thresholds and check the decoder."""
     model.eval()
-    model.store_class_embeddings()
-    device = model.device
-    names = model.config.class_names
-    pixels, digests = [], []
+    model.store_text_embeddings()
+    # 1. The memory of every product: where classes are predicted or pooled, a threshold needs them all.
+    images, digests = [], []
     for class_id in range(len(shots.files)):
-        images = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
-        photographs = [load_photograph(image, white_value=processor.white_value) for image in images]
-        digests.append([digest_of(photograph) for photograph in photographs])
-        mask, tiling = model.masks.wanted(names[class_id]), model.config.tiling
-        if tiling or mask:
-            masks = [mask(photograph.size[::-1]) if mask else None for photograph in photographs]
-            pixels.append(
-                [Views.of(one, processor, tiling, mask) for one, mask in zip(photographs, masks, strict=True)]
-            )
-        else:
-            pixels.append(processor(photographs)["pixel_values"].to(device))
-        model.remember(pixels[class_id], class_id, sizes=[photograph.size[::-1] for photograph in photographs])
+        own = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
+        opened = [load_photograph(image, white_value=processor.white_value) for image in own]
+        digests.append([digest_of(image) for image in opened])
+        images.append(
+            [
+                TiledImage.of(image, processor, model.config.tiling, _mask_of(model, class_id, image))
+                for image in opened
+            ]
+        )
+        remember(model, images[class_id], class_id)
+    # 2. Thresholds, and what they can promise, said once for products of which the same holds.
     statements: dict[str, list[str]] = {}
-    for class_id in range(len(shots.files)):  # where classes are predicted or pooled, a line needs every memory
-        line = model.calibrate(pixels[class_id], class_id, max_false_alarm_rate=config.max_false_alarm_rate)
-        statements.setdefault(describe_support(dataclasses.asdict(line)), []).append(names[class_id])
-    for statement, owners in statements.items():
-        logger.info("%s: %s", ", ".join(owners), statement)
+    for class_id, name in enumerate(shots.files):
+        rate = config.max_false_alarm_rate
+        threshold = calibrate_product(model, images[class_id], class_id, max_false_alarm_rate=rate)
+        statements.setdefault(describe_guarantee(threshold), []).append(name)
+    for statement, names in statements.items():
+        logger.info("%s: %s", ", ".join(names), statement)
     for class_id, (name, files) in enumerate(shots.files.items()):
-        model.log_history("fit", name, files=files, digests=digests[class_id])
-    if watched is None:
+        model.products.log("fit", name, files=files, digests=digests[class_id])
+    # 3. Whether the decoder sees defects at all, on images that were not trained on.
+    if validation is None:
         return None
-    health = check_decoder(model, {name: values.to(device) for name, values in watched.items()})
+    health = check_decoder(model, {name: values.to(model.device) for name, values in validation.items()})
     logger.info("%s", health.describe())
     health.warn()
     return health
+
+
+def _mask_of(model: AnoPLeModel, class_id: int, image: Image.Image) -> np.ndarray | None:
+    opener = model.products.mask_opener(class_id)
+    return opener(image.size[::-1]) if opener else None
 
 
 __all__ = [

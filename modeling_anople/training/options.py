@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 from ..backbone_anople import MINI_CLIP
 from ..configuration_anople import AnoPLeConfig
 from ..runtime import parse_whole
-from ..tiling_anople import MemoryCopies
+from ..tiling_anople import Rotations
 
 
 # --- Presets of options: the paper's, as faithfully as it is known, and what did better where we could choose ---
@@ -23,7 +23,7 @@ Recipe = Literal["paper", "best"]
 # `python -m hub.reproduce recipe` on a set of `hub.drawn_defects`.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "best": {"memory_copies": "eighth_turns"},
+    "best": {"memory_rotations": "eighth_turns"},
 }
 
 
@@ -75,7 +75,7 @@ class TrainingConfig:
     pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
         default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
     )
-    normal_turns: MemoryCopies = field(
+    normal_turns: Rotations = field(
         default="none", metadata={"help": "Turn training photographs, for products that lie any way round."}
     )
     max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
@@ -137,18 +137,7 @@ LOG_FILE = "training_log.jsonl"
 
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {
-    "clip_config",
-    "class_names",
-    "memory_sizes",
-    "memory_photographs",
-    "memory_boxes",
-    "product_tilings",
-    "ignore_mask_sizes",
-    "calibration",
-    "fit",
-    "clip_source",
-    "adapter_clip_sha256",
-    "history",
+    *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),
     "custom_pipelines",
 }
 

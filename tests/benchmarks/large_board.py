@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.evaluation.heat_maps import overlay
+from modeling_anople.runtime.heat_maps import overlay
 from modeling_anople.prediction import full_size_map, predict
 from modeling_anople.tiling_anople import plan_tiles
 
