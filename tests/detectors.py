@@ -1,12 +1,14 @@
 """Fitted detectors without training: memory and lines from a few photographs, on the small CLIP of `conftest.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.inference_anople import TiledImage
 
 
 def normals_of(photograph: Callable[..., Image.Image], class_id: int, count: int = 3) -> list[Image.Image]:
@@ -23,12 +25,42 @@ def write_screws(folder: Path, photograph: Callable[..., Image.Image]) -> list[s
     return [str(path) for path in paths]
 
 
+def detector_of(model: AnoPLeModel, processor: AnoPLeProcessor) -> AnomalyDetectionPipeline:
+    """Put model and processor together, where the model is."""
+    return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+
+
+def wholes(images: Sequence[Image.Image], processor: AnoPLeProcessor) -> list[TiledImage]:
+    """Take images as wholes, as a detector remembers them."""
+    return [TiledImage.of(image, processor, None) for image in images]
+
+
+class PixelImage(TiledImage):
+    """An image of which only the normalized pixels (3, side, side) exist."""
+
+    def __init__(self, pixels: torch.Tensor):
+        super().__init__(Image.new("RGB", pixels.shape[:0:-1]), _stack, None)
+        self.pixels = pixels
+
+    def crop(self, number: int) -> tuple[torch.Tensor, None]:
+        return self.pixels, None
+
+
+def _stack(pixels: list[torch.Tensor], ignore_masks: None = None) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.stack(pixels)}
+
+
+def pixel_images(pixels: torch.Tensor) -> list[TiledImage]:
+    """Take normalized pixels (images, 3, side, side) for images."""
+    return [PixelImage(each) for each in pixels]
+
+
 def fit(model: AnoPLeModel, processor: AnoPLeProcessor, photograph: Callable[..., Image.Image]) -> AnoPLeModel:
     """Remember and calibrate three photographs of each class."""
-    for class_id in range(len(model.config.class_names)):
-        pixels = processor(normals_of(photograph, class_id))["pixel_values"]
-        model.remember(pixels, class_id)
-        model.calibrate(pixels, class_id)
+    for class_id in range(len(model.products)):
+        images = wholes(normals_of(photograph, class_id), processor)
+        remember(model, images, class_id)
+        calibrate_product(model, images, class_id)
     return model
 
 

@@ -27,7 +27,7 @@ def fitted(make_model, make_pixels) -> AnoPLeModel:
     with torch.no_grad():
         for weight in learnables(model).values():
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-        model.store_class_embeddings()
+        model.store_text_embeddings()
     return fill(model, make_pixels)
 
 

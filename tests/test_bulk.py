@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image
 from modeling_anople.cli import main
 from modeling_anople.data import shards as bulk
 from modeling_anople.data.shards import list_shards
-from modeling_anople.prediction import predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector
 
 from .detectors import write_detector

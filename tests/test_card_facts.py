@@ -9,7 +9,7 @@ from hub.card_facts import describe_line, photograph_counts, shots_table
 from hub.card_results import Results
 from hub.push import main
 from modeling_anople import AnoPLeConfig
-from modeling_anople.calibration_anople import fit_line
+from modeling_anople.calibration_anople import fit_threshold
 from modeling_anople.runtime.loading import detector_sha256, load_detector
 
 from .published import FIT, fitted_anew
@@ -89,7 +89,7 @@ def test_photographs_are_counted_not_computed(config):
 
 def test_each_product_has_its_own_statement_and_equal_ones_are_said_once(config):
     assert describe_line(config).count("\n- ") == 1
-    config.calibration["nut"] = vars(fit_line([0.1] * 24, [0.1] * 24, max_false_alarm_rate=0.025))
+    config.calibration["nut"] = vars(fit_threshold([0.1] * 24, [0.1] * 24, max_false_alarm_rate=0.025))
     text = describe_line(config)
     assert "**2.5 % or 5 % false alarms**" in text
     assert (

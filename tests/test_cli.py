@@ -20,7 +20,7 @@ from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
 from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
 from modeling_anople.images_anople import list_photographs
-from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.pipeline_anople import full_size_map, predict
 
 from .detectors import normals_of, write_detector
 from .fitting import one_process
@@ -123,7 +123,7 @@ def test_predict_writes_overlays_at_the_photographs_own_size(capsys, tmp_path, c
         width, height = original.size
         assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
         [prediction] = predict(model, processor, [path], class_names="bolt")
-        expected = overlay(original, full_size_map(prediction))
+        expected = overlay(original, prediction.full_size_map())
         difference = np.asarray(picture.crop((0, 0, width, height))) - np.asarray(expected, dtype=float)
         assert np.abs(difference).max() <= 2  # a batch's map differs in its last bits
 

@@ -74,9 +74,9 @@ def test_the_line_is_calibrated_by_photographs_or_for_another_budget(capsys, che
     kept = AnoPLeModel.from_pretrained(checkpoint).config
     line = kept.calibration["nut"]
     assert (line["photographs"], line["held_out"], line["estimate"]) == (5, 5, "rank")
-    assert line["supported_rate"] == pytest.approx(1 / 6) and kept.memory_sizes == [48, 48]
+    assert line["attainable_rate"] == pytest.approx(1 / 6) and kept.memory_sizes == [48, 48]
     table = run(capsys, "products", checkpoint)
-    drawn = f"; line {line['image_line']:.4f} for 0.2 false alarms"
+    drawn = f"; line {line['image_threshold']:.4f} for 0.2 false alarms"
     assert table.rstrip().endswith(f"calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png{drawn}")
     answer = run(capsys, "calibrate", checkpoint, "nut", "--max_false_alarm_rate", "0.05")
     assert "With 5 photographs at best 1 in 6 can be promised. 5 % is asked for" in answer

@@ -12,7 +12,7 @@ def clip_config(*, depth: int = 12, image_size: int = 224, patch_size: int = 32)
 
 
 def test_a_saved_config_reads_back_every_field(tmp_path):
-    line = {"image_line": 0.1 + 0.2, "image_scores": [1e-17, 0.3]}
+    line = {"image_threshold": 0.1 + 0.2, "image_scores": [1e-17, 0.3]}
     config = AnoPLeConfig(
         clip_config=clip_config(depth=6),
         class_names=["bolt", "Mutter ß"],

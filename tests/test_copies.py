@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from modeling_anople import AnoPLeModel
 from modeling_anople.inference_anople import Views
-from modeling_anople.tiling_anople import disturbed_copies, patch_boxes, turned_boxes, turned_copies
+from modeling_anople.tiling_anople import jittered_copies, patch_boxes, rotated_boxes, rotated_copies
 from modeling_anople.training.few_shot import FewShotDataset, ViewSettings
 
 
@@ -14,14 +14,14 @@ PATCHES = 16
 
 def test_quarter_turns_are_exact_and_the_first_is_the_photograph_itself():
     pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    copies = [copy for copy, _ in turned_copies(pixels, "quarter_turns")]
+    copies = [copy for copy, _ in rotated_copies(pixels, "quarter_turns")]
     assert copies[0] is pixels and len(copies) == 4
     for number, copy in enumerate(copies):
         torch.testing.assert_close(copy, pixels.rot90(number, dims=(2, 3)), atol=1e-5, rtol=0)
 
 
 def test_eighth_turns_mirror_what_lies_beyond_the_border():
-    copies = [copy for copy, _ in turned_copies(torch.ones(1, 3, 16, 16), "eighth_turns")]
+    copies = [copy for copy, _ in rotated_copies(torch.ones(1, 3, 16, 16), "eighth_turns")]
     assert len(copies) == 8
     torch.testing.assert_close(torch.stack(copies), torch.ones(8, 1, 3, 16, 16))
 
@@ -29,26 +29,26 @@ def test_eighth_turns_mirror_what_lies_beyond_the_border():
 def test_what_is_ignored_turns_with_the_photograph():
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     masks[0, :2] = True
-    turned = [mask[0] for _, mask in turned_copies(torch.rand(1, 3, 8, 8), "quarter_turns", masks)]
+    turned = [mask[0] for _, mask in rotated_copies(torch.rand(1, 3, 8, 8), "quarter_turns", masks)]
     for number, mask in enumerate(turned):
         assert torch.equal(mask, masks[0].rot90(number, dims=(0, 1)))
 
 
 def test_boxes_say_where_a_turned_patch_lies_on_the_photograph():
     tiles = [(0, 0, 120, 80), (60, 0, 180, 80)]
-    boxes = turned_boxes(tiles, 4, "quarter_turns")
+    boxes = rotated_boxes(tiles, 4, "quarter_turns")
     exact = patch_boxes(tiles, 4)
     assert torch.equal(boxes[0], exact)
     for number in (1, 2, 3):  # patches change their places, and nothing else
         places = torch.arange(16).view(4, 4).rot90(number).flatten()
         assert torch.equal(boxes[number], exact[:, places])
-    tilted = turned_boxes(tiles, 4, "eighth_turns")[1]
+    tilted = rotated_boxes(tiles, 4, "eighth_turns")[1]
     assert (tilted[..., :2] >= exact[:, 0, None, :2]).all() and (tilted[..., 2:] <= exact[:, -1, None, 2:]).all()
 
 
 @torch.no_grad()
 def test_a_turned_product_is_remembered_and_the_photograph_can_be_left_out(make_model, make_pixels, tmp_path):
-    model, pixels = make_model(memory_copies="quarter_turns"), make_pixels(3)
+    model, pixels = make_model(memory_rotations="quarter_turns"), make_pixels(3)
     model.remember(pixels, 0, sizes=[(32, 32)] * 3)
     assert model.memory.counts[0] == [4 * PATCHES] * 3 and model.memory.boxed[0]
     turned = pixels[:1].rot90(1, dims=(2, 3))
@@ -68,7 +68,7 @@ def test_a_turned_product_is_remembered_and_the_photograph_can_be_left_out(make_
 
 @torch.no_grad()
 def test_tiles_are_turned_each_for_itself(make_model, make_processor, photograph):
-    model, processor = make_model(memory_copies="quarter_turns", tiling="3,4"), make_processor()
+    model, processor = make_model(memory_rotations="quarter_turns", tiling="3,4"), make_processor()
     picture = photograph(3).resize((128, 96))
     mask = np.zeros((96, 128), dtype=bool)
     mask[:20, :30] = True
@@ -104,15 +104,15 @@ def test_training_may_turn_what_it_draws():
 
 @pytest.mark.parametrize("kind", ["half_turns", 4])
 def test_an_unknown_kind_is_refused(make_model, kind):
-    with pytest.raises(ValueError, match="memory_copies"):
-        make_model(memory_copies=kind)
+    with pytest.raises(ValueError, match="memory_rotations"):
+        make_model(memory_rotations=kind)
 
 
 def test_disturbed_copies_are_the_photograph_moved_and_relit_a_little():
     side = 64
     rows, columns = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
     photograph = torch.stack([rows, columns, rows * columns])
-    copies = disturbed_copies(photograph)
+    copies = jittered_copies(photograph)
     assert copies.shape == (4, 3, side, side) and copies.isfinite().all()
     inner = slice(8, -8)
     for copy in copies:
@@ -120,5 +120,5 @@ def test_disturbed_copies_are_the_photograph_moved_and_relit_a_little():
     # shifted by 2 % of the side: the ramp along each axis rises, or falls, by 0.02
     torch.testing.assert_close(copies[0, :2, inner, inner], photograph[:2, inner, inner] + 0.02, atol=1e-4, rtol=0)
     torch.testing.assert_close(copies[1, :2, inner, inner], photograph[:2, inner, inner] - 0.02, atol=1e-4, rtol=0)
-    flat = disturbed_copies(torch.ones(3, 8, 8))
+    flat = jittered_copies(torch.ones(3, 8, 8))
     torch.testing.assert_close(flat.flatten(1).mean(1), torch.tensor([1.0, 1.0, 1.03, 0.97]))

@@ -104,7 +104,7 @@ def test_a_reduced_memory_is_calibrated_photograph_by_photograph(make_model, mak
 
 def test_the_size_is_logged_before_the_memory_is_built(make_model, make_pixels, caplog, monkeypatch):
     model = make_model(memory_limit=40)
-    monkeypatch.setattr(model, "encode_views", None)  # nothing has been encoded yet
+    monkeypatch.setattr(model, "encode_image", None)  # nothing has been encoded yet
     with caplog.at_level("INFO", logger="modeling_anople"), pytest.raises(TypeError):
         model.remember(make_pixels(5), 1)
     assert "Memory of nut: 40 vectors in each of 2 layers, 0.0 MB (of 80, memory_limit)." in caplog.text

@@ -60,8 +60,8 @@ def test_scores_and_maps_are_those_of_the_cpu(make_detector, make_pixels, config
             found = model.cuda()(pixels.cuda(), class_ids=given)
             if expected.class_ids is not None:
                 assert torch.equal(found.class_ids.cpu(), expected.class_ids) and found.class_ids.is_cuda
-            if expected.known_products is not None:
-                assert torch.equal(found.known_products.cpu(), expected.known_products)
+            if expected.is_known_class is not None:
+                assert torch.equal(found.is_known_class.cpu(), expected.is_known_class)
             for name in ("image_scores", "calibrated_scores", "anomaly_maps", "memory_maps", "decoder_maps"):
                 torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), **CLOSE)
 

@@ -11,7 +11,7 @@ import torch
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.calibration_anople import POOLED
 from modeling_anople.evaluation import evaluate
-from modeling_anople.prediction import predict
+from modeling_anople.pipeline_anople import predict
 
 from .contract import ANSWERS
 from .detectors import fit, normals_of
@@ -139,11 +139,11 @@ def test_accents_may_be_composed_or_apart(make_detector, photograph):
     model.enroll(apart, normals_of(photograph, 3), processor=processor)
     assert composed != apart and model.config.class_names[-1] == composed == processor.class_names[-1]
     model.add_normals(apart, normals_of(photograph, 7)[:1], processor=processor)
-    model.refine_line(apart, max_false_alarm_rate=0.1)
+    model.calibrate(apart, max_false_alarm_rate=0.1)
     assert processor.class_id(apart) == processor.class_id(composed) == 2
     assert model.config.calibration[composed]["max_false_alarm_rate"] == 0.1
     last = model.config.history[-1]
-    assert last["max_false_alarm_rate"] == 0.1 and last["line"] == model.config.calibration[composed]["image_line"]
+    assert last["max_false_alarm_rate"] == 0.1 and last["line"] == model.config.calibration[composed]["image_threshold"]
     assert model.config.history[-2]["max_false_alarm_rate"] == 0.05
     model.forget(apart, processor=processor)
     assert composed not in model.config.class_names
@@ -279,9 +279,9 @@ def test_what_a_lone_photograph_said_of_itself_is_dropped(make_detector, photogr
     model.enroll("gasket", images[:1], processor=processor)
     alone = model.config.calibration["gasket"]
     line = model.add_normals("gasket", images[1:], processor=processor)
-    assert alone["estimate"] == "copies" and len(alone["image_copies"]) == 4 and not alone["image_scores"]
+    assert alone["estimate"] == "copies" and len(alone["jittered_image_scores"]) == 4 and not alone["image_scores"]
     assert line.estimate == "extrapolated" and len(line.image_scores) == line.photographs == 2
-    assert not line.image_copies and not set(alone["image_copies"]) & set(line.image_scores)
+    assert not line.jittered_image_scores and not set(alone["jittered_image_scores"]) & set(line.image_scores)
 
 
 def test_pooled_products_share_the_line_of_those_that_are_there(make_detector, photograph):
@@ -309,7 +309,7 @@ def test_a_detector_in_half_precision_takes_products_too(make_detector, photogra
     model.enroll("gasket", normals_of(photograph, 2), processor=processor)
     model.add_normals("gasket", [photograph(70)], processor=processor)
     assert model.memory.bank(2).dtype == model.class_embeddings.dtype == torch.bfloat16
-    assert model.config.calibration["gasket"]["image_line"] > 0
+    assert model.config.calibration["gasket"]["image_threshold"] > 0
     results = model.as_pipeline()(normals_of(photograph, 2), class_name="gasket")
     assert all(result["label"] in ("normal", "anomalous") for result in results)
 

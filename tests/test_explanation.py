@@ -20,7 +20,7 @@ from .detectors import normals_of, write_detector
 def nearest_by_hand(model, processor, bad, class_id):
     """Distance of every patch to every vector: (layers, patches, vectors)."""
     pixels = processor(bad)["pixel_values"]
-    taps = model.memory_taps(pixels, model.encode_views(pixels))
+    taps = model.memory_taps(pixels, model.encode_image(pixels))
     banks = zip(model.memory.layers, model.memory.bank(class_id), strict=True)
     units = [(torch.nn.functional.normalize(taps[layer][0], dim=1), bank) for layer, bank in banks]
     return torch.stack([(1 - unit @ bank.T) / 2 for unit, bank in units])

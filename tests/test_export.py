@@ -16,7 +16,7 @@ from modeling_anople import export as exporting
 from modeling_anople.cli import main
 from modeling_anople.export import export_detector
 from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
-from modeling_anople.prediction import predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import normals_of, write_detector

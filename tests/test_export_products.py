@@ -10,7 +10,7 @@ import torch
 
 from modeling_anople.cli import main
 from modeling_anople.export import export_detector, export_products
-from modeling_anople.prediction import predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import normals_of, write_detector
@@ -199,7 +199,7 @@ def test_products_of_a_graph_are_listed_with_their_lines(place, pictures, capsys
         tables.append(capsys.readouterr().out)
     assert tables[1] == tables[0] and "none" not in tables[1]
     lines = json.loads((place / "graph/lines.json").read_text())
-    lines["classes"]["nut"]["image_line"] = 0.9753
+    lines["classes"]["nut"]["image_threshold"] = 0.9753
     (place / "graph/lines.json").write_text(json.dumps(lines))
     assert run("products", place / "graph") == 0
     assert "0.9753" in capsys.readouterr().out

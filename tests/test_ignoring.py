@@ -11,7 +11,7 @@ from modeling_anople import AnoPLeModel, ImageError
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
 from modeling_anople.images_anople import fill_ignored, ignored_patches, mask_tensor
-from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.pipeline_anople import full_size_map, predict
 
 from .detectors import fit, normals_of, write_detector
 
@@ -87,7 +87,7 @@ def test_the_memory_holds_no_ignored_patch_and_a_masked_product_answers_alike(tm
     model.enroll("seal", numbered, processor=processor, ignore_mask=[mask, Image.fromarray(mask), mask])
     assert torch.equal(model.memory.bank(3), model.memory.bank(2))
     lines = [model.config.calibration[name] for name in ("gasket", "seal")]
-    assert lines[0]["image_line"] == pytest.approx(lines[1]["image_line"], rel=0.3)  # the words differ
+    assert lines[0]["image_threshold"] == pytest.approx(lines[1]["image_threshold"], rel=0.3)  # the words differ
     model.add_normals("gasket", [photograph(777)], processor=processor, ignore_mask=mask)
     assert model.memory.counts[2] == [12, 12, 12, 12]
     model.save_pretrained(tmp_path)

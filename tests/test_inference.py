@@ -19,17 +19,17 @@ def test_prediction_never_runs_the_text_tower(make_model, make_pixels):
     assert_same(before, judge(model, make_pixels))
     assert "class_embeddings" in model.state_dict() and model.class_embeddings.any()
     with pytest.raises(AssertionError, match="the text tower ran"):
-        model.embed_classes()
+        model.embed_text()
 
 
 @torch.no_grad()
 def test_stored_class_embeddings_are_renewed_on_demand(make_model):
     model = make_model()
-    assert torch.equal(model.class_embeddings, model.embed_classes())
+    assert torch.equal(model.class_embeddings, model.embed_text())
     model.prompts.text.normal_()
-    assert not torch.allclose(model.class_embeddings, model.embed_classes(), atol=1e-4)
-    model.store_class_embeddings()
-    assert torch.equal(model.class_embeddings, model.embed_classes())
+    assert not torch.allclose(model.class_embeddings, model.embed_text(), atol=1e-4)
+    model.store_text_embeddings()
+    assert torch.equal(model.class_embeddings, model.embed_text())
 
 
 @torch.no_grad()

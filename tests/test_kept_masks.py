@@ -13,7 +13,7 @@ from demo.session import start_session
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
-from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.pipeline_anople import full_size_map, predict
 
 from .detectors import normals_of, write_detector
 from .fitting import fit as fit_program
@@ -96,7 +96,7 @@ def test_a_found_out_product_is_judged_with_its_mask_and_may_still_be_unknown(ma
         model.set_ignore_mask(name, mask)
     assert answers(model, processor, images) == given
     for line in model.config.calibration.values():
-        line["product_lines"] = [1e-9, 1e-9]
+        line["novelty_thresholds"] = [1e-9, 1e-9]
     assert {each[1] for each in answers(model, processor, images)} == {"unknown product"}
     tiled = answers(model, processor, images, tiling=(2, 2))
     assert {each[1] for each in tiled} == {"unknown product"}
@@ -111,7 +111,7 @@ def test_enrolling_keeps_the_mask_and_later_photographs_are_taken_in_with_it(mak
         model.enroll("gasket", normals_of(photograph, 7), processor=processor, ignore_mask=mask)
         assert np.array_equal(model.masks.of("gasket"), mask) and model.masks.of("bolt") is None
         model.add_normals("gasket", more, processor=processor, **later)
-        model.refine_line("gasket", held_out, processor=processor, **later)
+        model.calibrate("gasket", held_out, processor=processor, **later)
         lines.append(model.config.calibration["gasket"])
         banks.append(model.memory.bank(2))
         assert model.memory.counts[2] == [12, 12, 12, 12]

@@ -77,9 +77,9 @@ def test_there_is_a_prefix_for_each_view(make_model, make_pixels, view_grid):
     views = 1 if view_grid == 1 else 1 + view_grid**2
     assert len(model.prefix.embeddings) == model.config.num_views == views
     pixels = make_pixels(1).expand(views, -1, -1, -1)
-    pooled = model.encode_views(pixels, torch.arange(views)).pooled
+    pooled = model.encode_image(pixels, torch.arange(views)).pooled
     assert len({tuple(row) for row in pooled.tolist()}) == views  # each view is seen differently
-    assert torch.equal(model.encode_views(pixels[:1]).pooled, model.encode_views(pixels[:1], torch.tensor([0])).pooled)
+    assert torch.equal(model.encode_image(pixels[:1]).pooled, model.encode_image(pixels[:1], torch.tensor([0])).pooled)
 
 
 @torch.no_grad()

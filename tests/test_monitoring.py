@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from modeling_anople.training.few_shot import choose_shots, make_samples, make_watched
+from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
 from modeling_anople.training.finishing import DecoderHealth, check_decoder, judge_maps
 from modeling_anople.training.options import TrainingConfig, model_options
 
@@ -117,20 +117,20 @@ def config_for(products, **options) -> TrainingConfig:
 
 def test_watched_photographs_are_not_among_the_shots(products):
     shots = choose_shots(config_for(products, monitor_images=6))
-    held_back: dict[str, set[str]] = {name: set() for name in shots.files}
-    for image, owner in shots.held_back:
-        held_back[list(shots.files)[owner]].add(image["path"])
+    held_out: dict[str, set[str]] = {name: set() for name in shots.files}
+    for image, owner in shots.held_out:
+        held_out[list(shots.files)[owner]].add(image["path"])
     chosen = {name: {str(products / path) for path in paths} for name, paths in shots.files.items()}
-    assert len(held_back["bolt"]) == 3 and not held_back["bolt"] & chosen["bolt"]
-    assert held_back["nut"] == chosen["nut"]  # none to spare
+    assert len(held_out["bolt"]) == 3 and not held_out["bolt"] & chosen["bolt"]
+    assert held_out["nut"] == chosen["nut"]  # none to spare
 
 
 @pytest.mark.parametrize(("asked", "each"), [(1, 1), (2, 1), (4, 2), (5, 2)])
 def test_all_classes_are_watched_equally(products, make_processor, asked, each):
     config = config_for(products, monitor_images=asked)
     shots = choose_shots(config)
-    watched = make_watched(config, make_processor(), shots)
-    assert [owner for _, owner in shots.held_back] == [0] * each + [1] * each
+    watched = make_validation_batch(config, make_processor(), shots)
+    assert [owner for _, owner in shots.held_out] == [0] * each + [1] * each
     assert watched["class_ids"].bincount().tolist() == [2 * each, 2 * each]
     assert watched["pixel_values"].shape == (4 * each, 3, 32, 32)
     assert watched["view_ids"].unique().tolist() == [0]
@@ -139,7 +139,7 @@ def test_all_classes_are_watched_equally(products, make_processor, asked, each):
 def test_watched_defects_are_made_as_in_training_but_are_others(products, make_processor):
     config = config_for(products, monitor_images=4, pixel_anomaly="cut_paste")
     shots, processor = choose_shots(config), make_processor()
-    watched, again = (make_watched(config, processor, shots) for _ in range(2))
+    watched, again = (make_validation_batch(config, processor, shots) for _ in range(2))
     assert all(torch.equal(watched[name], again[name]) for name in watched)
     assert watched["mask_labels"].flatten(1).any(1).all()
     trained = make_samples(config, processor, shots, 1)
@@ -149,9 +149,9 @@ def test_watched_defects_are_made_as_in_training_but_are_others(products, make_p
 
 def test_defects_are_watched_where_training_makes_none(products, make_processor):
     config = config_for(products, monitor_images=6, pixel_anomaly="none")
-    assert make_watched(config, make_processor(), choose_shots(config))["mask_labels"].any()
+    assert make_validation_batch(config, make_processor(), choose_shots(config))["mask_labels"].any()
 
 
 def test_watching_can_be_turned_off(products, make_processor):
     config = config_for(products, monitor_images=0)
-    assert make_watched(config, make_processor(), choose_shots(config)) is None
+    assert make_validation_batch(config, make_processor(), choose_shots(config)) is None

@@ -157,8 +157,8 @@ def test_a_recipe_sets_defaults_and_single_options_override_it():
         found = {**dataclasses.asdict(training), **chosen}
         assert {key: found[key] for key in preset} == preset
     assert RECIPES["best"] and RECIPES.keys() == set(typing.get_args(Recipe))
-    assert parse("--recipe", "best", "--memory_copies", "none")[1] == {
-        key: value for key, value in parse("--recipe", "best")[1].items() if key != "memory_copies"
+    assert parse("--recipe", "best", "--memory_rotations", "none")[1] == {
+        key: value for key, value in parse("--recipe", "best")[1].items() if key != "memory_rotations"
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople.prediction import Prediction, full_size_map, predict
+from modeling_anople.pipeline_anople import Prediction, full_size_map, predict
 from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
 
 from .detectors import fit, normals_of
@@ -120,7 +120,7 @@ def test_without_a_line_raw_values_stand_alone(make_model, make_processor, image
     model, processor = make_model(), make_processor()
     [each] = predict(model, processor, images[:1], class_names="bolt")
     assert each.label is None and each.anomaly_map is None and each.score == each.raw_score
-    assert full_size_map(each).shape == (40, 48)
+    assert each.full_size_map().shape == (40, 48)
 
 
 def test_each_part_has_its_own_score_and_map(detector, images):
@@ -172,6 +172,6 @@ def test_memory_of_an_unfitted_detector_is_refused(make_model, make_processor, i
 def test_full_size_map_has_the_photographs_size_and_range():
     calibrated = np.array([[0.0, 1.0], [0.25, 0.5]], dtype=np.float32)
     prediction = Prediction(size=(6, 10), anomaly_map=calibrated, raw_map=np.full((2, 2), 7, dtype=np.float32))
-    shown = full_size_map(prediction)
+    shown = prediction.full_size_map()
     assert shown.shape == (6, 10) and [shown[0, 0], shown[0, -1], shown[-1, 0], shown[-1, -1]] == [0, 1, 0.25, 0.5]
     assert (full_size_map(Prediction(size=(3, 3), raw_map=prediction.raw_map)) == 1).all()

@@ -17,7 +17,7 @@ def test_remembering_fills_the_memory_the_prototype_and_the_config(make_model, m
     model, pixels = make_model(), make_pixels(3)
     model.remember(pixels, 1)
     assert model.memory.sizes == model.config.memory_sizes == [0, 3 * PATCHES]
-    features = model.encode_views(pixels)
+    features = model.encode_image(pixels)
     torch.testing.assert_close(model.class_prototypes[1], F.normalize(features.pooled, dim=-1).mean(0))
     for number, layer in enumerate(model.memory.layers):
         expected = F.normalize(features.taps[layer].flatten(0, 1), dim=-1)
@@ -60,11 +60,11 @@ def test_a_few_photographs_set_a_line(make_model, make_pixels, count):
     line = model.calibrate(pixels, 0)
     scores = 0 if count == 1 else count  # a lone one has four copies, which are no photographs
     assert len(line.image_scores) == len(line.map_maxima) == scores
-    assert len(line.image_copies) == len(line.map_copies) == (4 if count == 1 else 0)
-    assert line.image_line > max(line.image_scores + line.image_copies)
+    assert len(line.jittered_image_scores) == len(line.jittered_map_maxima) == (4 if count == 1 else 0)
+    assert line.image_threshold > max(line.image_scores + line.jittered_image_scores)
     assert line.image_spread >= 0.05 and line.memory_scale > 0
     assert (line.photographs, line.estimate) == (count, "copies" if count == 1 else "extrapolated")
-    assert line.supported_rate == (1 if count == 1 else 1 / (count + 1))
+    assert line.attainable_rate == (1 if count == 1 else 1 / (count + 1))
     with torch.no_grad():
         output = model(pixels, class_ids=torch.zeros(count, dtype=torch.long))
         assert (output.calibrated_scores < 0.5).all() and output.calibrated_maps.shape == (count, 32, 32)
@@ -87,7 +87,7 @@ def test_a_lower_rate_of_false_alarms_raises_the_line(make_model, make_pixels):
     model, pixels = make_model(), make_pixels(3)
     model.remember(pixels, 0)
     often, seldom = (model.calibrate(pixels, 0, max_false_alarm_rate=rate) for rate in (0.2, 0.01))
-    assert seldom.image_line > often.image_line and seldom.map_line > often.map_line
+    assert seldom.image_threshold > often.image_threshold and seldom.map_threshold > often.map_threshold
     assert seldom.image_scores == often.image_scores
 
 

@@ -68,10 +68,10 @@ def test_without_prompts_features_are_those_of_clip(tokenizer, make_pixels, atte
     with torch.no_grad():
         image = reference.get_image_features(pixels).pooler_output
         text = reference.get_text_features(ids).pooler_output
-        torch.testing.assert_close(model.encode_views(pixels).pooled, image, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.encode_image(pixels).pooled, image, atol=1e-6, rtol=0)
         torch.testing.assert_close(encode_text(model.clip, ids), text, atol=1e-6, rtol=0)
         unit = F.normalize(text, dim=-1).view(2, 2, -1)
-        torch.testing.assert_close(model.embed_classes(), unit, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.embed_text(), unit, atol=1e-6, rtol=0)
         torch.testing.assert_close(model.class_embeddings, unit, atol=1e-6, rtol=0)
 
 
@@ -172,8 +172,8 @@ def test_both_towers_see_as_many_tokens_as_the_coupling_says(make_model, make_pi
     model = make_model(coupling=coupling, prompt_length=3)
     text, vision = Inputs(model.clip.text_model), Inputs(model.clip.vision_model)
     with torch.no_grad():
-        model.embed_classes()
-        model.encode_views(make_pixels(2))
+        model.embed_text()
+        model.encode_image(make_pixels(2))
     text_count, vision_count = COUNTS[coupling]
     assert (model.config.text_prompt_count, model.config.vision_prompt_count) == COUNTS[coupling]
     words = len("abnormal") + len("bolt") + len(".")  # the longest row; the small tokenizer has one token for a byte
@@ -187,7 +187,7 @@ def test_each_prefix_mode_reaches_its_slots(make_model, make_pixels, prefix, ext
     seen = Inputs(model.clip.vision_model)
     view_ids = torch.tensor([0, 3])
     with torch.no_grad():
-        model.encode_views(make_pixels(2), view_ids)
+        model.encode_image(make_pixels(2), view_ids)
     first, free = 17, model.prompts.vision.detach()
     views = None if prefix == "none" else model.prefix.embeddings.detach()[view_ids]
     assert {block.shape[1] for block in seen.blocks} == {first + 2 + extra}
@@ -209,7 +209,7 @@ def test_deep_text_prompts_overwrite_their_slots_and_flow_on_behind_the_depth(ma
     model = make_model(prompt_length=2, prompt_depth=1, prompt_std=1.0)
     seen = Inputs(model.clip.text_model)
     with torch.no_grad():
-        model.embed_classes()
+        model.embed_text()
         prompts = model.prompts()[0][0]
     positions = model.clip.text_model.embeddings.position_embedding.weight[1:5].detach()
     assert torch.equal(seen.blocks[0][:, 1:5], (prompts + positions).expand(4, -1, -1))
@@ -217,7 +217,7 @@ def test_deep_text_prompts_overwrite_their_slots_and_flow_on_behind_the_depth(ma
     deeper = make_model(prompt_length=2, prompt_depth=2, prompt_std=1.0)
     seen = Inputs(deeper.clip.text_model)
     with torch.no_grad():
-        deeper.embed_classes()
+        deeper.embed_text()
         assert torch.equal(seen.blocks[1][:, 1:5], deeper.prompts()[0][1].expand(4, -1, -1))
 
 
@@ -225,7 +225,7 @@ def test_where_the_other_tower_ends_projected_tokens_flow_on(make_model, make_pi
     model = make_model(prompt_length=2, prompt_std=1.0)  # 2 text blocks, 4 vision blocks
     seen = Inputs(model.clip.vision_model)
     with torch.no_grad():
-        model.encode_views(make_pixels(1))
+        model.encode_image(make_pixels(1))
         prompts = model.prompts()[1]
     assert [len(tokens) for tokens in prompts] == [4, 4, 2, 2]
     assert torch.equal(seen.blocks[1][0, 17:21], prompts[1])

@@ -26,7 +26,7 @@ def fitted(make_model, make_processor, photograph):
     with torch.no_grad():
         for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
             weight.add_(0.05 * torch.randn_like(weight))
-        model.store_class_embeddings()
+        model.store_text_embeddings()
     for class_id in (0, 1):
         pixels = processor([photograph(10 * class_id + number) for number in range(3)])["pixel_values"]
         model.remember(pixels, class_id)

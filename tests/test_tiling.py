@@ -11,7 +11,7 @@ from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
 from modeling_anople.inference_anople import Views, judge_views
-from modeling_anople.prediction import full_size_map, predict
+from modeling_anople.pipeline_anople import full_size_map, predict
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles, tiling_text
 
 from .detectors import fit, write_detector
@@ -86,7 +86,7 @@ def test_tiling_finds_a_small_defect_on_a_long_board_and_plain_resizing_does_not
     bad, good = board(9, spot=(300, 60)), board(10)
     found, fine = list(predict(model, processor, [bad, good], class_names="board"))
     assert found.label == "anomalous" and fine.label == "normal" and found.score > 0.5 > fine.score
-    row, column = divmod(int(full_size_map(found).argmax()), 512)
+    row, column = divmod(int(found.full_size_map().argmax()), 512)
     assert 40 <= row <= 86 and 280 <= column <= 326
     plain = next(predict(model, processor, [bad], class_names="strip"))
     assert plain.label == "normal" and plain.raw_score < found.raw_score / 2
@@ -162,6 +162,6 @@ def test_leave_one_out_leaves_out_all_tiles_of_a_photograph(detector):
     model.remember(views, 1)
     line = model.calibrate(views, 1)
     others = judge_views(model, views[0], 1, exclude=model.memory.vectors_of(1, 0)).image_scores.item()
-    assert min(abs(score - others) for score in line.image_scores) < 1e-6 and line.image_line > others
+    assert min(abs(score - others) for score in line.image_scores) < 1e-6 and line.image_threshold > others
     with pytest.raises(ValueError, match="whose memory holds 3"):
         model.calibrate(views[:2], 1)

@@ -11,8 +11,8 @@ from PIL import Image
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
 from modeling_anople.inference_anople import Views, judge_views
-from modeling_anople.prediction import full_size_map, predict
-from modeling_anople.training.few_shot import choose_shots, make_samples, make_watched
+from modeling_anople.pipeline_anople import full_size_map, predict
+from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
 from modeling_anople.training.options import TrainingConfig
 
 from .fitting import fit
@@ -65,7 +65,7 @@ def test_a_fit_trains_and_watches_on_tiles(detector, boards):
         assert picture.size[0] == picture.size[1]  # the aspect ratio is kept
         square = torch.from_numpy(np.array(picture.resize((64, 64), Image.Resampling.BICUBIC))).permute(2, 0, 1)
         assert torch.equal(tile, square)
-    assert make_watched(config, processor, shots, "1,4")["pixel_values"].shape[1:] == (3, 32, 32)
+    assert make_validation_batch(config, processor, shots, "1,4")["pixel_values"].shape[1:] == (3, 32, 32)
 
 
 def test_the_memory_of_a_fit_holds_the_tiles(detector):
@@ -95,7 +95,7 @@ def test_the_line_of_a_fit_is_set_by_tiled_scores_of_photographs_left_out(detect
 def test_later_calibration_is_by_tiles_too(detector):
     model, processor = detector
     more = [board(seed) for seed in (20, 21)]
-    line = model.refine_line("strip", more, processor=processor)
+    line = model.calibrate("strip", more, processor=processor)
     assert line.held_out == 2
     for image, score in zip(more, line.image_scores[-2:], strict=True):
         judged = next(predict(model, processor, [image], class_names="strip"))
@@ -110,7 +110,7 @@ def test_prediction_after_a_fit_uses_tiles_and_finds_what_wholes_do_not_show(det
     tiles = judge_views(model, Views.of(Image.open(paths[0]).convert("RGB"), processor, "1,4"), 0)
     assert bad.raw_score == tiles.image_scores.item() and bad.raw_map.shape == tuple(tiles.anomaly_maps.shape[1:])
     assert bad.raw_map.shape[1] == 4 * bad.raw_map.shape[0]
-    row, column = divmod(int(full_size_map(bad).argmax()), 512)
+    row, column = divmod(int(bad.full_size_map().argmax()), 512)
     assert abs(row - 62) <= 24 and abs(column - 302) <= 24 and bad.raw_score > 2 * good.raw_score
     plain, plain_good = predict(model, processor, paths, class_names="strip", tiling=None)
     assert plain.raw_score / plain_good.raw_score < bad.raw_score / good.raw_score

@@ -136,10 +136,10 @@ def test_the_photographs_of_the_fit_are_no_new_ones(fit, products):
     assert [len(entry["digests"]) for entry in entries] == [2]
     used = [products / path for path in model.config.fit["files"]["nut"]]
     new = sorted({*(products / "nut/train/good").iterdir()} - {*used})
-    line = model.config.calibration["nut"]["image_line"]
+    line = model.config.calibration["nut"]["image_threshold"]
     with pytest.raises(ValueError, match=f"known already: {used[0]}, {used[1]}. Leave them out"):
         model.add_normals("nut", [new[0], *used])
-    assert model.config.calibration["nut"]["image_line"] == line and len(model.memory.counts[1]) == 2
+    assert model.config.calibration["nut"]["image_threshold"] == line and len(model.memory.counts[1]) == 2
     model.add_normals("nut", new)
     assert len(model.memory.counts[1]) == 5
 

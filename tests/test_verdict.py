@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople import calibration_anople as verdict_anople
-from modeling_anople.calibration_anople import ClassLine, fit_line, judge, label_of, p_value, to_scale
+from modeling_anople.calibration_anople import ProductThreshold, fit_threshold, judge, label_of, p_value, to_scale
 
 from .detectors import fit, normals_of
 
@@ -21,7 +21,7 @@ SCORES = st.lists(st.floats(2**-13, 1.0, width=32), min_size=1, max_size=40)
 
 
 def line_of(scores: list[float], rate: float = 0.1) -> dict:
-    return vars(fit_line(scores, scores, max_false_alarm_rate=rate))
+    return vars(fit_threshold(scores, scores, max_false_alarm_rate=rate))
 
 
 @given(SCORES, st.floats(2**-13, 1.0, width=32))
@@ -37,7 +37,7 @@ def test_p_values_are_ranks_among_the_normals(normals, score):
 def test_where_ranks_set_the_line_anomalous_means_a_p_value_within_the_budget(normals, queries, rate):
     line = line_of(normals, rate)
     for result in judge(np.float32(queries), None, [line] * len(queries)):
-        exact = math.isclose(result["raw_score"], line["image_line"], rel_tol=1e-5)  # the scale is float32
+        exact = math.isclose(result["raw_score"], line["image_threshold"], rel_tol=1e-5)  # the scale is float32
         if line["estimate"] == "rank" and not exact:
             assert (result["label"] == "anomalous") == (result["p_value"] <= rate + 1e-9)
 
@@ -53,7 +53,7 @@ def test_normals_have_p_values_spread_evenly():
 
 
 def test_a_lone_photograph_gives_no_evidence_and_an_earlier_version_no_p_value():
-    lone = vars(fit_line([], [], max_false_alarm_rate=0.05, image_copies=[0.1, 0.2], map_copies=[0.1, 0.2]))
+    lone = vars(fit_threshold([], [], max_false_alarm_rate=0.05, jittered_image_scores=[0.1, 0.2], jittered_map_maxima=[0.1, 0.2]))
     assert p_value(0.9, lone) == 1.0
     earlier = line_of([0.1, 0.2])
     del earlier["photographs"]
@@ -118,7 +118,7 @@ def test_arrays_are_judged_without_torch():
     program = (
         "import sys, runpy; sys.modules['torch'] = None; import numpy as np\n"
         "judge = runpy.run_path(sys.argv[1])['judge']\n"
-        "line = {'image_line': 0.2, 'image_spread': 0.3, 'map_line': 0.2, 'map_spread': 0.3, 'photographs': 2, "
+        "line = {'image_threshold': 0.2, 'image_spread': 0.3, 'map_threshold': 0.2, 'map_spread': 0.3, 'photographs': 2, "
         "'image_scores': [0.1, 0.15]}\n"
         "[result] = judge(np.float32([0.3]), np.full((1, 2, 2), 0.2, np.float32), [line])\n"
         "assert result['label'] == 'anomalous' and abs(result['p_value'] - 1 / 3) < 1e-9\n"
@@ -134,7 +134,7 @@ def test_raw_answers_do_not_know_the_line(make_model, make_processor, photograph
     batch = processor([photograph(70)], class_names="nut")
     before = model(**batch)
     model.config.threshold = 0.9
-    model.config.calibration["nut"] |= {"image_line": 7.0, "map_line": 7.0}
+    model.config.calibration["nut"] |= {"image_threshold": 7.0, "map_threshold": 7.0}
     after = model(**batch)
     assert torch.equal(before.image_scores, after.image_scores)
     assert torch.equal(before.anomaly_maps, after.anomaly_maps)
@@ -146,7 +146,7 @@ def test_p_values_of_a_batch_are_those_of_each_class(make_model, make_processor,
     processor = make_processor()
     model = fit(make_model(), processor, photograph)
     output = model(**processor([photograph(70)] * 2, class_names=["bolt", "nut"]))
-    lines = [ClassLine(**model.config.calibration[name]) for name in ("bolt", "nut")]
+    lines = [ProductThreshold(**model.config.calibration[name]) for name in ("bolt", "nut")]
     expected = [p_value(score, vars(line)) for score, line in zip(output.image_scores.tolist(), lines, strict=True)]
     assert output.p_values.tolist() == pytest.approx(expected)
     pooled = fit(make_model(class_identity="pooled"), make_processor(), photograph)
