@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from modeling_anople import AnoPLeModel, AnoPLeOutput
+from modeling_anople import AnoPLeModel
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.scoring_anople import AnoPLeOutput
+
+from .detectors import pixel_images
 
 
 def learnables(model: AnoPLeModel) -> dict[str, nn.Parameter]:
@@ -26,10 +30,11 @@ def training_batch(model: AnoPLeModel, make_pixels) -> dict[str, Tensor]:
 
 def fill(model: AnoPLeModel, make_pixels) -> AnoPLeModel:
     """Let a model know two photographs of each class."""
-    for class_id in range(len(model.config.class_names)):
-        model.remember(make_pixels(2, seed=class_id), class_id)
-    for class_id in range(len(model.config.class_names)):
-        model.calibrate(make_pixels(2, seed=class_id), class_id)
+    images = [pixel_images(make_pixels(2, seed=class_id)) for class_id in range(len(model.products))]
+    for class_id, own in enumerate(images):
+        remember(model, own, class_id)
+    for class_id, own in enumerate(images):
+        calibrate_product(model, own, class_id)
     return model
 
 
