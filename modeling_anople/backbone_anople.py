@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import resolve_revision
 
 
@@ -33,7 +33,7 @@ def clip_source(name: str | Path) -> str:
     return str(folder)
 
 
-def pin_revision(source: str, hub: dict[str, Any]) -> dict[str, Any]:
+def pin_revision(source: str, hub: dict) -> dict:
     """
     Replace `revision` among the arguments for the Hub by the commit it stands for now, where that can be found out.
 
@@ -52,7 +52,7 @@ def pin_revision(source: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_source(
-    name: Any, clip: Any, revision: str | None = None, subfolder: str | None = None
+    name: str | Path | CLIPModel, clip: CLIPModel, revision: str | None = None, subfolder: str | None = None
 ) -> dict[str, str | None]:
     """
     Say where a loaded CLIP came from, without the way to a local folder.
@@ -86,7 +86,9 @@ def name_of(place: str | Path) -> str:
     return text if is_hub_id and not path.exists() else path.resolve().name
 
 
-def load_clip(name: str | Path, tokenizer: Any = None, **hub) -> tuple[CLIPModel, Any]:
+def load_clip(
+    name: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, **hub
+) -> tuple[CLIPModel, PreTrainedTokenizerBase]:
     """
     Load a CLIP in single precision (learning in half precision fails), and its tokenizer.
 
@@ -119,7 +121,7 @@ def load_clip_config(name: str | Path, **hub) -> CLIPConfig:
     return load_clip_part(CLIPConfig, name, **hub)
 
 
-def load_clip_tokenizer(name: str | Path, **hub) -> Any:
+def load_clip_tokenizer(name: str | Path, **hub) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a CLIP; without its files transformers makes an empty one, which is refused."""
     tokenizer = load_clip_part(AutoTokenizer, name, **hub)
     if tokenizer.unk_token_id in tokenizer("bolt 1", add_special_tokens=False).input_ids:

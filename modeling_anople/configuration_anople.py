@@ -1,7 +1,7 @@
 """Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field."""
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
@@ -23,7 +23,7 @@ class CustomPipelines(dict):
     that is registered is not found, and what is looked up is a copy.
     """
 
-    def __contains__(self, task: Any) -> bool:
+    def __contains__(self, task: object) -> bool:
         return super().__contains__(task) and task not in PIPELINE_REGISTRY.supported_tasks
 
     def __getitem__(self, task: str) -> dict:
@@ -304,13 +304,21 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def what_became_of(option: str) -> str | None:
+    """Say in one sentence what became of an option of an earlier version; `None` for any other word."""
+    if option in RENAMED:
+        return f"{option} is called {RENAMED[option]} now."
+    if option in REMOVED:
+        return f"{option} is no longer there, because it never helped: leave it out (it is {REMOVED[option]!r} now)."
+    return None
+
+
 def _refuse_removed(values: dict) -> None:
     """Drop options that are gone from a config's keywords, in place; refuse a value that would change the answers."""
     for name, only in REMOVED.items():
         if name in values and (value := values.pop(name)) != only:
             raise ValueError(
-                f"{name}={value!r} is no longer there, because it never helped: leave it out (it is {only!r} now), or use "
-                "anople 0.1 for a detector that was fitted with it."
+                f"{name}={value!r}: {what_became_of(name)} A detector that was fitted with it needs anople 0.1."
             )
 
 
@@ -342,4 +350,13 @@ def _renamed_threshold(line: dict) -> dict:
     return {EARLIER_THRESHOLD_FIELDS.get(name, name): value for name, value in line.items() if name != "memory_scale"}
 
 
-__all__ = ["COUPLING_MODES", "PIPELINES", "REMOVED", "RENAMED", "TASK", "AnoPLeConfig", "CustomPipelines"]
+__all__ = [
+    "COUPLING_MODES",
+    "PIPELINES",
+    "REMOVED",
+    "RENAMED",
+    "TASK",
+    "AnoPLeConfig",
+    "CustomPipelines",
+    "what_became_of",
+]

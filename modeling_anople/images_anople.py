@@ -197,7 +197,7 @@ logger = logging.getLogger(__name__)
 MASKS = "ground_truth"  # the folder of masks beside MVTec AD's photographs
 
 
-def is_one_photograph(inputs: Any) -> bool:
+def is_one_photograph(inputs: object) -> bool:
     """Say whether these are one photograph, and not several: a file, bytes, a PIL image or one array."""
     if isinstance(inputs, (np.ndarray, Tensor)):
         return inputs.ndim < 4
@@ -206,7 +206,9 @@ def is_one_photograph(inputs: Any) -> bool:
     return isinstance(inputs, (bytes, dict, Image.Image)) or hasattr(inputs, "read")
 
 
-def photographs_of(inputs: Any, *, image_column: str | None = None) -> Iterable[Any]:
+def photographs_of(
+    inputs: ImageSource | Iterable[ImageSource], *, image_column: str | None = None
+) -> Iterable[ImageSource]:
     """
     Turn anything with photographs into an iterable of what [`load_photograph`] opens; nothing is opened here.
 
@@ -231,7 +233,9 @@ def photographs_of(inputs: Any, *, image_column: str | None = None) -> Iterable[
     )
 
 
-def with_masks(sources: Iterable[Any], ignore_mask: Any) -> Iterator[tuple[Any, Any]]:
+def with_masks(
+    sources: Iterable[Item], ignore_mask: MaskSource | Sequence[MaskSource | None] | None
+) -> Iterator[tuple[Item, MaskSource | None]]:
     """
     Pair photographs with what is ignored on them: one mask for all, or a list with one (or `None`) for each, in step.
 
@@ -248,7 +252,7 @@ def with_masks(sources: Iterable[Any], ignore_mask: Any) -> Iterator[tuple[Any, 
         yield source, mask
 
 
-def _rows_of(dataset: Any, image_column: str | None) -> Iterable[Any]:
+def _rows_of(dataset: Any, image_column: str | None) -> Iterable[dict]:
     """Iterate over the undecoded images of a dataset, so that one that is damaged does not end the others."""
     kinds = {name: type(kind) for name, kind in (dataset.features or {}).items()}
     images = [name for name, kind in kinds.items() if kind.__name__ == "Image"]

@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_clip, pin_revision
 from .checkpoint_anople import CheckpointMixin
-from .configuration_anople import AnoPLeConfig
+from .configuration_anople import AnoPLeConfig, what_became_of
 from .decoding_anople import AnomalyDecoder
 from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
@@ -109,7 +109,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         unknown = sorted(set(kwargs) - set(AnoPLeConfig.__annotations__))
         if unknown:
-            raise ValueError(f"from_clip got {unknown}, which are no fields of AnoPLeConfig: see its docstring.")
+            became = " ".join(filter(None, map(what_became_of, unknown))) or "See its docstring."
+            raise ValueError(f"from_clip got {unknown}, which are no fields of AnoPLeConfig. {became}")
         if not class_names or isinstance(class_names, str):
             raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .calibration_anople import label_of
 from .images_anople import (
+    ImageSource,
+    MaskSource,
     act_on_each,
     fill_ignored,
     load_ignore_mask,
@@ -140,7 +141,9 @@ class AnoPLeProcessor(ProcessorMixin):
             )
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _ignore(self, photographs: list, ignore_masks: Any) -> tuple[list, torch.Tensor]:
+    def _ignore(
+        self, photographs: list, ignore_masks: MaskSource | Sequence[MaskSource | None]
+    ) -> tuple[list, torch.Tensor]:
         """Paint over what is ignored, and bring the masks to the square that the model sees."""
         given = ignore_masks if isinstance(ignore_masks, (list, tuple)) else [ignore_masks] * len(photographs)
         if len(given) != len(photographs):
@@ -154,7 +157,7 @@ class AnoPLeProcessor(ProcessorMixin):
             hidden.append(mask_tensor(mask, self.image_size))
         return filled, torch.stack(hidden)
 
-    def _mask_tensor(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
+    def _mask_tensor(self, mask: ImageSource | None, size: tuple[int, int]) -> torch.Tensor:
         if mask is None:
             return torch.zeros(self.image_size, self.image_size)
         marked = Image.fromarray(load_mask(mask, size=size).astype(np.uint8) * 255)
@@ -163,7 +166,7 @@ class AnoPLeProcessor(ProcessorMixin):
 
     def post_process_anomaly_detection(
         self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None, threshold: float = 0.5
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict]:
         """
         Turn a model's answer into one result per photograph.
 

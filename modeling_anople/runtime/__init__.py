@@ -64,7 +64,11 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
         unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), None)
         if unknown is None:
             raise ValueError(f"{left[0]!r} is one argument too many: --help lists what it takes.")
-        from ..product_store_anople import did_you_mean  # it brings torch along
+        from ..configuration_anople import what_became_of  # they bring torch along
+        from ..product_store_anople import did_you_mean
+
+        if became := what_became_of(unknown.lstrip("-").replace("-", "_")):
+            raise ValueError(f"{unknown}: {became}")
 
         options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
         raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
