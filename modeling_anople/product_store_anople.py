@@ -262,6 +262,15 @@ class ProductStore(nn.ModuleList):
         self._fit_pooled(None)
         self.write()
 
+    def clear(self) -> None:
+        """Drop all images, thresholds and the log, so that products can be learnt anew; their texts, tilings and masks stay."""
+        for product in self:
+            layers, _, width = product.bank.vectors.shape
+            product.bank = MemoryBank(layers, width).to(product.bank.vectors)
+            product.prototype, product.record.threshold = torch.zeros_like(product.prototype), None
+        self.config.history, self.config.pooled_threshold = [], None
+        self.write()
+
     def set_threshold(self, class_id: int, threshold: ProductThreshold) -> None:
         """Keep the threshold of one product, and fit the common one of the pooled mode anew."""
         self[class_id].record.threshold = threshold
