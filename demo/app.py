@@ -18,18 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout or
 import gradio as gr
 from starlette.middleware import Middleware
 
-from demo import appearance
 from demo.examples import Examples, write_examples
-from demo.fields import MODEL
+from demo.inputs import MAX_UPLOAD, MODEL
 from demo.inspect_tab import inspect_tab
-from demo.isolation import Isolation
 from demo.judge_tab import judge_tab
-from demo.memory import give_back
-from demo.reading import MAX_UPLOAD
-from demo.scripts import SCRIPT
+from demo.server import DemoBlocks, Isolation, add_tools, give_back, offers_tools
 from demo.session import Session, start_session
+from demo.style import CSS, SCRIPT, theme
 from demo.teach_tab import teach_tab
-from demo.tools import DemoBlocks, add_tools, offers_tools
 from modeling_anople.runtime import make_parser, parse, start_logging
 
 
@@ -67,8 +63,8 @@ def serve(demo: gr.Blocks, **options) -> str:
     """Start the server and go on; nothing in the page comes from elsewhere. Returns its address."""
     demo.queue(max_size=64, api_open=False)  # no call goes past the queue, where one at a time has the model
     _, address, _ = demo.launch(
-        theme=appearance.theme(),
-        css=appearance.CSS,
+        theme=theme(),
+        css=CSS,
         js=SCRIPT,
         footer_links=["api", "settings"],
         max_file_size=MAX_UPLOAD,

@@ -1,14 +1,18 @@
-"""Photographs to try things with, drawn by the package's own generator: nobody else's pictures, and no download."""
+"""What there is to try without photographs of one's own: drawn by the package's own generator, and no download."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data.drawn_products import draw_defect, draw_product
 
 
+STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
+STANDARD_SHOTS = 4
 NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught
 # product, defect or None, seed
 SHOWN = (
@@ -29,12 +33,6 @@ class Examples:
     to_teach: list[Path]
 
 
-def draw_normals(name: str, count: int, *, seed: int = 0) -> list[Image.Image]:
-    """Draw good photographs of a product; the same for the same seed."""
-    generator = np.random.default_rng(seed)
-    return [draw_product(name, generator)[0] for _ in range(count)]
-
-
 def write_examples(folder: Path) -> Examples:
     """Draw all examples into a folder."""
     to_inspect = []
@@ -51,3 +49,22 @@ def write_examples(folder: Path) -> Examples:
         to_teach.append(folder / f"{NEW_PRODUCT} {number}.png".replace(" ", "_"))
         picture.save(to_teach[-1])
     return Examples(to_inspect, to_teach)
+
+
+def draw_normals(name: str, count: int, *, seed: int = 0) -> list[Image.Image]:
+    """Draw good photographs of a product; the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return [draw_product(name, generator)[0] for _ in range(count)]
+
+
+def standard_detector() -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    """Enrol the standard products from photographs that are drawn here; always the same."""
+    first = STANDARD_PRODUCTS[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AnoPLeModel.from_clip("mini", [first])
+    processor = AnoPLeProcessor.from_clip("mini", [first])
+    for name in STANDARD_PRODUCTS:
+        learn = model.add_normals if name == first else model.enroll
+        learn(name, draw_normals(name, STANDARD_SHOTS), processor=processor)
+    return model, processor

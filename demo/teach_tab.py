@@ -1,13 +1,31 @@
-"""The tab on which products are taught, and detectors taken home and brought back."""
+"""The tab on which products are taught, prompts fitted to them, and detectors taken home and brought back."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import gradio as gr
+from torch.utils.data import DataLoader
 
-from . import handlers, words
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.losses_anople import loss_weights
+from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
+from modeling_anople.training.few_shot import Shots, StepSampler, collate_views, make_samples, make_watched
+from modeling_anople.training.finishing import finish
+from modeling_anople.training.options import TrainingConfig
+
 from .examples import NEW_PRODUCT, Examples
-from .fields import HIDDEN, MODEL, photographs_field
-from .fitting import FEWEST, MOST, USUAL
-from .session import Session
-from .teaching import MAX_SHOTS
+from .inputs import HIDDEN, MODEL, check_count, photographs_field, read_photograph, refusals
+from .session import FIND_IT, Session
+from .style import message_html, products_html
+from .transfer import pack, unpack
+
+
+MAX_SHOTS, MAX_PRODUCTS, MAX_NORMALS = 8, 50, 200
+_NAME = re.compile(r"[^\W_][\w .,()+-]{0,59}")
+FEWEST, USUAL, MOST = 10, 40, 300  # steps
+BATCH = 2  # photographs, times five views
 
 
 def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tuple]:
@@ -16,7 +34,7 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
         with gr.Column(min_width=300):
             name = gr.Textbox(label="Name of the new product", placeholder="bottle", max_length=60, elem_id="name")
             files = photographs_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
-            teach = gr.Button("Teach", variant="primary", elem_id="teach")
+            teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
             gr.Examples(
                 [[NEW_PRODUCT, [str(path) for path in examples.to_teach]]],
                 [name, files],
@@ -25,28 +43,28 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
             )
         with gr.Column(min_width=300):
             told = gr.HTML(elem_id="teach-message")
-            known = gr.HTML(words.products_html(start.products), elem_id="known")
+            known = gr.HTML(products_html(start.products), elem_id="known")
             with gr.Accordion("Fit prompts to these products (optional)", open=False, elem_id="fitting"):
                 steps = gr.Slider(
                     FEWEST, MOST, value=USUAL, step=10, label="Steps, about a second each", elem_id="steps"
                 )
                 with gr.Row():
-                    fit = gr.Button("Fit", elem_id="fit")
-                    stop = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
+                    fit_button = gr.Button("Fit", elem_id="fit")
+                    stop_button = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
                 curve = gr.HTML(elem_id="losses")
                 fitted = gr.HTML(elem_id="fit-message")
             with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
-                pack = gr.Button("Make a zip of this detector", elem_id="pack")
+                pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
                 packed = gr.File(label="The detector, for download", interactive=False, elem_id="packed", height=110)
                 brought = gr.File(
                     label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160
                 )
-                load = gr.Button("Load it", elem_id="load")
+                load_button = gr.Button("Load it", elem_id="load")
             with gr.Accordion("Numbers", open=False):
                 answer = gr.JSON(label="Answer")
-    pack.click(handlers.download, session, packed, api_name="download", **MODEL)
-    fit.click(
-        handlers.fit,
+    pack_button.click(download, session, packed, api_name="download", **MODEL)
+    fit_button.click(
+        fit,
         [steps, session],
         [curve, fitted],
         api_name="fit",
@@ -54,8 +72,277 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
         concurrency_id="fit",
         concurrency_limit=1,
     )
-    stop.click(handlers.stop_fit, session, fitted, queue=False, **HIDDEN)
+    stop_button.click(stop_fit, session, fitted, queue=False, **HIDDEN)
     return [
-        (teach.click, [name, files], [answer, told, known], handlers.enroll, {"api_name": "enroll"}),
-        (load.click, [brought], [answer, told, known], handlers.upload, {"api_name": "load"}),
+        (teach_button.click, [name, files], [answer, told, known], enroll, {"api_name": "enroll"}),
+        (load_button.click, [brought], [answer, told, known], upload, {"api_name": "load"}),
     ]
+
+
+# --- What the widgets call ---
+
+
+def enroll(name: str, files: list[str], session: Session) -> tuple:
+    """
+    Teach a new product from 1 to 8 good photographs, without training.
+
+    Args:
+        name: of the new product.
+        files: good photographs of it.
+
+    Returns:
+        The message and the names of all products now; the same as HTML.
+    """
+    with refusals():
+        words = teach(session, name, files)
+    return *_told(session, words), *_choices(session, name.strip())
+
+
+def upload(file: str, session: Session) -> tuple:
+    """Load a detector from a zip file."""
+    with refusals():
+        words = unpack(session, file)
+    return *_told(session, words), *_choices(session)
+
+
+def download(session: Session) -> str:
+    """Write the detector into a zip file."""
+    with refusals():
+        return str(pack(session))
+
+
+def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
+    """
+    Fit prompts and decoder to all products of this session; stopped, it keeps what was fitted.
+
+    Args:
+        steps: of training.
+
+    Returns:
+        The loss so far as SVG, and a message.
+    """
+    with refusals():
+        for progress in fit_prompts(session, int(steps)):
+            done = len(progress.losses)
+            if progress.words:
+                told = message_html(progress.words)
+            elif done < progress.steps and not session.stop_fit.is_set():
+                told = message_html(f"{done} of {progress.steps} steps are done.", "busy")
+            else:
+                told = message_html("Memory and lines are set anew.", "busy")
+            yield draw_losses(progress), told
+
+
+def stop_fit(session: Session) -> str:
+    """Ask the fitting to end after the step at hand."""
+    session.stop_fit.set()
+    return message_html("Stopping after this step.", "busy")
+
+
+def _told(session: Session, words: str) -> tuple:
+    """Say what was done to the products, for programs and for people."""
+    return {"words": words, "products": session.products}, message_html(words), products_html(session.products)
+
+
+def _choices(session: Session, chosen: str | None = None) -> tuple:
+    """Give both product lists their names."""
+    names = session.products
+    return (
+        gr.update(choices=[FIND_IT, *names], value=chosen or FIND_IT),
+        gr.update(choices=names, value=chosen or session.last_product or names[0]),
+    )
+
+
+# --- Teach a product ---
+
+
+def teach(session: Session, name: str | None, files: list[str] | None, *, keep: bool = True) -> str:
+    """
+    Add a product to a session's own detector, without training; says what it knows now.
+
+    Args:
+        keep: whether the photographs stay in the session's folder, to be shown beside what is like them.
+
+    Raises:
+        ValueError: for a name that is none or is taken, too few or too many photographs, and ones that cannot be used;
+            nothing was changed.
+    """
+    name = checked_name(name)
+    if name in session.products:
+        raise ValueError(f"{name} is known already: choose another name, or add photographs under Judge.")
+    if len(session.products) >= MAX_PRODUCTS:
+        raise ValueError(f"This detector knows {MAX_PRODUCTS} products, which is as many as the demo takes.")
+    photographs = [read_photograph(path) for path in check_count(files, MAX_SHOTS)]
+    model, processor = session.own()
+    line = model.enroll(name, photographs, processor=processor)
+    if keep:
+        session.keep_files(name, photographs)
+    count = len(photographs)
+    return (
+        f"{name} is ready, from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "
+        f"{line.max_false_alarm_rate:.0%} false alarms. Inspect a photograph of it now."
+    )
+
+
+def checked_name(name: str | None) -> str:
+    """
+    Return a product's name without spaces around it.
+
+    Raises:
+        ValueError: for what is no plain name.
+    """
+    name = (name or "").strip()
+    if not name:
+        raise ValueError("The product has no name yet: type one, such as bottle.")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:60]} cannot be a product's name: begin with a letter or digit, and use letters, digits, spaces and "
+            "_ - . , ( ) + only, at most 60 of them."
+        )
+    return name
+
+
+# --- Fit prompts: the package's own training, on the photographs that the products were taught from ---
+
+
+@dataclass
+class Fit:
+    """
+    How far a fit is.
+
+    Args:
+        steps: asked for.
+        losses: of the steps done.
+        words: what came of it; empty until it is done.
+    """
+
+    steps: int
+    losses: list[float] = field(default_factory=list)
+    words: str = ""
+
+
+def fit_prompts(session: Session, steps: int) -> Iterator[Fit]:
+    """
+    Fit prompts and decoder to all products, then renew memory and lines; the session has the new detector at the end.
+
+    It works on a copy: until the end, and for everybody else, nothing changes. When the session's `stop_fit` is set, it
+    ends after the step at hand with a detector that is whole.
+
+    Raises:
+        ValueError: for a number of steps outside `FEWEST` and `MOST`, or products whose photographs are not at hand.
+    """
+    if not FEWEST <= steps <= MOST:
+        raise ValueError(f"Fitting takes {FEWEST} to {MOST} steps, got {steps}.")
+    shots = session_shots(session)
+    session.stop_fit.clear()
+    before, history = session.model, session.model.config.history
+    model, processor = copy_learnable(before, session.processor)
+    rate = next(iter(model.config.calibration.values()))["max_false_alarm_rate"]
+    config = TrainingConfig(
+        data_root="",
+        max_steps=int(steps),
+        batch_size=BATCH,
+        max_false_alarm_rate=rate,
+        monitor_images=len(shots.images),
+    )
+    progress = Fit(int(steps))
+    yield progress
+    for loss in _losses(model, processor, shots, config):
+        progress.losses.append(loss)
+        yield progress
+        if session.stop_fit.is_set():
+            break
+    forget_all(model)
+    health = finish(model, processor, shots, make_watched(config, processor, shots), config)
+    if session.model is not before or before.config.history is not history:
+        raise ValueError("The products changed while this was fitting, so it was dropped: fit again.")
+    session.adopt(model.eval(), processor)
+    session.normals = {name: [kept.as_copied() for kept in kept_ones] for name, kept_ones in session.normals.items()}
+    done, asked = len(progress.losses), progress.steps
+    ended = f"Fitted for {done} steps." if done == asked else f"Stopped after {done} of {asked} steps, and kept."
+    warning = (
+        f" But the decoder has not learnt yet: {' and '.join(health.problems)}." if health and health.problems else ""
+    )
+    progress.words = f"{ended} Memory and lines of {', '.join(session.products)} are set anew.{warning}"
+    yield progress
+
+
+def session_shots(session: Session) -> Shots:
+    """
+    Gather the good photographs of all products.
+
+    Raises:
+        ValueError: naming the products of which some are not at hand.
+    """
+    shots, missing = Shots({}, [], [], []), []
+    for class_id, name in enumerate(session.products):
+        kept = session.normals.get(name, [])
+        if len(kept) != len(session.model.memory.counts[class_id]):
+            missing.append(name)
+        shots.files[name] = [photograph.name for photograph in kept]
+        shots.images += [photograph.source for photograph in kept]
+        shots.class_ids += [class_id] * len(kept)
+    if missing:
+        raise ValueError(
+            f"Fitting needs the good photographs of every product, and those of {', '.join(missing)} are not here, as they "
+            "were taught elsewhere. Fit where they are, with `anople fit`."
+        )
+    shots.held_back += zip(shots.images, shots.class_ids, strict=True)
+    return shots
+
+
+def copy_learnable(model: AnoPLeModel, processor: AnoPLeProcessor) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    """Copy a detector, except for the CLIP and the tokenizer, which fitting does not change."""
+    own_processor = copy.copy(processor)
+    own_processor.class_names = list(processor.class_names)
+    fitted = copy.deepcopy(model, {id(model.clip): model.clip, id(processor): own_processor})
+    return fitted.freeze_clip(), own_processor
+
+
+def forget_all(model: AnoPLeModel) -> None:
+    """Empty memory, lines and log: all of them are made anew from the photographs."""
+    memory = model.memory
+    empty = model.class_prototypes.new_zeros(len(memory.layers), 0, memory.width)
+    memory.restore([])
+    for _ in model.config.class_names:
+        memory.append_class(empty)
+    model.note_memory()
+    model.config.calibration, model.config.history = {}, []
+
+
+def _losses(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config: TrainingConfig) -> Iterator[float]:
+    accelerator = make_accelerator(config)
+    loader = DataLoader(
+        make_samples(config, processor, shots, model.config.view_grid),
+        batch_size=config.batch_size,
+        sampler=StepSampler(0, config.max_steps * config.batch_size),
+        collate_fn=collate_views,
+    )
+    wrapped, optimizer, loader = accelerator.prepare(model, make_optimizer(model, config), loader)
+    weights = loss_weights(model.config)  # in full from the first step on, so that the curve has no jump
+    for _, losses in fit_steps(accelerator, wrapped, optimizer, loader, config):
+        yield sum(weights[name] * float(loss.detach()) for name, loss in losses.items() if name in weights)
+
+
+def draw_losses(fit: Fit) -> str:
+    """Draw the losses over the steps, as SVG in the page's own ink."""
+    left, top, width, height = 46, 12, 540, 110
+    losses = fit.losses
+    low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
+    spread = (high - low) or 1.0
+    points = [
+        f"{left + width * number / fit.steps:.1f},{top + height * (high - loss) / spread:.1f}"
+        for number, loss in enumerate(losses, start=1)
+    ]
+    label = f"Loss of {len(losses)} of {fit.steps} steps" + (f", now {losses[-1]:.2f}" if losses else "")
+    ends = (
+        f'<text x="{left - 6}" y="{top + 9}" text-anchor="end">{high:.2f}</text>'
+        f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{low:.2f}</text>'
+    )
+    return f"""<svg class="losses" viewBox="0 0 600 150" role="img" aria-label="{label}">
+<line x1="{left}" x2="{left}" y1="{top}" y2="{top + height}"/>
+<line x1="{left}" x2="{left + width}" y1="{top + height}" y2="{top + height}"/>
+<polyline points="{" ".join(points)}"/>{ends if losses else ""}
+<text x="{left}" y="{top + height + 18}">loss</text>
+<text x="{left + width}" y="{top + height + 18}" text-anchor="end">step {fit.steps}</text>
+</svg>"""

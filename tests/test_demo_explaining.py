@@ -5,12 +5,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.explaining import PATCH_SIDE, cut_out, explain_last, why_html
-from demo.handlers import show_row
-from demo.inspecting import FIND_IT, inspect_photograph, inspect_photographs
-from demo.keeping import pack, unpack
-from demo.session import start_session
-from demo.teaching import add_fine, teach
+from demo.inspect_tab import (
+    PATCH_SIDE,
+    cut_out,
+    explain_last,
+    inspect_photograph,
+    inspect_photographs,
+    show_row,
+    why_html,
+)
+from demo.judge_tab import add_fine
+from demo.session import FIND_IT, start_session
+from demo.teach_tab import teach
+from demo.transfer import pack, unpack
 from modeling_anople.explanation_anople import explain
 
 from .demo_app import session_of

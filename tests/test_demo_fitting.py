@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from demo.fitting import MOST, fit_prompts
-from demo.handlers import fit, stop_fit
-from demo.inspecting import inspect_photograph
-from demo.keeping import pack, unpack
+from demo.inspect_tab import inspect_photograph
 from demo.session import Session
-from demo.teaching import teach
+from demo.teach_tab import MOST, fit, fit_prompts, stop_fit, teach
+from demo.transfer import pack, unpack
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .demo_app import session_of

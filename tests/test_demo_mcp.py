@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from demo.examples import Examples
-from demo.inspecting import inspect_photograph
+from demo.inspect_tab import inspect_photograph
+from demo.server import KeyedSessions
 from demo.session import start_session
-from demo.teaching import teach
-from demo.tools import KeyedSessions
+from demo.teach_tab import teach
 
 from .demo_app import free_port, running, running_program, session_of
 from .detectors import write_detector

@@ -15,10 +15,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from demo.examples import Examples
-from demo.inspecting import FIND_IT, inspect_photograph
-from demo.memory import give_back
-from demo.session import start_session
-from demo.teaching import teach
+from demo.inspect_tab import inspect_photograph
+from demo.server import give_back
+from demo.session import FIND_IT, start_session
+from demo.teach_tab import teach
 
 from .demo_app import new_client, running, session_of
 from .detectors import write_detector
@@ -182,7 +182,7 @@ def test_the_page_loads_nothing_from_elsewhere(address):
 def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
     demo, calls = mock.Mock(is_running=True), []
     library = mock.Mock(malloc_trim=calls.append)
-    monkeypatch.setattr("demo.memory.ctypes", mock.Mock(CDLL=lambda name: library))
+    monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: library))
     thread, until = give_back(demo, seconds=0.01), time.monotonic() + 30
     while len(calls) < 3:
         assert time.monotonic() < until
@@ -190,7 +190,7 @@ def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
     demo.is_running = False
     thread.join(timeout=10)
     assert not thread.is_alive() and set(calls) == {0}
-    monkeypatch.setattr("demo.memory.ctypes", mock.Mock(CDLL=lambda name: object()))
+    monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: object()))
     assert give_back(demo) is None
 
 

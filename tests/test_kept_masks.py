@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from demo.inspecting import inspect_photographs
+from demo.inspect_tab import inspect_photographs
 from demo.session import start_session
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.cli import main

@@ -18,9 +18,9 @@ from pathlib import Path
 from gradio_client import handle_file
 
 from demo.examples import draw_normals
-from demo.inspecting import inspect_photograph
+from demo.inspect_tab import inspect_photograph
 from demo.session import start_session
-from demo.teaching import teach
+from demo.teach_tab import teach
 
 from ..demo_app import free_port, new_client, running_program
 

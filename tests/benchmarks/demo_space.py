@@ -21,9 +21,9 @@ from gradio_client import Client, handle_file
 from huggingface_hub import SpaceCard
 
 from demo.examples import NEW_PRODUCT, write_examples
-from demo.inspecting import FIND_IT, inspect_photograph
-from demo.session import Session, start_session
-from demo.teaching import teach
+from demo.inspect_tab import inspect_photograph
+from demo.session import FIND_IT, Session, start_session
+from demo.teach_tab import teach
 from hub.push_space import write_space
 
 from ..demo_app import free_port, new_client, running_program

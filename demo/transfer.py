@@ -12,7 +12,7 @@ from safetensors import safe_open
 from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime.loading import load_config
 
-from .reading import MAX_UPLOAD
+from .inputs import MAX_UPLOAD
 from .session import Session
 
 

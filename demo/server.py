@@ -1,6 +1,8 @@
-"""The demo as a tool server (MCP): other programs' assistants teach products and have photographs judged."""
+"""The server about the page: nothing from elsewhere, free memory given back, and tools for other programs' assistants."""
 
 import copy
+import ctypes
+import os
 import secrets
 import threading
 import time
@@ -8,18 +10,75 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gradio as gr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .fields import MODEL, photograph_field
-from .handlers import refusals
-from .inspecting import FIND_IT, inspect_photograph
-from .session import Session
-from .teaching import MAX_SHOTS, teach
+from .inputs import MODEL, photograph_field, refusals
+from .inspect_tab import inspect_photograph
+from .session import FIND_IT, Session
+from .teach_tab import MAX_SHOTS, teach
 
 
+POLICY = "; ".join(
+    (
+        "default-src 'self' data: blob:",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "connect-src 'self' data: blob:",
+        "form-action 'self'",
+        "base-uri 'self'",
+    )
+)
+SECONDS = 15  # between looks
 PREFIX = "tool_"  # of their endpoints: those without it are for clients that hold a session
 TOOLS = ("inspect", "enroll")
 PROTOCOL = "1"  # the major version of the package `mcp` that Gradio 6 works with
 MAX_KEYS, KEY_SECONDS = 50, 4 * 3600
+
+
+class Isolation:
+    """Send the content security policy with every answer; browsers then ask no other host for anything."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, with one more header."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"content-security-policy", POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), header]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+def give_back(demo: gr.Blocks, seconds: float = SECONDS) -> threading.Thread | None:
+    """
+    Have free memory returned from time to time, as long as the demo runs.
+
+    glibc keeps an arena for each of several threads, and what large tensors and pictures leave free in them it keeps. With
+    eight people at once the process grew for all of nine minutes, though nothing was held; with this, in four, from 781 to
+    810 MB after the first forty seconds. Other C libraries have no such call, and get none.
+
+    Returns:
+        The thread that does it, or `None`.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is None:
+        return None
+
+    def work() -> None:
+        while demo.is_running:
+            time.sleep(seconds)
+            trim(0)
+
+    thread = threading.Thread(target=work, name="give back memory", daemon=True)
+    thread.start()
+    return thread
+
+
+# --- Tools (MCP): teach products and have photographs judged ---
 
 
 def offers_tools() -> bool:
