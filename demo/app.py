@@ -1,5 +1,5 @@
 """
-The demo: inspect photographs, teach products, judge the line.
+The demo: inspect images, teach products, judge a threshold.
 
 `python demo/app.py [CHECKPOINT]`, or `anople demo [CHECKPOINT]`. On a Space it runs as it is.
 """
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -22,7 +23,7 @@ from demo.examples import Examples, write_examples
 from demo.inputs import MAX_UPLOAD, MODEL
 from demo.inspect_tab import inspect_tab
 from demo.judge_tab import judge_tab
-from demo.server import DemoBlocks, Isolation, add_tools, give_back, offers_tools
+from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools, start_malloc_trim
 from demo.session import Session, start_session
 from demo.style import CSS, SCRIPT, theme
 from demo.teach_tab import teach_tab
@@ -30,7 +31,8 @@ from modeling_anople.runtime import make_parser, parse, start_logging
 
 
 CHECKPOINT_FILE = Path(__file__).with_name("checkpoint.txt")  # on a Space: the detector it was made for
-SESSION_SECONDS, CACHE_SECONDS = 4 * 3600, (600, 4 * 3600)
+SESSION_SECONDS = 4 * 3600
+CACHE_SECONDS = (600, 4 * 3600)  # how often files of the page are looked through, and how old they get
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +49,21 @@ def build_demo(start: Session, examples: Examples) -> gr.Blocks:
         )
         with gr.Tabs():
             with gr.Tab("Inspect"):
-                product = inspect_tab(start, session, examples)
+                product_to_inspect = inspect_tab(start, session, examples)
             with gr.Tab("Teach"):
-                taught = teach_tab(start, session, examples)
+                teaching_events = teach_tab(start, session, examples)
             with gr.Tab("Judge") as tab:
-                judged = judge_tab(start, session, tab)
-        for event, inputs, outputs, handler, options in taught:
-            event(handler, [*inputs, session], [*outputs, product, judged], **options, **MODEL)
+                product_to_judge = judge_tab(start, session, tab)
+        # What changes the products changes the lists of them in the other two tabs, which only now are all there.
+        for event, inputs, outputs, handler, options in teaching_events:
+            changed = [*outputs, product_to_inspect, product_to_judge]
+            event(handler, [*inputs, session], changed, **options, **MODEL)
         if offers_tools():
             add_tools(start)
     return demo
 
 
-def serve(demo: gr.Blocks, **options) -> str:
+def serve(demo: gr.Blocks, **options: Any) -> str:
     """Start the server and go on; nothing in the page comes from elsewhere. Returns its address."""
     demo.queue(max_size=64, api_open=False)  # no call goes past the queue, where one at a time has the model
     _, address, _ = demo.launch(
@@ -72,10 +76,10 @@ def serve(demo: gr.Blocks, **options) -> str:
         ssr_mode=False,
         mcp_server=offers_tools(),
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(Isolation)]},
+        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
         **options,
     )
-    give_back(demo)
+    start_malloc_trim(demo)
     return address
 
 
@@ -101,10 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "checkpoint", nargs="?", help="Folder or Hub id; without it, drawn products on the embedded CLIP."
     )
-    places, options = parse(parser, arguments)
+    positionals, options = parse(parser, arguments)
     logger.info("Loading the detector.")
     try:
-        start = start_session(chosen_checkpoint(places.checkpoint))
+        start = start_session(chosen_checkpoint(positionals.checkpoint))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"anople demo: {error}\n")
         return 2

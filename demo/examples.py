@@ -1,4 +1,4 @@
-"""What there is to try without photographs of one's own: drawn by the package's own generator, and no download."""
+"""What there is to try without images of one's own: drawn by the package's own generator, and no download."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from modeling_anople.data.drawn_products import draw_defect, draw_product
 STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
 STANDARD_SHOTS = 4
 NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught
-# product, defect or None, seed
-SHOWN = (
+# To inspect: product, defect or None, seed.
+INSPECT_EXAMPLES = (
     ("wooden board", None, 101),
     ("wooden board", "missing part", 151),
     ("capsule", "broken", 161),
@@ -27,7 +27,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Examples:
-    """Files on disk: photographs to inspect, and good ones of a product to teach."""
+    """Files on disk: images to inspect, and good ones of a product to teach."""
 
     to_inspect: list[Path]
     to_teach: list[Path]
@@ -36,29 +36,29 @@ class Examples:
 def write_examples(folder: Path) -> Examples:
     """Draw all examples into a folder."""
     to_inspect = []
-    for name, defect, seed in SHOWN:
+    for name, defect, seed in INSPECT_EXAMPLES:
         generator = np.random.default_rng(seed)
-        picture, mask = draw_product(name, generator)
+        image, mask = draw_product(name, generator)
         if defect:
-            picture, _ = draw_defect(defect, picture, mask, generator)
+            image, _ = draw_defect(defect, image, mask, generator)
         path = folder / f"{name} {defect or 'good'}.png".replace(" ", "_")
-        picture.save(path)
+        image.save(path)
         to_inspect.append(path)
     to_teach = []
-    for number, picture in enumerate(draw_normals(NEW_PRODUCT, 4), start=1):
+    for number, image in enumerate(draw_normal_images(NEW_PRODUCT, 4), start=1):
         to_teach.append(folder / f"{NEW_PRODUCT} {number}.png".replace(" ", "_"))
-        picture.save(to_teach[-1])
+        image.save(to_teach[-1])
     return Examples(to_inspect, to_teach)
 
 
-def draw_normals(name: str, count: int, *, seed: int = 0) -> list[Image.Image]:
-    """Draw good photographs of a product; the same for the same seed."""
+def draw_normal_images(name: str, count: int, *, seed: int = 0) -> list[Image.Image]:
+    """Draw good images of a product; the same for the same seed."""
     generator = np.random.default_rng(seed)
     return [draw_product(name, generator)[0] for _ in range(count)]
 
 
 def standard_detector() -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    """Enrol the standard products from photographs that are drawn here; always the same."""
+    """Enroll the standard products from images that are drawn here; always the same."""
     first = STANDARD_PRODUCTS[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -66,5 +66,5 @@ def standard_detector() -> tuple[AnoPLeModel, AnoPLeProcessor]:
     processor = AnoPLeProcessor.from_clip("mini", [first])
     for name in STANDARD_PRODUCTS:
         learn = model.add_normals if name == first else model.enroll
-        learn(name, draw_normals(name, STANDARD_SHOTS), processor=processor)
+        learn(name, draw_normal_images(name, STANDARD_SHOTS), processor=processor)
     return model, processor

@@ -1,4 +1,4 @@
-"""What people give: the fields of the page, and their files, looked at before they are opened."""
+"""What people give: the fields of the page, their files looked at before they are opened, and refusals in words."""
 
 import contextlib
 import html
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from PIL import Image, UnidentifiedImageError
 
 
-MAX_PIXELS = 50_000_000
-MAX_PHOTOGRAPHS = 100  # at once
+MAX_PIXELS = 50_000_000  # of one image
+MAX_IMAGES = 100  # at once
 MAX_UPLOAD = 200 * 2**20  # bytes of one file
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one question to the model at a time
-HIDDEN = {"api_visibility": "private"}
+HIDDEN = {"api_visibility": "private"}  # what clicks on the page need, and programs do not
 # The camera that looks away from the person, and its picture as it is: a mirrored product is another one.
 CAMERA = gr.WebcamOptions(
     mirror=False,
@@ -24,7 +25,7 @@ CAMERA = gr.WebcamOptions(
 )
 
 
-class Photograph(gr.Image):
+class ImageFile(gr.Image):
     """
     Gradio's image field opens what it is sent, and with a damaged or huge file fails in words of its own before any
     function is called. This one gives the file's path to the function, which looks at it first. (It takes the options of
@@ -33,14 +34,14 @@ class Photograph(gr.Image):
 
     is_template = True  # in the page it is a plain image field
 
-    def preprocess(self, payload) -> str | None:
+    def preprocess(self, payload: ImageData | None) -> str | None:
         """Return the path of the uploaded file."""
         return payload.path if payload else None
 
 
-def photograph_field(label: str, identity: str, sources: list[str], height: int) -> Photograph:
-    """Make a field for one photograph, which reaches the handler as the file that was sent."""
-    return Photograph(
+def image_field(label: str, identity: str, sources: list[str], height: int) -> ImageFile:
+    """Make a field for one image, which reaches the handler as the file that was sent."""
+    return ImageFile(
         label=label,
         elem_id=identity,
         type="filepath",
@@ -51,8 +52,8 @@ def photograph_field(label: str, identity: str, sources: list[str], height: int)
     )
 
 
-def photographs_field(label: str, identity: str, height: int, **options: Any) -> gr.File:
-    """Make a field for many photographs."""
+def images_field(label: str, identity: str, height: int, **options: Any) -> gr.File:
+    """Make a field for many images."""
     options = {"file_count": "multiple", "file_types": ["image"], **options}
     return gr.File(label=label, elem_id=identity, height=height, **options)
 
@@ -71,7 +72,7 @@ def refusals() -> Iterator[None]:
         raise gr.Error(html.escape(str(error)), title="Not possible", duration=None, print_exception=False) from error
 
 
-def read_photograph(path: str | Path | None) -> dict:
+def read_image(path: str | Path | None) -> dict[str, Any]:
     """
     Look at a file and return its short name and its bytes, as [`load_photograph`] takes them.
 
@@ -83,7 +84,7 @@ def read_photograph(path: str | Path | None) -> dict:
     if not path:
         raise ValueError("There is no photograph yet: drop one, paste one, or click an example.")
     path = Path(path)
-    try:
+    try:  # this reads the head of the file alone
         with Image.open(path) as image:
             width, height = image.size
     except FileNotFoundError as error:
@@ -101,7 +102,7 @@ def _too_large(name: str, size: str = "") -> str:
     return f"{name} is too large{size}: at most {MAX_PIXELS // 10**6} million pixels. Make it smaller, or cut it."
 
 
-def check_count(files: list | None, limit: int) -> list:
+def check_count(files: list[str] | None, limit: int) -> list[str]:
     """
     Return the files, if there are some and not too many.
 
@@ -115,8 +116,8 @@ def check_count(files: list | None, limit: int) -> list:
     return files
 
 
-def photographs_among(paths: list[str]) -> list[str]:
-    """Pick the files of a folder that are photographs by the ending of their names, in the order of their names."""
+def images_among(paths: list[str]) -> list[str]:
+    """Pick the files of a folder that are images by the ending of their names, in the order of their names."""
     endings = Image.registered_extensions()
-    picked = [path for path in paths if Path(path).suffix.lower() in endings and not Path(path).name.startswith(".")]
-    return sorted(picked, key=lambda path: Path(path).name)
+    images = [path for path in paths if Path(path).suffix.lower() in endings and not Path(path).name.startswith(".")]
+    return sorted(images, key=lambda path: Path(path).name)

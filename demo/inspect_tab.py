@@ -1,4 +1,4 @@
-"""The tab on which photographs are inspected: one with the reason for its score, or many as a table and a zip file."""
+"""The tab on which images are inspected: one with the reason for its score, or many as a table and a zip file."""
 
 import csv
 import dataclasses
@@ -24,26 +24,27 @@ from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 from .examples import Examples
 from .inputs import (
     HIDDEN,
-    MAX_PHOTOGRAPHS,
+    MAX_IMAGES,
     MODEL,
     check_count,
-    photograph_field,
-    photographs_among,
-    photographs_field,
+    image_field,
+    images_among,
+    images_field,
     product_field,
-    read_photograph,
+    read_image,
     refusals,
 )
-from .session import FIND_IT, Finding, Session, known_product
-from .style import data_address, legend_html, message_html
+from .session import PREDICT_PRODUCT, Inspection, Session
+from .style import data_url, legend_html, message_html
 
 
 COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
 PAGE_COLUMNS = ("no", "heat map", *COLUMNS[1:])
 THUMBNAIL_SIDE = 72  # pixels
-PATCH_SIDE = 224  # pixels of a cut-out on the page
-CONTEXT = 0.3  # of the shorter side of a photograph: no cut-out is smaller
-DISPLAY_SIDE = 1024  # pixels; larger photographs are shown smaller
+CROP_SIDE = 224  # pixels of a crop on the page
+CROP_MARGIN = 1.3  # sides of the box
+SMALLEST_CROP = 0.3  # of the shorter side of an image
+DISPLAY_SIDE = 1024  # pixels; larger images are shown smaller
 WELCOME = (
     '<div class="verdict waiting" role="status">No photograph yet. Click an example, or drop, paste (Ctrl+V) or take one '
     "of your own.</div>"
@@ -51,14 +52,14 @@ WELCOME = (
 
 
 def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dropdown:
-    """One photograph at once, or many as a table."""
+    """Lay out the tab: one image at once, or many as a table. Returns the list of products, which teaching changes."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            photograph = photograph_field("Photograph", "photograph", ["upload", "webcam", "clipboard"], 300)
-            product = product_field([FIND_IT, *start.products], "product")
+            image = image_field("Photograph", "photograph", ["upload", "webcam", "clipboard"], 300)
+            product = product_field([PREDICT_PRODUCT, *start.products], "product")
             inspect_button = gr.Button("Inspect", variant="primary", elem_id="inspect")
             gr.HTML("Or click one of these drawn examples:")
-            shown = gr.Gallery(
+            gallery = gr.Gallery(
                 [(str(path), path.stem.replace("_", " ")) for path in examples.to_inspect],
                 label="Drawn examples",
                 show_label=False,
@@ -76,26 +77,34 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
                 label="Photograph | heat map", elem_id="pictures", type="filepath", interactive=False, max_height=460
             )
             gr.HTML(legend_html())
-            why = gr.HTML(elem_id="why")
+            explanation = gr.HTML(elem_id="why")
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")
-                explained = gr.JSON(label="Explanation")
-    answers, asked = [numbers, verdict, pictures], [photograph, product, session]
-    explaining = {"fn": show_why, "inputs": session, "outputs": [explained, why], **MODEL}
-    clicked = inspect_button.click(inspect, asked, answers, api_name="inspect", **MODEL)
-    clicked.success(**explaining, api_name="explain")
-    chosen = shown.select(choose_example, session, [photograph, shown], **HIDDEN)
-    for event in (photograph.upload, chosen.success):  # dropped, pasted and taken photographs are judged at once too
-        event(inspect, asked, answers, **HIDDEN, **MODEL).success(**explaining, **HIDDEN)
-    emptied = [numbers, verdict, pictures, explained, why]
-    photograph.clear(lambda: (None, WELCOME, None, None, ""), None, emptied, queue=False, **HIDDEN)
+                explanation_numbers = gr.JSON(label="Explanation")
+    answers, questions = [numbers, verdict, pictures], [image, product, session]
+    explaining = {"fn": explain_answer, "inputs": session, "outputs": [explanation_numbers, explanation], **MODEL}
+    answered = inspect_button.click(inspect, questions, answers, api_name="inspect", **MODEL)
+    answered.success(**explaining, api_name="explain")
+    example_chosen = gallery.select(choose_example, session, [image, gallery], **HIDDEN)
+    # Dropped, pasted and taken images are judged at once too; the API has one endpoint for all ways.
+    for event in (image.upload, example_chosen.success):
+        event(inspect, questions, answers, **HIDDEN, **MODEL).success(**explaining, **HIDDEN)
+    emptied = [numbers, verdict, pictures, explanation_numbers, explanation]
+    image.clear(lambda: (None, WELCOME, None, None, ""), None, emptied, queue=False, **HIDDEN)
+    table = _many_images(session, product)
+    table.select(show_row, session, answers, **HIDDEN).success(**explaining, **HIDDEN)
+    return product
+
+
+def _many_images(session: gr.State, product: gr.Dropdown) -> gr.Dataframe:
+    """Lay out the part for many images; returns the table, whose rows are shown above."""
     with gr.Accordion("Many photographs", open=False, elem_id="many"):
-        files = photographs_field(f"Up to {MAX_PHOTOGRAPHS} photographs", "files", 160)
+        files = images_field(f"Up to {MAX_IMAGES} photographs", "files", 160)
         folder = gr.UploadButton("Add a folder of stills", file_count="directory", size="sm", elem_id="folder")
         with gr.Row():
             inspect_all_button = gr.Button("Inspect all", variant="primary", elem_id="inspect-all")
             stop_button = gr.Button("Stop", variant="stop", elem_id="stop")
-        told = gr.HTML(elem_id="many-message")
+        message = gr.HTML(elem_id="many-message")
         table = gr.Dataframe(
             headers=list(PAGE_COLUMNS),
             datatype=["number", "html", "str", "str", "number", "number", "str", "number", "str"],
@@ -105,18 +114,17 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
         )
         report = gr.File(label="CSV and heat maps (zip)", interactive=False, elem_id="report")
     inspect_all_button.click(
-        inspect_many, [files, product, session], [table, report, told], api_name="inspect_many", **MODEL
+        inspect_many, [files, product, session], [table, report, message], api_name="inspect_many", **MODEL
     )
-    stop_button.click(stop, session, told, queue=False, **HIDDEN)
+    stop_button.click(stop, session, message, queue=False, **HIDDEN)
     folder.upload(take_folder, [folder, files], files, **HIDDEN)
-    table.select(show_row, session, answers, **HIDDEN).success(**explaining, **HIDDEN)
-    return product
+    return table
 
 
 # --- What the widgets call ---
 
 
-def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, Any], str, tuple]:
+def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, Any], str, tuple[str, ...]]:
     """
     Judge one photograph of a product.
 
@@ -129,12 +137,12 @@ def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, 
         heat map.
     """
     with refusals():
-        finding = inspect_photograph(session, photograph, product)
-    session.findings = [finding]
-    return _answer(session, finding)
+        inspection = inspect_image(session, photograph, product)
+    session.inspections = [inspection]
+    return _answer(session, inspection)
 
 
-def show_why(session: Session) -> tuple[dict[str, Any], str]:
+def explain_answer(session: Session) -> tuple[dict[str, Any], str]:
     """
     Explain the answer that was given last in this session.
 
@@ -143,8 +151,8 @@ def show_why(session: Session) -> tuple[dict[str, Any], str]:
         as HTML with both places as pictures.
     """
     with refusals():
-        why = explain_last(session)
-    return why.numbers, why_html(why)
+        explained = explain_last(session)
+    return explained.numbers, explanation_html(explained)
 
 
 def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
@@ -164,18 +172,19 @@ def inspect_many(files: list[str], product: str, session: Session, progress: Any
         The table, a zip file with a CSV file and all heat maps, and a message.
     """
     with refusals():
-        check_count(files, MAX_PHOTOGRAPHS)
+        check_count(files, MAX_IMAGES)
         session.stop.clear()
-        findings, rows = [], []
-        for finding in inspect_photographs(session, files, product):
-            findings.append(finding)
-            rows.append(page_row(len(findings), finding))
-            progress((len(findings), len(files)), desc=f"{len(findings)} of {len(files)}", unit="photographs")
-            yield rows, None, message_html(f"{len(findings)} of {len(files)} photographs are judged.", "busy")
-            if session.stop.is_set():
+        inspections, rows = [], []
+        for done, inspection in enumerate(inspect_images(session, files, product), start=1):
+            inspections.append(inspection)
+            rows.append(page_row(done, inspection))
+            progress((done, len(files)), desc=f"{done} of {len(files)}", unit="photographs")
+            yield rows, None, message_html(f"{done} of {len(files)} photographs are judged.", "busy")
+            if session.stop.is_set():  # by the button, whose handler does not wait in this one's queue
                 break
-        session.findings = findings
-        yield rows, str(write_report(session.folder, findings)), message_html(_summary(findings, len(files)))
+        session.inspections = inspections  # whole at last: a click on a row finds its image by the row's number
+        report = write_report(session.folder, inspections)
+        yield rows, str(report), message_html(_summary(inspections, len(files)))
 
 
 def stop(session: Session) -> str:
@@ -187,129 +196,129 @@ def stop(session: Session) -> str:
 def take_folder(folder: list[str], files: list[str] | None) -> list[str]:
     """Add the photographs of a folder to those that are already listed; its other files stay out."""
     with refusals():
-        found = photographs_among(folder or [])
-        if not found:
+        images = images_among(folder or [])
+        if not images:
             raise ValueError("There is no photograph in this folder.")
-        return check_count([*(files or []), *found], MAX_PHOTOGRAPHS)
+        return check_count([*(files or []), *images], MAX_IMAGES)
 
 
-def show_row(session: Session, event: gr.SelectData) -> tuple:
+def show_row(session: Session, event: gr.SelectData) -> tuple[dict[str, Any], str, tuple[str, ...]]:
     """Show the photograph of a row of the table, however the table is sorted."""
     with refusals():
         number = int(event.row_value[0])
-        if not 1 <= number <= len(session.findings):
+        if not 1 <= number <= len(session.inspections):
             raise ValueError("This row's photograph is no longer here: judge it again.")
-        finding = session.findings[number - 1]
-        if finding.error:
-            raise ValueError(finding.error)
-    remember_last(session, finding)
-    return _answer(session, finding)
+        inspection = session.inspections[number - 1]
+        if inspection.error:
+            raise ValueError(inspection.error)
+    session.remember_last(inspection)
+    return _answer(session, inspection)
 
 
-def _answer(session: Session, finding: Finding) -> tuple[dict[str, Any], str, tuple]:
-    pictures = session.shown.write(photograph=finding.photograph, heat_map=finding.heat_map)
-    return finding.numbers, verdict_html(finding), pictures
+def _answer(session: Session, inspection: Inspection) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    files = session.answer_images.write(photograph=inspection.image, heat_map=inspection.heat_map)
+    return inspection.numbers, verdict_html(inspection), files
 
 
-def _summary(findings: list[Finding], asked: int) -> str:
-    kinds = [finding.verdict if not finding.error else "could not be judged" for finding in findings]
+def _summary(inspections: list[Inspection], asked: int) -> str:
+    kinds = [inspection.verdict if not inspection.error else "could not be judged" for inspection in inspections]
     parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    ended = "" if len(findings) == asked else f"Stopped after {len(findings)} of {asked}. "
-    return f"{ended}{len(findings)} photographs: {parts}."
+    ended = "" if len(inspections) == asked else f"Stopped after {len(inspections)} of {asked}. "
+    return f"{ended}{len(inspections)} photographs: {parts}."
 
 
-def verdict_html(finding: Finding) -> str:
-    """Say the verdict; the class is for colour, the words carry the meaning."""
-    kind = "normal" if finding.verdict == "normal" else "anomalous" if finding.verdict == "anomalous" else "unsure"
-    product = f"as {html.escape(finding.product)}" if finding.product else "close to none of the products taught"
-    how = " (found by the detector)" if finding.found and finding.product else ""
-    words, name = html.escape(finding.words), html.escape(finding.name)
+def verdict_html(inspection: Inspection) -> str:
+    """Say the verdict; the class is for color, the words carry the meaning."""
+    kind = inspection.verdict if inspection.verdict in ("normal", "anomalous") else "unsure"
+    product = f"as {html.escape(inspection.product)}" if inspection.product else "close to none of the products taught"
+    how = " (found by the detector)" if inspection.product_predicted and inspection.product else ""
+    words, name = html.escape(inspection.words), html.escape(inspection.name)
     return (
         f'<div class="verdict {kind}" role="status"><strong>{words}</strong>'
-        f"<span>{name}, judged {product}{how} in {finding.milliseconds:.0f} ms</span></div>"
+        f"<span>{name}, judged {product}{how} in {inspection.milliseconds:.0f} ms</span></div>"
     )
 
 
-# --- One photograph, and many ---
+# --- One image, and many ---
 
 
-def inspect_photograph(session: Session, path: str | Path | None, product: str | None = None) -> Finding:
+def inspect_image(session: Session, path: str | Path | None, product: str | None = None) -> Inspection:
     """
-    Judge one photograph.
+    Judge one image, which becomes the session's last.
 
     Args:
         path: of the file.
-        product: what it shows; `FIND_IT` or `None` lets the detector find out.
+        product: what it shows; `PREDICT_PRODUCT` or `None` lets the detector say.
 
     Raises:
         ValueError: for a product that the detector does not know, and a file that cannot be used.
     """
     start = time.perf_counter()
-    name = known_product(session, product)
-    source = read_photograph(path)
-    photograph = load_photograph(source, white_value=session.processor.white_value)
-    prediction = next(predict(session.model, session.processor, [photograph], class_names=name, batch_size=1))
+    requested = session.resolve_product(product)
+    source = read_image(path)
+    image = load_photograph(source, white_value=session.processor.white_value)
+    prediction = next(predict(session.model, session.processor, [image], class_names=requested, batch_size=1))
     if prediction.error:  # the product keeps an ignore mask of another size
         raise ValueError(prediction.error)
     milliseconds = 1000 * (time.perf_counter() - start)
-    finding = _finding(source["path"], photograph, prediction, line=session.threshold, asked=name, spent=milliseconds)
-    finding.path = str(path)
-    remember_last(session, finding)
-    return finding
-
-
-def inspect_photographs(session: Session, paths: list[str], product: str | None = None) -> Iterator[Finding]:
-    """Judge photographs one by one; one that cannot be used gets a finding with `error`, and the others go on."""
-    known_product(session, product)
-    for path in paths:
-        try:
-            yield inspect_photograph(session, path, product)
-        except ValueError as error:
-            yield Finding(Path(path).name, error=str(error))
-
-
-def remember_last(session: Session, finding: Finding) -> None:
-    """Make a photograph the one that is explained and judged next."""
-    session.last, session.last_product = finding.path, finding.product
-    session.last_asked = None if finding.found else finding.product
-
-
-def _finding(
-    name: str, photograph: Image.Image, prediction: Prediction, *, line: float, asked: str | None, spent: float
-) -> Finding:
+    # The label was found at the detector's threshold; this person may have moved theirs.
     verdict = prediction.label or "no line"
     if prediction.label not in (None, UNKNOWN_PRODUCT):
-        verdict = "anomalous" if prediction.score > line else "normal"
-    shown = photograph.copy()
-    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE))
-    heat = full_size_map(dataclasses.replace(prediction, size=shown.size[::-1]))
-    return Finding(
-        name=name,
+        verdict = "anomalous" if prediction.score > session.threshold else "normal"
+    shown, heat_map = draw_heat_map(image, prediction)
+    inspection = Inspection(
+        name=source["path"],
         verdict=verdict,
         score=prediction.score,
-        line=line,
+        threshold=session.threshold,
         product=prediction.class_name,
-        found=asked is None,
-        milliseconds=spent,
-        photograph=shown,
-        heat_map=overlay(shown, heat),
+        product_predicted=requested is None,
+        milliseconds=milliseconds,
+        image=shown,
+        heat_map=heat_map,
+        path=str(path),
     )
+    session.remember_last(inspection)
+    return inspection
 
 
-# --- Why it got its score ---
+def inspect_images(session: Session, paths: list[str], product: str | None = None) -> Iterator[Inspection]:
+    """
+    Judge images one by one; one that cannot be used gets an inspection with `error`, and the others go on.
+
+    Raises:
+        ValueError: for a product that the detector does not know.
+    """
+    session.resolve_product(product)
+    for path in paths:
+        try:
+            yield inspect_image(session, path, product)
+        except ValueError as error:
+            yield Inspection(Path(path).name, error=str(error))
+
+
+def draw_heat_map(image: Image.Image, prediction: Prediction) -> tuple[Image.Image, Image.Image]:
+    """Return an image and its heat map, both at most `DISPLAY_SIDE` long: a page shows no more of them."""
+    shown = image.copy()
+    shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE))
+    anomaly_map = full_size_map(dataclasses.replace(prediction, size=shown.size[::-1]))
+    return shown, overlay(shown, anomaly_map)
+
+
+# --- Why an image got its score ---
 
 
 @dataclass
-class Why:
+class ExplainedAnswer:
     """
     An explanation with its pictures.
 
     Args:
         explanation: the detector's own.
         words: the same as a person says it.
-        worst: the worst region of the photograph, outlined.
-        nearest: the nearest patch, outlined in the good photograph it is from; `None` where no picture is at hand.
-        nearest_name: of that photograph.
+        worst: the worst region of the image, outlined.
+        nearest: the nearest patch, outlined in the good image it is from; `None` where no picture is at hand.
+        nearest_name: of that image.
     """
 
     explanation: Explanation
@@ -324,120 +333,143 @@ class Why:
         return {"words": self.words, **self.explanation.as_dict(), "nearest_photograph": self.nearest_name}
 
 
-def explain_last(session: Session) -> Why:
+def explain_last(session: Session) -> ExplainedAnswer:
     """
     Explain the answer that was given last.
 
     Raises:
-        ValueError: if there is none, or its photograph is no longer here.
+        ValueError: if there is none, or its image is no longer here.
     """
-    photograph = load_photograph(read_photograph(session.last), white_value=session.processor.white_value)
-    found = explain(session.model, session.processor, photograph, session.last_asked)
-    if found.line is not None and not found.decided_by["line"].startswith("product"):
-        found.line, found.past = session.threshold, found.score - session.threshold
-    name, picture = found.nearest_photograph, None
-    if found.nearest_index is not None and found.nearest_class in session.products:
-        if kept := session.normal(found.nearest_class, found.nearest_index):
-            name = kept.name
-            with Image.open(kept.path) as copy:
-                picture = cut_out(copy.convert("RGB"), found.nearest_box, kept.size)
-        name = name or f"good photograph {found.nearest_index + 1} of {found.nearest_class}"
-    worst = cut_out(photograph, found.box, photograph.size)
-    return Why(found, why_words(found, name), worst, picture, name)
+    image = load_photograph(read_image(session.last_path), white_value=session.processor.white_value)
+    explanation = explain(session.model, session.processor, image, session.last_requested)
+    # Where the product's threshold decided, the answer was held against the one that this person chose.
+    if explanation.line is not None and not explanation.decided_by["line"].startswith("product"):
+        explanation.line, explanation.past = session.threshold, explanation.score - session.threshold
+    # The nearest good image has a picture only where the product was taught in this session; else it has a name or a
+    # number.
+    product, index = explanation.nearest_class, explanation.nearest_index
+    nearest, nearest_name = None, explanation.nearest_photograph
+    if index is not None and product in session.products:
+        if normal_image := session.normal_image(product, index):
+            nearest_name = normal_image.name
+            with Image.open(normal_image.path) as copy:
+                nearest = crop_around(copy.convert("RGB"), explanation.nearest_box, normal_image.size)
+        nearest_name = nearest_name or f"good photograph {index + 1} of {product}"
+    worst = crop_around(image, explanation.box, image.size)
+    return ExplainedAnswer(explanation, explanation_words(explanation, nearest_name), worst, nearest, nearest_name)
 
 
-def cut_out(picture: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
+def crop_around(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
     """
-    Cut a square around a box, which is outlined; without a box, show the whole picture.
+    Cut a square around a box, which is outlined; without a box, show the whole image.
 
     Args:
-        picture: perhaps smaller than what the box was measured in.
+        image: perhaps smaller than what the box was measured in.
         box: left, top, right, bottom.
         size: width and height of what the box was measured in.
+
+    Returns:
+        A picture with sides of `CROP_SIDE`.
     """
     if box is None:
-        return picture.resize((PATCH_SIDE, PATCH_SIDE))
-    factor = picture.width / size[0]
+        return image.resize((CROP_SIDE, CROP_SIDE))
+    factor = image.width / size[0]
     left, top, right, bottom = (value * factor for value in box)
-    side = min(max(1.3 * (right - left), 1.3 * (bottom - top), CONTEXT * min(picture.size)), *picture.size)
-    x = min(max((left + right - side) / 2, 0), picture.width - side)
-    y = min(max((top + bottom - side) / 2, 0), picture.height - side)
-    patch = picture.resize((PATCH_SIDE, PATCH_SIDE), Image.Resampling.BICUBIC, (x, y, x + side, y + side))
-    scale, last = PATCH_SIDE / side, PATCH_SIDE - 2
+    # A square with some margin about the box and its middle in that of the box, moved inside where it would stick out.
+    side = CROP_MARGIN * max(right - left, bottom - top)
+    side = min(max(side, SMALLEST_CROP * min(image.size)), *image.size)
+    x = min(max((left + right - side) / 2, 0), image.width - side)
+    y = min(max((top + bottom - side) / 2, 0), image.height - side)
+    crop = image.resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BICUBIC, (x, y, x + side, y + side))
+    # White on black is seen on every ground; a box at the edge of the image keeps its outline inside.
+    scale, last = CROP_SIDE / side, CROP_SIDE - 2
     outline = [min(max(value * scale, 1), last) for value in (left - x, top - y, right - x, bottom - y)]
-    draw = ImageDraw.Draw(patch)
+    draw = ImageDraw.Draw(crop)
     draw.rectangle(outline, outline="black", width=4)
     draw.rectangle([outline[0] + 1, outline[1] + 1, outline[2] - 1, outline[3] - 1], outline="white", width=2)
-    return patch
+    return crop
 
 
-def why_words(found: Explanation, nearest: str | None) -> str:
-    """Say which line decided, how far past it the photograph is, and what it was compared with."""
-    product, decided = found.decided_by["class_name"] or "all products", found.decided_by["line"]
+def explanation_words(explanation: Explanation, nearest_name: str | None) -> str:
+    """Say which threshold decided, how far past it the image is, and what it was compared with."""
+    product, decided = explanation.decided_by["class_name"] or "all products", explanation.decided_by["line"]
     if decided is None:
         words = f"{product} has no line yet."
     elif decided.startswith("product"):
         part = "Its parts are" if decided.endswith("patches") else "As a whole it is"
         words = f"{part} too far from {product}, the nearest product that was taught."
     else:
-        side = "past" if found.past > 0 else "below"
-        words = f"{found.score:.2f} is {abs(found.past):.2f} {side} the line of {product}, {found.line:.2f}."
-    if nearest is not None:
-        words += f" The outlined place is nearest to one in {nearest}, at a distance of {found.nearest_distance:.2f}."
+        score, past, threshold = explanation.score, explanation.past, explanation.line
+        side = "past" if past > 0 else "below"
+        words = f"{score:.2f} is {abs(past):.2f} {side} the line of {product}, {threshold:.2f}."
+    if nearest_name is not None:
+        distance = explanation.nearest_distance
+        words += f" The outlined place is nearest to one in {nearest_name}, at a distance of {distance:.2f}."
     return words
 
 
-def why_html(why: Why) -> str:
+def explanation_html(explained: ExplainedAnswer) -> str:
     """Show the explanation on the page."""
-    figures = _figure(why.worst, "The worst region of this photograph", "worst")
-    if why.nearest is not None:
-        figures += _figure(why.nearest, f"The nearest good place, in {why.nearest_name}", "nearest")
-    return f'<div class="why" role="group" aria-label="Why">{figures}<p>{html.escape(why.words)}</p></div>'
+    figures = _figure(explained.worst, "The worst region of this photograph", "worst")
+    if explained.nearest is not None:
+        figures += _figure(explained.nearest, f"The nearest good place, in {explained.nearest_name}", "nearest")
+    return f'<div class="why" role="group" aria-label="Why">{figures}<p>{html.escape(explained.words)}</p></div>'
 
 
-def _figure(picture: Image.Image, caption: str, kind: str) -> str:
+def _figure(image: Image.Image, caption: str, kind: str) -> str:
     caption = html.escape(caption, quote=True)
-    return f'<figure class="{kind}"><img src="{data_address(picture)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    picture = f'<img src="{data_url(image)}" alt="{caption}">'
+    return f'<figure class="{kind}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
-# --- Many: rows of the table, and the zip file ---
+# --- Many images: rows of the table, and the zip file ---
 
 
-def table_row(number: int, finding: Finding) -> list:
-    """Turn a finding into a row of `COLUMNS`."""
-    if finding.error:
-        return [number, finding.name, "not judged", None, None, "", None, finding.error]
-    remark = "product found by the detector" if finding.found and finding.product else ""
-    score, spent = round(finding.score, 4), round(finding.milliseconds)
-    return [number, finding.name, finding.verdict, score, finding.line, finding.product or "", spent, remark]
+def table_row(number: int, inspection: Inspection) -> list:
+    """Turn an inspection into a row of `COLUMNS`."""
+    if inspection.error:
+        return [number, inspection.name, "not judged", None, None, "", None, inspection.error]
+    product, score = inspection.product or "", round(inspection.score, 4)
+    remark = "product found by the detector" if inspection.product_predicted and product else ""
+    milliseconds = round(inspection.milliseconds)
+    return [
+        number,
+        inspection.name,
+        inspection.verdict,
+        score,
+        inspection.threshold,
+        product,
+        milliseconds,
+        remark,
+    ]
 
 
-def page_row(number: int, finding: Finding) -> list:
-    """Turn a finding into a row of `PAGE_COLUMNS`: one of `COLUMNS` with a small heat map in it, as HTML."""
-    picture = ""
-    if finding.heat_map is not None:
-        small = finding.heat_map.copy()
+def page_row(number: int, inspection: Inspection) -> list:
+    """Turn an inspection into a row of `PAGE_COLUMNS`: one of `COLUMNS` with a small heat map in it, as HTML."""
+    thumbnail = ""
+    if inspection.heat_map is not None:
+        small = inspection.heat_map.copy()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        picture = f'<img src="{data_address(small)}" alt="heat map {number}" class="thumbnail">'
-    number, *others = table_row(number, finding)
-    return [number, picture, *others]
+        thumbnail = f'<img src="{data_url(small)}" alt="heat map {number}" class="thumbnail">'
+    number, *others = table_row(number, inspection)
+    return [number, thumbnail, *others]
 
 
-def write_report(folder: Path, findings: list[Finding]) -> Path:
+def write_report(folder: Path, inspections: list[Inspection]) -> Path:
     """Write results.csv and the heat maps with their legend into one zip file in a folder, and return its path."""
     path = folder / "anople_results.zip"
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow([*COLUMNS, "heat_map"])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, finding in enumerate(findings, start=1):
+        for number, inspection in enumerate(inspections, start=1):
             name = ""
-            if finding.heat_map is not None:
-                name = f"heat_maps/{number:03d}-{_plain(Path(finding.name).stem)}.png"
-                picture = io.BytesIO()
-                with_legend(finding.heat_map).save(picture, "PNG")
-                archive.writestr(zipfile.ZipInfo(name), picture.getvalue())  # no date: equal findings, equal files
-            writer.writerow([_inert(value) for value in [*table_row(number, finding), name]])
+            if inspection.heat_map is not None:
+                name = f"heat_maps/{number:03d}-{_plain(Path(inspection.name).stem)}.png"
+                png = io.BytesIO()
+                with_legend(inspection.heat_map).save(png, "PNG")
+                archive.writestr(zipfile.ZipInfo(name), png.getvalue())  # no date: equal answers, equal files
+            writer.writerow([_inert(value) for value in [*table_row(number, inspection), name]])
         archive.writestr("results.csv", table.getvalue())
     return path
 

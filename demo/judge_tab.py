@@ -1,4 +1,4 @@
-"""The tab on which a product's line is judged: how its good photographs lie about it, and what another line would do."""
+"""The tab on which a product's threshold is judged: how its good images lie about it, and what another would do."""
 
 import html
 import math
@@ -9,35 +9,35 @@ import gradio as gr
 from modeling_anople.calibration_anople import describe_support
 from modeling_anople.runtime.heat_maps import LINE
 
-from .inputs import HIDDEN, MODEL, photograph_field, product_field, read_photograph, refusals
-from .session import Session, known_product
-from .style import message_html, scale_picture
+from .inputs import HIDDEN, MODEL, image_field, product_field, read_image, refusals
+from .session import Session
+from .style import color_scale_url, message_html
 
 
-MAX_NORMALS = 200
+MAX_NORMAL_IMAGES = 200  # of one product
+SMALLEST_SCORE, LARGEST_EXPONENT = 1e-9, 80  # with which logarithm and exponential stay finite
 
 
 def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
-    """The normals about the line, and photographs that were fine."""
+    """Lay out the tab: good images about the threshold, and ones that were fine. Returns the list of products."""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             product = product_field(start.products, "judged")
             threshold = gr.Slider(
                 0, 1, value=LINE, step=0.01, label=f"Your line (calibrated: {LINE:.2f})", elem_id="threshold"
             )
-            picture = gr.HTML(elem_id="normals")
-            told = gr.HTML(elem_id="judgement")
+            drawing = gr.HTML(elem_id="normals")
+            message = gr.HTML(elem_id="judgment")
         with gr.Column(scale=2, min_width=300):
-            photograph = photograph_field("A photograph that was fine", "was-fine", ["upload", "clipboard"], 240)
+            image = image_field("A photograph that was fine", "was-fine", ["upload", "clipboard"], 240)
             fine_button = gr.Button("This was fine: add it", variant="primary", elem_id="fine")
-            added = gr.HTML(elem_id="fine-message")
-    asked, answers = [product, threshold, session], [told, picture]
-    opened = [product, threshold, photograph, *answers]
-    tab.select(open_judge, session, opened, **HIDDEN, **MODEL)
-    product.input(show_judgement, asked, answers, **HIDDEN, **MODEL)
+            added_message = gr.HTML(elem_id="fine-message")
+    questions, answers = [product, threshold, session], [message, drawing]
+    tab.select(open_tab, session, [product, threshold, image, *answers], **HIDDEN, **MODEL)
+    product.input(show_threshold, questions, answers, **HIDDEN, **MODEL)
     threshold.change(
-        show_judgement,
-        asked,
+        show_threshold,
+        questions,
         answers,
         api_name="judge",
         trigger_mode="always_last",
@@ -45,9 +45,9 @@ def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
         **MODEL,
     )
     fine_button.click(
-        this_was_fine,
-        [product, photograph, threshold, session],
-        [added, *answers],
+        add_normal,
+        [product, image, threshold, session],
+        [added_message, *answers],
         api_name="add_normals",
         **MODEL,
     )
@@ -57,14 +57,14 @@ def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
 # --- What the widgets call ---
 
 
-def open_judge(session: Session) -> tuple:
+def open_tab(session: Session) -> tuple:
     """Fill the page on which a product is judged: the product and the photograph that were inspected last."""
     product = session.last_product if session.last_product in session.products else session.products[0]
-    words, picture = show_judgement(product, session.threshold, session)
-    return gr.update(choices=session.products, value=product), session.threshold, session.last, words, picture
+    answers = show_threshold(product, session.threshold, session)
+    return gr.update(choices=session.products, value=product), session.threshold, session.last_path, *answers
 
 
-def show_judgement(product: str, threshold: float, session: Session) -> tuple[str, str]:
+def show_threshold(product: str, threshold: float, session: Session) -> tuple[str, str]:
     """
     Count how many of a product's good photographs a line would flag; the session uses this line from now on.
 
@@ -76,11 +76,11 @@ def show_judgement(product: str, threshold: float, session: Session) -> tuple[st
         The answer in words, and a picture as SVG.
     """
     with refusals():
-        judgement = judge(session, product, threshold)
-    return message_html(judgement.words, "plain"), draw_judgement(judgement)
+        report = judge_threshold(session, product, threshold)
+    return message_html(report.words, "plain"), draw_threshold(report)
 
 
-def this_was_fine(product: str, photograph: str, threshold: float, session: Session) -> tuple[str, str, str]:
+def add_normal(product: str, photograph: str, threshold: float, session: Session) -> tuple[str, str, str]:
     """
     Add a photograph that was fine to a product's good ones, and set its line anew.
 
@@ -90,114 +90,119 @@ def this_was_fine(product: str, photograph: str, threshold: float, session: Sess
         threshold: the line to hold the good photographs against.
 
     Returns:
-        A message, and the answer of show_judgement in words and as a picture.
+        A message, and the answer of /judge in words and as a picture.
     """
     with refusals():
-        words = add_fine(session, product, photograph)
-    return message_html(words), *show_judgement(product, threshold, session)
+        words = add_normal_image(session, product, photograph)
+    return message_html(words), *show_threshold(product, threshold, session)
 
 
-# --- Hold the good photographs against a line, and add one ---
+# --- Hold the good images against a threshold, and add one ---
 
 
 @dataclass
-class Judgement:
+class ThresholdReport:
     """
-    A product's normals about a line.
+    A product's good images about a threshold.
 
     Args:
         product: its name.
-        threshold: the line asked about.
-        photographs: how many good photographs the product knows.
-        scores: of each against the memory of the others, or of a lone one's moved and relit copies; 0.5 is the line.
-        support: what the photographs behind the calibrated line can promise.
+        threshold: the one asked about.
+        image_count: how many good images the product knows.
+        scores: of each against the memory of the others, or of a lone one's moved and relit copies; sorted, and
+            calibrated to 0.5.
+        guarantee: what the images behind the calibrated threshold can promise, in words.
     """
 
     product: str
     threshold: float
-    photographs: int
+    image_count: int
     scores: list[float]
-    support: str
+    guarantee: str
 
     @property
     def flagged(self) -> int:
-        """How many of the scores lie above the line asked about."""
+        """How many of the scores lie above the threshold asked about."""
         return sum(score > self.threshold for score in self.scores)
 
     @property
     def words(self) -> str:
-        """What the line does, and how little stands behind the calibrated one."""
-        shown = "1 good photograph" if self.photographs == 1 else f"{self.photographs} good photographs"
+        """What the threshold does, and how little stands behind the calibrated one."""
+        images = "1 good photograph" if self.image_count == 1 else f"{self.image_count} good photographs"
         return (
-            f"At {self.threshold:.2f}, {self.flagged} of {len(self.scores)} measurements of {shown} would be flagged. (Each "
+            f"At {self.threshold:.2f}, {self.flagged} of {len(self.scores)} measurements of {images} would be flagged. (Each "
             "photograph is measured against the others; a lone one by four slightly moved and relit copies.) The calibrated "
-            f"line is {LINE:.2f}. {self.support}"
+            f"line is {LINE:.2f}. {self.guarantee}"
         )
 
 
-def judge(session: Session, product: str | None, threshold: float) -> Judgement:
+def judge_threshold(session: Session, product: str | None, threshold: float) -> ThresholdReport:
     """
-    Hold a product's normals against a line, which the session uses from now on.
+    Hold a product's good images against a threshold, which the session uses from now on.
 
     Raises:
-        ValueError: for an unknown product or one without a line, or a line outside 0 and 1.
+        ValueError: for an unknown product or one without a threshold, or a threshold outside 0 and 1.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"A line lies between 0 and 1, got {threshold}.")
     session.threshold = threshold
-    name = known_product(session, product) or session.products[0]
+    name = session.resolve_product(product) or session.products[0]
     entry = session.model.config.calibration.get(name)
     if entry is None:
         raise ValueError(f"{name} has no line: its photographs were never calibrated.")
-    line, spread = math.log(entry["image_line"]), entry["image_spread"]
-    measured = entry["image_scores"] or entry.get("image_copies", [])
-    scores = [1 / (1 + math.exp(min((line - math.log(max(raw, 1e-9))) / spread, 80))) for raw in measured]
-    known = len(session.model.memory.counts[session.products.index(name)])
-    return Judgement(name, threshold, known, sorted(scores), describe_support(entry))
+    # Raw scores come to lie within 0 and 1 as every answer's do: by how many spreads their logarithm is off the raw
+    # threshold's. Here without the model: nothing is judged again while a slider moves.
+    log_threshold, spread = math.log(entry["image_line"]), entry["image_spread"]
+    raw_scores = entry["image_scores"] or entry.get("image_copies", [])
+    excess = [(math.log(max(raw, SMALLEST_SCORE)) - log_threshold) / spread for raw in raw_scores]
+    scores = sorted(1 / (1 + math.exp(min(-value, LARGEST_EXPONENT))) for value in excess)
+    return ThresholdReport(name, threshold, session.image_count(name), scores, describe_support(entry))
 
 
-def draw_judgement(judgement: Judgement) -> str:
-    """Draw the scores as dots over the colour scale, with both lines, as SVG in the page's own ink."""
+def draw_threshold(report: ThresholdReport) -> str:
+    """
+    Draw the scores as dots over the color scale, with both thresholds, as SVG in the page's own ink.
+
+    `gr.ScatterPlot` has neither rules nor a picture as its axis, and a slider that moves would make it anew each time.
+    """
     left, width, base = 10, 580, 96
-    places: dict[int, int] = {}
+    # Dots that would cover each other are stacked, up to the seventh.
+    stacked: dict[int, int] = {}
     dots = []
-    for score in judgement.scores:
+    for score in report.scores:
         x = round(left + width * score)
         slot = x // 9
-        places[slot] = places.get(slot, 0) + 1
-        above = ' class="flagged"' if score > judgement.threshold else ""
-        dots.append(f'<circle{above} cx="{x}" cy="{base - 12 - 10 * min(places[slot] - 1, 6)}" r="4.5"/>')
-    calibrated, chosen = left + width * LINE, left + width * judgement.threshold
-    label = html.escape(
-        f"{judgement.product}: {judgement.flagged} of {len(judgement.scores)} above the line", quote=True
-    )
-    anchor = "end" if judgement.threshold > 0.7 else "start"
+        stacked[slot] = stacked.get(slot, 0) + 1
+        above = ' class="flagged"' if score > report.threshold else ""
+        dots.append(f'<circle{above} cx="{x}" cy="{base - 12 - 10 * min(stacked[slot] - 1, 6)}" r="4.5"/>')
+    calibrated, chosen = left + width * LINE, left + width * report.threshold
+    label = html.escape(f"{report.product}: {report.flagged} of {len(report.scores)} above the line", quote=True)
+    anchor = "end" if report.threshold > 0.7 else "start"
     return f"""<svg class="normals" viewBox="0 0 600 140" role="img" aria-label="{label}">
-<image href="{scale_picture()}" x="{left}" y="{base}" width="{width}" height="12" preserveAspectRatio="none"/>
+<image href="{color_scale_url()}" x="{left}" y="{base}" width="{width}" height="12" preserveAspectRatio="none"/>
 {"".join(dots)}
 <line class="calibrated" x1="{calibrated}" x2="{calibrated}" y1="22" y2="{base + 18}"/>
 <text x="{calibrated}" y="{base + 34}" text-anchor="middle">calibrated line {LINE:.2f}</text>
 <line class="chosen" x1="{chosen}" x2="{chosen}" y1="12" y2="{base + 12}"/>
-<text x="{chosen + (-6 if anchor == "end" else 6)}" y="18" text-anchor="{anchor}">your line {judgement.threshold:.2f}</text>
+<text x="{chosen + (-6 if anchor == "end" else 6)}" y="18" text-anchor="{anchor}">your line {report.threshold:.2f}</text>
 <text x="{left}" y="{base + 34}">0 good</text><text x="{left + width}" y="{base + 34}" text-anchor="end">1 anomalous</text>
 </svg>"""
 
 
-def add_fine(session: Session, product: str | None, path: str | None) -> str:
+def add_normal_image(session: Session, product: str | None, path: str | None) -> str:
     """
-    Show a product of a session's own detector one more good photograph; says how many it knows now.
+    Show a product of a session's own detector one more good image; says how many it knows now.
 
     Raises:
-        ValueError: for an unknown product, a photograph that cannot be used or is known already; nothing was changed.
+        ValueError: for an unknown product, an image that cannot be used or is known already; nothing was changed.
     """
-    name = known_product(session, product)
+    name = session.resolve_product(product)
     if name is None:
         raise ValueError("Choose the product first.")
-    class_id = session.products.index(name)
-    if len(session.model.memory.counts[class_id]) >= MAX_NORMALS:
-        raise ValueError(f"{name} has {MAX_NORMALS} photographs, which is as many as the demo takes.")
-    photograph = read_photograph(path)
-    model, processor = session.own()
-    model.add_normals(name, [photograph], processor=processor)
-    session.keep_files(name, [photograph])
-    return f"Added. {name} now knows {len(model.memory.counts[class_id])} good photographs, and its line is set anew."
+    if session.image_count(name) >= MAX_NORMAL_IMAGES:
+        raise ValueError(f"{name} has {MAX_NORMAL_IMAGES} photographs, which is as many as the demo takes.")
+    image = read_image(path)
+    model, processor = session.own_detector()
+    model.add_normals(name, [image], processor=processor)
+    session.keep_sources(name, [image])
+    return f"Added. {name} now knows {session.image_count(name)} good photographs, and its line is set anew."

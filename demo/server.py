@@ -1,4 +1,4 @@
-"""The server about the page: nothing from elsewhere, free memory given back, and tools for other programs' assistants."""
+"""The server around the page: nothing from elsewhere, free memory given back, and tools for other programs' assistants."""
 
 import copy
 import ctypes
@@ -12,13 +12,13 @@ from typing import Any
 import gradio as gr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .inputs import MODEL, photograph_field, refusals
-from .inspect_tab import inspect_photograph
-from .session import FIND_IT, Session
-from .teach_tab import MAX_SHOTS, teach
+from .inputs import MODEL, image_field, refusals
+from .inspect_tab import inspect_image
+from .session import PREDICT_PRODUCT, Session
+from .teach_tab import MAX_SHOTS, teach_product
 
 
-POLICY = "; ".join(
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self' data: blob:",
         "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
@@ -28,14 +28,14 @@ POLICY = "; ".join(
         "base-uri 'self'",
     )
 )
-SECONDS = 15  # between looks
-PREFIX = "tool_"  # of their endpoints: those without it are for clients that hold a session
+TRIM_SECONDS = 15  # between calls
+TOOL_PREFIX = "tool_"  # of their endpoints: those without it are for clients that hold a session
 TOOLS = ("inspect", "enroll")
-PROTOCOL = "1"  # the major version of the package `mcp` that Gradio 6 works with
+MCP_VERSION = "1"  # the major version of the package `mcp` that Gradio 6 works with
 MAX_KEYS, KEY_SECONDS = 50, 4 * 3600
 
 
-class Isolation:
+class ContentSecurityPolicy:
     """Send the content security policy with every answer; browsers then ask no other host for anything."""
 
     def __init__(self, app: ASGIApp):
@@ -46,14 +46,14 @@ class Isolation:
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
-                header = (b"content-security-policy", POLICY.encode())
+                header = (b"content-security-policy", CONTENT_SECURITY_POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", []), header]}
             await send(message)
 
         await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
 
 
-def give_back(demo: gr.Blocks, seconds: float = SECONDS) -> threading.Thread | None:
+def start_malloc_trim(demo: gr.Blocks, seconds: float = TRIM_SECONDS) -> threading.Thread | None:
     """
     Have free memory returned from time to time, as long as the demo runs.
 
@@ -68,23 +68,23 @@ def give_back(demo: gr.Blocks, seconds: float = SECONDS) -> threading.Thread | N
     if trim is None:
         return None
 
-    def work() -> None:
+    def trim_while_running() -> None:
         while demo.is_running:
             time.sleep(seconds)
             trim(0)
 
-    thread = threading.Thread(target=work, name="give back memory", daemon=True)
+    thread = threading.Thread(target=trim_while_running, name="malloc_trim", daemon=True)
     thread.start()
     return thread
 
 
-# --- Tools (MCP): teach products and have photographs judged ---
+# --- Tools (MCP): teach products and have images judged ---
 
 
 def offers_tools() -> bool:
     """Whether the package that Gradio needs for tools is here, in a version it works with."""
     try:
-        return version("mcp").split(".")[0] == PROTOCOL
+        return version("mcp").split(".")[0] == MCP_VERSION
     except PackageNotFoundError:
         return False
 
@@ -106,7 +106,7 @@ class DemoBlocks(gr.Blocks):
     @mcp_server_obj.setter
     def mcp_server_obj(self, server: Any) -> None:
         if server is not None:
-            server.tool_to_endpoint = {f"{server.tool_prefix}{name}": f"/{PREFIX}{name}" for name in TOOLS}
+            server.tool_to_endpoint = {f"{server.tool_prefix}{name}": f"/{TOOL_PREFIX}{name}" for name in TOOLS}
         self._server = server
 
 
@@ -126,7 +126,7 @@ class KeyedSessions:
     def __init__(self, start: Session, most: int = MAX_KEYS, seconds: float = KEY_SECONDS):
         self._start, self._common = start, copy.deepcopy(start)
         self._most, self._seconds = most, seconds
-        self._kept: dict[str, tuple[float, Session]] = {}  # the one used last stands last
+        self._used: dict[str, tuple[float, Session]] = {}  # the one used last stands last
         self._lock = threading.Lock()
 
     def find(self, key: str | None) -> Session:
@@ -140,11 +140,11 @@ class KeyedSessions:
             return self._common
         with self._lock:
             self._purge()
-            if key not in self._kept:
+            if key not in self._used:
                 raise ValueError(
                     "No detector has this key, or not any more: teach it anew with enroll, without a key."
                 )
-            session = self._kept[key][1]
+            session = self._used[key][1]
         self.keep(session, key)
         return session
 
@@ -155,22 +155,25 @@ class KeyedSessions:
     def keep(self, session: Session, key: str) -> None:
         """Keep a session under a key, as the one that was used last; the first of too many goes."""
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = (time.monotonic(), session)
+            self._used.pop(key, None)
+            self._used[key] = (time.monotonic(), session)
             self._purge()
 
     def _purge(self) -> None:
-        now, extra = time.monotonic(), len(self._kept) - self._most
-        for number, (key, (used, _)) in enumerate(list(self._kept.items())):
+        now, extra = time.monotonic(), len(self._used) - self._most
+        for number, (key, (used, _)) in enumerate(list(self._used.items())):
             if number < extra or now - used >= self._seconds:
-                del self._kept[key]
+                del self._used[key]
 
 
 def add_tools(start: Session) -> None:
     """Add the endpoints of the tools to the page that is being built; nothing of them is seen on it."""
     sessions = KeyedSessions(start)
+    # Names, words and parameters of these two are what an assistant reads: they speak of photographs, as the page does.
 
-    def inspect(photograph: str, product: str = FIND_IT, detector: str | None = None) -> tuple[dict[str, Any], tuple]:
+    def inspect(
+        photograph: str, product: str = PREDICT_PRODUCT, detector: str | None = None
+    ) -> tuple[dict[str, Any], tuple]:
         """
         Judge one photograph of a product.
 
@@ -184,8 +187,10 @@ def add_tools(start: Session) -> None:
         """
         with refusals():
             session = sessions.find(detector)
-            finding = inspect_photograph(session, photograph, product)
-        return finding.numbers, session.shown.write(photograph=finding.photograph, heat_map=finding.heat_map)
+            inspection = inspect_image(session, photograph, product)
+        return inspection.numbers, session.answer_images.write(
+            photograph=inspection.image, heat_map=inspection.heat_map
+        )
 
     def enroll(
         name: str,
@@ -214,21 +219,19 @@ def add_tools(start: Session) -> None:
         others = (photograph_2, photograph_3, photograph_4, photograph_5, photograph_6, photograph_7, photograph_8)
         with refusals():
             session = sessions.find(detector) if detector else sessions.new()
-            told = teach(session, name, [path for path in (photograph, *others) if path], keep=False)
+            words = teach_product(session, name, [path for path in (photograph, *others) if path], keep=False)
         key = detector or secrets.token_urlsafe(16)
         sessions.keep(session, key)
-        return {"words": told, "products": session.products, "detector": key}
+        return {"words": words, "products": session.products, "detector": key}
 
     with gr.Row(visible=False):
-        photographs = [
-            photograph_field("Photograph", f"tool-{number}", ["upload"], 300) for number in range(MAX_SHOTS)
-        ]
+        images = [image_field("Photograph", f"tool-{number}", ["upload"], 300) for number in range(MAX_SHOTS)]
         product, name, key = (
-            gr.Textbox(FIND_IT, label="Product"),
+            gr.Textbox(PREDICT_PRODUCT, label="Product"),
             gr.Textbox(label="Name"),
             gr.Textbox(label="Detector"),
         )
         answer, pictures = gr.JSON(label="Answer"), gr.ImageSlider(label="Photograph | heat map", type="filepath")
         run = gr.Button("Run")
-    run.click(inspect, [photographs[0], product, key], [answer, pictures], api_name=f"{PREFIX}inspect", **MODEL)
-    run.click(enroll, [name, *photographs, key], answer, api_name=f"{PREFIX}enroll", **MODEL)
+    run.click(inspect, [images[0], product, key], [answer, pictures], api_name=f"{TOOL_PREFIX}inspect", **MODEL)
+    run.click(enroll, [name, *images, key], answer, api_name=f"{TOOL_PREFIX}enroll", **MODEL)

@@ -1,4 +1,4 @@
-"""What one person's browser holds: a detector of their own, their line, their answers, and a folder for their files."""
+"""What one person's browser holds: a detector of their own, a threshold, their answers, and a folder for their files."""
 
 import copy
 import dataclasses
@@ -13,34 +13,35 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
 from modeling_anople.runtime.loading import computing_device, load_detector
 
-from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normals, standard_detector
+from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normal_images, standard_detector
 
 
-FIND_IT = "find it yourself"
-KEPT_SIDE = 1024  # pixels; larger photographs are kept smaller
-KEPT = 4  # answers whose files stay: one may still be on its way to Gradio's cache while the next is written
-_numbers = itertools.count()
+PREDICT_PRODUCT = "find it yourself"  # in the lists of products: the detector is to say which one an image shows
+NORMAL_IMAGE_SIDE = 1024  # pixels; larger images are kept smaller
+ANSWERS_KEPT = 4  # answers whose files stay: one may still be on its way to Gradio's cache while the next is written
+_file_numbers = itertools.count()
 
 
 @dataclass
-class Finding:
+class Inspection:
     """
-    What is known of one photograph.
+    What is known of one image.
 
     Args:
         name: of its file.
         error: why it could not be judged; everything below is then `None`.
-        verdict: "normal", "anomalous" or "unknown product"; "no line" where the product has none.
-        score: 0.5 is the calibrated line.
-        line: the line it was held against.
+        verdict: "normal", "anomalous" or "unknown product"; "no line" where the product has no threshold.
+        score: within 0 and 1 where the product is calibrated, to 0.5; else the raw score.
+        threshold: what the score was held against.
         product: as which it was judged; `None` where it is unknown.
-        found: whether the product was found by the detector.
+        product_predicted: whether the detector was to say which product it is.
         milliseconds: from opening the file to the answer.
-        photograph, heat_map: pictures of one size, at most `DISPLAY_SIDE` long.
+        image, heat_map: pictures of one size.
         path: of the file, where it was sent to.
     """
 
@@ -48,11 +49,11 @@ class Finding:
     error: str | None = None
     verdict: str | None = None
     score: float | None = None
-    line: float | None = None
+    threshold: float | None = None
     product: str | None = None
-    found: bool = False
+    product_predicted: bool = False
     milliseconds: float | None = None
-    photograph: Image.Image | None = None
+    image: Image.Image | None = None
     heat_map: Image.Image | None = None
     path: str | None = None
 
@@ -61,24 +62,31 @@ class Finding:
         """The answer as a person says it."""
         if self.error:
             return self.error
-        return f"{self.verdict}, {self.score:.2f}; line at {self.line:.2f}"
+        return f"{self.verdict}, {self.score:.2f}; line at {self.threshold:.2f}"
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """The answer for programs."""
-        answer = {"words": self.words, "verdict": self.verdict, "score": round(self.score, 6), "line": self.line}
-        return answer | {"product": self.product, "found": self.found, "milliseconds": round(self.milliseconds, 1)}
+        """The answer for programs, under the names that they have always read."""
+        return {
+            "words": self.words,
+            "verdict": self.verdict,
+            "score": round(self.score, 6),
+            "line": self.threshold,
+            "product": self.product,
+            "found": self.product_predicted,
+            "milliseconds": round(self.milliseconds, 1),
+        }
 
 
 @dataclass(frozen=True)
-class Kept:
+class NormalImage:
     """
-    A good photograph.
+    A good image that a product was taught from: the detector's memory keeps features alone.
 
     Args:
         name: of the file that was sent.
         path: of the copy, a PNG file.
-        size: width and height of the photograph that was sent.
+        size: width and height of the image that the product was taught from.
     """
 
     name: str
@@ -87,25 +95,26 @@ class Kept:
 
     @property
     def source(self) -> dict[str, Any]:
-        """The photograph as the package's functions take it."""
+        """The image as the package's functions take it."""
         return {"path": self.name, "bytes": self.path.read_bytes()}
 
-    def as_copied(self) -> "Kept":
-        """The same photograph, after a detector was taught from the copy."""
-        with Image.open(self.path) as copy:
-            return dataclasses.replace(self, size=copy.size)
+    def as_copied(self) -> "NormalImage":
+        """The same image, after a detector was taught from the copy."""
+        with Image.open(self.path) as image:
+            return dataclasses.replace(self, size=image.size)
 
 
-def keep_photographs(folder: Path, photographs: Iterable[tuple[str, Image.Image]]) -> list[Kept]:
-    """Write photographs with their names into a folder."""
+def save_normal_images(folder: Path, images: Iterable[tuple[str, Image.Image]]) -> list[NormalImage]:
+    """Write images with their names into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for name, photograph in photographs:
-        copy = photograph.copy()
-        copy.thumbnail((KEPT_SIDE, KEPT_SIDE))
-        kept.append(Kept(name, folder / f"{next(_numbers)}.png", photograph.size))
-        copy.save(kept[-1].path, compress_level=1)
-    return kept
+    saved = []
+    for name, image in images:
+        small = image.copy()
+        small.thumbnail((NORMAL_IMAGE_SIDE, NORMAL_IMAGE_SIDE))
+        path = folder / f"{next(_file_numbers)}.png"
+        small.save(path, compress_level=1)
+        saved.append(NormalImage(name, path, image.size))
+    return saved
 
 
 class AnswerImages:
@@ -118,18 +127,18 @@ class AnswerImages:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._numbers, self._kept = itertools.count(), deque[Path]()
+        self._numbers, self._written = itertools.count(), deque[Path]()
 
-    def write(self, **pictures: Image.Image) -> tuple[str, ...]:
+    def write(self, **images: Image.Image) -> tuple[str, ...]:
         """Write the pictures of one answer; returns their files, each named after its picture."""
         folder = self.folder / str(next(self._numbers))
         folder.mkdir(parents=True)
-        files = [folder / f"{name}.webp" for name in pictures]
-        for file, picture in zip(files, pictures.values(), strict=True):
-            picture.save(file, quality=90, method=2)
-        self._kept.append(folder)
-        while len(self._kept) > KEPT:
-            shutil.rmtree(self._kept.popleft(), ignore_errors=True)
+        files = [folder / f"{name}.webp" for name in images]
+        for file, image in zip(files, images.values(), strict=True):
+            image.save(file, quality=90, method=2)
+        self._written.append(folder)
+        while len(self._written) > ANSWERS_KEPT:
+            shutil.rmtree(self._written.popleft(), ignore_errors=True)
         return tuple(str(file) for file in files)
 
 
@@ -144,22 +153,23 @@ class Session:
     def __init__(self, model: AnoPLeModel, processor: AnoPLeProcessor):
         self.model, self.processor = model, processor
         self.threshold = model.config.threshold
-        self.last: str | None = None  # the photograph that was judged last, and as which product
+        self.last_path: str | None = None  # the image that was judged last, and as which product
         self.last_product: str | None = None
-        self.last_asked: str | None = None  # `None` where the detector was to find out
-        self.findings: list[Finding] = []
-        self.examples: list[Path] = []  # photographs to try, the same for all
-        self.normals: dict[str, list[Kept]] = {}  # of each product the last photographs it was taught from
+        self.last_requested: str | None = None  # the product that was asked for; `None` where it was to be predicted
+        self.inspections: list[Inspection] = []
+        self.examples: list[Path] = []  # images to try, the same for all
+        self.normal_images: dict[str, list[NormalImage]] = {}  # of each product the last ones it was taught from
         self.stop, self.stop_fit = threading.Event(), threading.Event()
-        self._shown: AnswerImages | None = None
-        self._owned, self._first = False, None
+        self._owns_detector = False
+        self._origin: Session | None = None
+        self._answer_images: AnswerImages | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
         """Gradio copies the first value of its state for each browser: a new session on the shared detector."""
         session = Session(self.model, self.processor)
-        session.examples, session.normals = self.examples, self.normals
-        session._first = self  # whose folder holds the photographs of its products
+        session.examples, session.normal_images = self.examples, self.normal_images
+        session._origin = self  # whose folder holds the images of its products, and goes with it
         return session
 
     @property
@@ -175,84 +185,97 @@ class Session:
         return Path(self._folder.name)
 
     @property
-    def shown(self) -> AnswerImages:
+    def answer_images(self) -> AnswerImages:
         """The pictures on this person's page, as files in this session's folder."""
-        if self._shown is None:
-            self._shown = AnswerImages(self.folder / "shown")
-        return self._shown
+        if self._answer_images is None:
+            self._answer_images = AnswerImages(self.folder / "answers")
+        return self._answer_images
 
-    def keep_files(self, product: str, sources: list[dict]) -> None:
-        """Keep good photographs as they were read from their files."""
+    def resolve_product(self, product: str | None) -> str | None:
+        """
+        Return the product's name, or `None` where the detector is to predict it.
+
+        Raises:
+            ValueError: for an unknown one, with those that are known.
+        """
+        if not product or product == PREDICT_PRODUCT:
+            return None
+        if product not in self.products:
+            names = ", ".join(self.products)
+            raise ValueError(f"{product[:60]} is not known here: choose one of {names}, or teach it first.")
+        return product
+
+    def image_count(self, product: str) -> int:
+        """How many good images a product's memory is of."""
+        return len(self.model.memory.counts[self.products.index(product)])
+
+    def remember_last(self, inspection: Inspection) -> None:
+        """Make an image the one that is explained and judged next."""
+        self.last_path, self.last_product = inspection.path, inspection.product
+        self.last_requested = None if inspection.product_predicted else inspection.product
+
+    def keep_sources(self, product: str, sources: list[dict[str, Any]]) -> None:
+        """Keep good images as [`read_image`] gave them."""
         white = self.processor.white_value
-        self.keep(product, [(one["path"], load_photograph(one, white_value=white)) for one in sources])
+        self.keep_images(product, [(source["path"], load_photograph(source, white_value=white)) for source in sources])
 
-    def keep(self, product: str, photographs: list[tuple[str, Image.Image]]) -> None:
-        """Keep good photographs, with their names, of which a product was taught; those of other sessions stay theirs."""
-        kept = keep_photographs(self.folder / "normals", photographs)
-        self.normals = {**self.normals, product: [*self.normals.get(product, []), *kept]}
+    def keep_images(self, product: str, images: Iterable[tuple[str, Image.Image]]) -> None:
+        """Keep good images, with their names, of which a product was taught; those of other sessions stay theirs."""
+        saved = save_normal_images(self.folder / "normals", images)
+        self.normal_images = {**self.normal_images, product: [*self.normal_images.get(product, []), *saved]}
 
-    def normal(self, product: str, index: int) -> Kept | None:
-        """Look up a product's good photograph by its place in the memory; `None` where it was taught elsewhere."""
-        kept = self.normals.get(product, [])
-        place = index - len(self.model.memory.counts[self.products.index(product)]) + len(kept)
-        return kept[place] if 0 <= place < len(kept) else None
+    def normal_image(self, product: str, index: int) -> NormalImage | None:
+        """Look up a product's good image by its place in the memory; `None` where it was taught elsewhere."""
+        images = self.normal_images.get(product, [])
+        # The memory may begin with images of which no copy is here: those that are here are its last ones.
+        position = index - self.image_count(product) + len(images)
+        return images[position] if 0 <= position < len(images) else None
 
-    def own(self) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    def own_detector(self) -> tuple[AnoPLeModel, AnoPLeProcessor]:
         """Return a detector that may be changed: from the first call on, nobody else sees this one."""
-        if not self._owned:
-            self.model, self.processor = copy_products(self.model, self.processor)
-            self._owned = True
+        if not self._owns_detector:
+            model = self.model  # of which enrollment never changes these parts
+            shared = (model.clip, model.prompts, model.prefix, model.decoder)
+            self.model, self.processor = copy_detector(model, self.processor, shared=shared)
+            self._owns_detector = True
         return self.model, self.processor
 
     def adopt(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
-        """Take a detector of the same products, taught from the same photographs."""
-        self.model, self.processor, self._owned = model, processor, True
+        """Take a detector of the same products, taught from the copies of the same images."""
+        self.model, self.processor, self._owns_detector = model, processor, True
+        self.normal_images = {
+            name: [image.as_copied() for image in images] for name, images in self.normal_images.items()
+        }
 
     def replace(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
         """Take another detector, which is this person's alone."""
-        self.model, self.processor, self._owned = model, processor, True
+        self.model, self.processor, self._owns_detector = model, processor, True
         self.threshold = model.config.threshold
-        self.last, self.last_product, self.last_asked, self.findings, self.normals = None, None, None, [], {}
+        self.last_path, self.last_product, self.last_requested = None, None, None
+        self.inspections, self.normal_images = [], {}
         shutil.rmtree(self.folder / "normals", ignore_errors=True)
 
 
-def known_product(session: Session, product: str | None) -> str | None:
-    """
-    Return the product's name, or `None` where it is to be found.
-
-    Raises:
-        ValueError: for an unknown one, with those that are known.
-    """
-    if not product or product == FIND_IT:
-        return None
-    if product not in session.products:
-        known = ", ".join(session.products)
-        raise ValueError(f"{product[:60]} is not known here: choose one of {known}, or teach it first.")
-    return product
-
-
-def copy_products(model: AnoPLeModel, processor: AnoPLeProcessor) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    """Copy a detector, except for the parts that enrolling never changes: CLIP, prompts, prefix, decoder, tokenizer."""
+def copy_detector(
+    model: AnoPLeModel, processor: AnoPLeProcessor, *, shared: Iterable[nn.Module | None]
+) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    """Copy a detector, except for the tokenizer and the parts of the model that both shall share."""
     own_processor = copy.copy(processor)
     own_processor.class_names = list(processor.class_names)
-    shared = (model.clip, model.prompts, model.prefix, model.decoder)
     memo = {id(part): part for part in shared} | {id(processor): own_processor}
     return copy.deepcopy(model, memo), own_processor
 
 
 def start_session(checkpoint: str | None = None) -> Session:
     """
-    Load a detector, or without a checkpoint enrol some drawn products on the embedded CLIP, which takes seconds.
+    Load a detector, or without a checkpoint enroll some drawn products on the embedded CLIP, which takes seconds.
 
     Raises:
         ValueError: if the checkpoint cannot be loaded, with the remedy.
     """
-    if checkpoint:
-        model, processor = load_detector(checkpoint)
-    else:
-        model, processor = standard_detector()
+    model, processor = load_detector(checkpoint) if checkpoint else standard_detector()
     session = Session(model.to(computing_device()).eval(), processor)
     for name in () if checkpoint else STANDARD_PRODUCTS:
-        drawn = draw_normals(name, STANDARD_SHOTS)
-        session.keep(name, [(f"{name}, drawn {number}", picture) for number, picture in enumerate(drawn, start=1)])
+        images = draw_normal_images(name, STANDARD_SHOTS)
+        session.keep_images(name, [(f"{name}, drawn {number}", image) for number, image in enumerate(images, start=1)])
     return session

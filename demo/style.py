@@ -64,18 +64,18 @@ def theme() -> gr.themes.Base:
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED)
 
 
-# Ctrl+V anywhere gives a photograph to the field in sight; Gradio has a button for it alone. The names of what is pasted
+# Ctrl+V anywhere gives an image to the field in sight; Gradio has a button for it alone. The names of what is pasted
 # are all alike: the time tells one from the next.
 _PASTE = """
 document.addEventListener("paste", event => {
-  const found = [...(event.clipboardData?.files ?? [])].find(one => one.type.startsWith("image/"));
+  const image = [...(event.clipboardData?.files ?? [])].find(one => one.type.startsWith("image/"));
   const field = [...document.querySelectorAll("#photograph, #was-fine")].find(one => one.offsetParent);
   const input = field?.querySelector("input[type=file]");
-  if (!found || !input) return;
+  if (!image || !input) return;
   event.preventDefault();
   const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
   const files = new DataTransfer();
-  files.items.add(new File([found], `pasted ${time}.${found.type.split("/")[1]}`, {type: found.type}));
+  files.items.add(new File([image], `pasted ${time}.${image.type.split("/")[1]}`, {type: image.type}));
   input.files = files.files;
   input.dispatchEvent(new Event("change", {bubbles: true}));
 });
@@ -91,14 +91,14 @@ quiet();
 # everywhere but under https and on the machine itself.
 _CAMERA = """
 const say = words => {
-  let told = document.getElementById("source-told");
-  if (!told) {
-    told = Object.assign(document.createElement("div"), {id: "source-told", className: "message busy"});
-    told.setAttribute("role", "alert");
-    document.getElementById("photograph").after(told);
+  let message = document.getElementById("source-message");
+  if (!message) {
+    message = Object.assign(document.createElement("div"), {id: "source-message", className: "message busy"});
+    message.setAttribute("role", "alert");
+    document.getElementById("photograph").after(message);
   }
-  told.textContent = words;
-  told.hidden = !words;
+  message.textContent = words;
+  message.hidden = !words;
 };
 const FAILED = {
   NotAllowedError: "The camera was refused. Allow it for this page in the browser, or upload a photograph.",
@@ -134,23 +134,23 @@ def products_html(names: list[str]) -> str:
 
 
 def legend_html() -> str:
-    """Show the fixed colour scale with its three marks."""
+    """Show the fixed color scale with its three marks."""
     return (
-        '<figure class="scale" role="img" aria-label="Colour scale of all heat maps: blue to white is below the line, '
-        f'amber to red above it"><img src="{scale_picture()}" alt=""><figcaption><span>0 good</span>'
+        '<figure class="scale" role="img" aria-label="Color scale of all heat maps: blue to white is below the line, '
+        f'amber to red above it"><img src="{color_scale_url()}" alt=""><figcaption><span>0 good</span>'
         f"<span>{LINE:.2f} line</span><span>1 anomalous</span></figcaption></figure>"
     )
 
 
-def scale_picture() -> str:
-    """Draw the fixed colour scale as one row of pixels; a data address."""
+def color_scale_url() -> str:
+    """Draw the fixed color scale as one row of pixels; returns a data address."""
     file = io.BytesIO()
     Image.fromarray(colorize(np.linspace(0, 1, 256)[None])).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def data_address(picture: Image.Image) -> str:
-    """Write a small picture into an address of its own."""
+def data_url(image: Image.Image) -> str:
+    """Write a small image into an address of its own."""
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=85, method=2)
+    image.save(file, "WEBP", quality=85, method=2)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,6 +1,5 @@
 """The tab on which products are taught, prompts fitted to them, and detectors taken home and brought back."""
 
-import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,24 +15,30 @@ from modeling_anople.training.finishing import finish
 from modeling_anople.training.options import TrainingConfig
 
 from .examples import NEW_PRODUCT, Examples
-from .inputs import HIDDEN, MODEL, check_count, photographs_field, read_photograph, refusals
-from .session import FIND_IT, Session
+from .inputs import HIDDEN, MODEL, check_count, images_field, read_image, refusals
+from .session import PREDICT_PRODUCT, Session, copy_detector
 from .style import message_html, products_html
-from .transfer import pack, unpack
+from .transfer import pack_detector, unpack_detector
 
 
-MAX_SHOTS, MAX_PRODUCTS, MAX_NORMALS = 8, 50, 200
-_NAME = re.compile(r"[^\W_][\w .,()+-]{0,59}")
-FEWEST, USUAL, MOST = 10, 40, 300  # steps
-BATCH = 2  # photographs, times five views
+MAX_SHOTS, MAX_PRODUCTS = 8, 50
+_NAME = re.compile(r"[^\W_][\w .,()+-]{0,59}")  # no path, no HTML, and short enough for a list
+MIN_STEPS, DEFAULT_STEPS, MAX_STEPS = 10, 40, 300
+BATCH_SIZE = 2  # images, times five views
 
 
 def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tuple]:
-    """A new product from good photographs; a detector to take home and bring back. Returns the events that change products."""
+    """
+    Lay out the tab: a new product from good images, prompts to fit, a detector to take home and bring back.
+
+    Returns:
+        The events that change products, each as (event, inputs, outputs, handler, options): the lists of products in the
+        other tabs change with them.
+    """
     with gr.Row():
         with gr.Column(min_width=300):
             name = gr.Textbox(label="Name of the new product", placeholder="bottle", max_length=60, elem_id="name")
-            files = photographs_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
+            files = images_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
             teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
             gr.Examples(
                 [[NEW_PRODUCT, [str(path) for path in examples.to_teach]]],
@@ -42,40 +47,47 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
                 example_labels=[f"{NEW_PRODUCT}, {len(examples.to_teach)} drawn photographs"],
             )
         with gr.Column(min_width=300):
-            told = gr.HTML(elem_id="teach-message")
-            known = gr.HTML(products_html(start.products), elem_id="known")
+            message = gr.HTML(elem_id="teach-message")
+            products = gr.HTML(products_html(start.products), elem_id="known")
             with gr.Accordion("Fit prompts to these products (optional)", open=False, elem_id="fitting"):
                 steps = gr.Slider(
-                    FEWEST, MOST, value=USUAL, step=10, label="Steps, about a second each", elem_id="steps"
+                    MIN_STEPS,
+                    MAX_STEPS,
+                    value=DEFAULT_STEPS,
+                    step=10,
+                    label="Steps, about a second each",
+                    elem_id="steps",
                 )
                 with gr.Row():
                     fit_button = gr.Button("Fit", elem_id="fit")
                     stop_button = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
                 curve = gr.HTML(elem_id="losses")
-                fitted = gr.HTML(elem_id="fit-message")
+                fit_message = gr.HTML(elem_id="fit-message")
             with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
                 pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
-                packed = gr.File(label="The detector, for download", interactive=False, elem_id="packed", height=110)
-                brought = gr.File(
+                download_file = gr.File(
+                    label="The detector, for download", interactive=False, elem_id="packed", height=110
+                )
+                upload_file = gr.File(
                     label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160
                 )
                 load_button = gr.Button("Load it", elem_id="load")
             with gr.Accordion("Numbers", open=False):
                 answer = gr.JSON(label="Answer")
-    pack_button.click(download, session, packed, api_name="download", **MODEL)
+    pack_button.click(download, session, download_file, api_name="download", **MODEL)
     fit_button.click(
         fit,
         [steps, session],
-        [curve, fitted],
+        [curve, fit_message],
         api_name="fit",
         show_progress="hidden",
         concurrency_id="fit",
         concurrency_limit=1,
     )
-    stop_button.click(stop_fit, session, fitted, queue=False, **HIDDEN)
+    stop_button.click(stop_fit, session, fit_message, queue=False, **HIDDEN)
     return [
-        (teach_button.click, [name, files], [answer, told, known], enroll, {"api_name": "enroll"}),
-        (load_button.click, [brought], [answer, told, known], upload, {"api_name": "load"}),
+        (teach_button.click, [name, files], [answer, message, products], enroll, {"api_name": "enroll"}),
+        (load_button.click, [upload_file], [answer, message, products], upload, {"api_name": "load"}),
     ]
 
 
@@ -94,21 +106,21 @@ def enroll(name: str, files: list[str], session: Session) -> tuple:
         The message and the names of all products now; the same as HTML.
     """
     with refusals():
-        words = teach(session, name, files)
-    return *_told(session, words), *_choices(session, name.strip())
+        words = teach_product(session, name, files)
+    return *_products_changed(session, words), *_choices(session, name.strip())
 
 
 def upload(file: str, session: Session) -> tuple:
     """Load a detector from a zip file."""
     with refusals():
-        words = unpack(session, file)
-    return *_told(session, words), *_choices(session)
+        words = unpack_detector(session, file)
+    return *_products_changed(session, words), *_choices(session)
 
 
 def download(session: Session) -> str:
     """Write the detector into a zip file."""
     with refusals():
-        return str(pack(session))
+        return str(pack_detector(session))
 
 
 def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
@@ -125,12 +137,12 @@ def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
         for progress in fit_prompts(session, int(steps)):
             done = len(progress.losses)
             if progress.words:
-                told = message_html(progress.words)
+                message = message_html(progress.words)
             elif done < progress.steps and not session.stop_fit.is_set():
-                told = message_html(f"{done} of {progress.steps} steps are done.", "busy")
+                message = message_html(f"{done} of {progress.steps} steps are done.", "busy")
             else:
-                told = message_html("Memory and lines are set anew.", "busy")
-            yield draw_losses(progress), told
+                message = message_html("Memory and lines are set anew.", "busy")
+            yield draw_losses(progress), message
 
 
 def stop_fit(session: Session) -> str:
@@ -139,7 +151,7 @@ def stop_fit(session: Session) -> str:
     return message_html("Stopping after this step.", "busy")
 
 
-def _told(session: Session, words: str) -> tuple:
+def _products_changed(session: Session, words: str) -> tuple:
     """Say what was done to the products, for programs and for people."""
     return {"words": words, "products": session.products}, message_html(words), products_html(session.products)
 
@@ -148,7 +160,7 @@ def _choices(session: Session, chosen: str | None = None) -> tuple:
     """Give both product lists their names."""
     names = session.products
     return (
-        gr.update(choices=[FIND_IT, *names], value=chosen or FIND_IT),
+        gr.update(choices=[PREDICT_PRODUCT, *names], value=chosen or PREDICT_PRODUCT),
         gr.update(choices=names, value=chosen or session.last_product or names[0]),
     )
 
@@ -156,15 +168,15 @@ def _choices(session: Session, chosen: str | None = None) -> tuple:
 # --- Teach a product ---
 
 
-def teach(session: Session, name: str | None, files: list[str] | None, *, keep: bool = True) -> str:
+def teach_product(session: Session, name: str | None, files: list[str] | None, *, keep: bool = True) -> str:
     """
     Add a product to a session's own detector, without training; says what it knows now.
 
     Args:
-        keep: whether the photographs stay in the session's folder, to be shown beside what is like them.
+        keep: whether the images stay in the session's folder, to be shown beside what is like them.
 
     Raises:
-        ValueError: for a name that is none or is taken, too few or too many photographs, and ones that cannot be used;
+        ValueError: for a name that is none or is taken, too few or too many images, and ones that cannot be used;
             nothing was changed.
     """
     name = checked_name(name)
@@ -172,15 +184,15 @@ def teach(session: Session, name: str | None, files: list[str] | None, *, keep: 
         raise ValueError(f"{name} is known already: choose another name, or add photographs under Judge.")
     if len(session.products) >= MAX_PRODUCTS:
         raise ValueError(f"This detector knows {MAX_PRODUCTS} products, which is as many as the demo takes.")
-    photographs = [read_photograph(path) for path in check_count(files, MAX_SHOTS)]
-    model, processor = session.own()
-    line = model.enroll(name, photographs, processor=processor)
+    images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
+    model, processor = session.own_detector()
+    threshold = model.enroll(name, images, processor=processor)
     if keep:
-        session.keep_files(name, photographs)
-    count = len(photographs)
+        session.keep_sources(name, images)
+    count = len(images)
     return (
         f"{name} is ready, from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "
-        f"{line.max_false_alarm_rate:.0%} false alarms. Inspect a photograph of it now."
+        f"{threshold.max_false_alarm_rate:.0%} false alarms. Inspect a photograph of it now."
     )
 
 
@@ -202,11 +214,11 @@ def checked_name(name: str | None) -> str:
     return name
 
 
-# --- Fit prompts: the package's own training, on the photographs that the products were taught from ---
+# --- Fit prompts: the package's own training, on the images that the products were taught from ---
 
 
 @dataclass
-class Fit:
+class FitProgress:
     """
     How far a fit is.
 
@@ -221,47 +233,54 @@ class Fit:
     words: str = ""
 
 
-def fit_prompts(session: Session, steps: int) -> Iterator[Fit]:
+def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
     """
-    Fit prompts and decoder to all products, then renew memory and lines; the session has the new detector at the end.
+    Fit prompts and decoder to all products, then renew memory and thresholds; the session has the new detector at the end.
 
     It works on a copy: until the end, and for everybody else, nothing changes. When the session's `stop_fit` is set, it
     ends after the step at hand with a detector that is whole.
 
     Raises:
-        ValueError: for a number of steps outside `FEWEST` and `MOST`, or products whose photographs are not at hand.
+        ValueError: for a number of steps outside `MIN_STEPS` and `MAX_STEPS`, or products whose images are not at hand, and
+            if products were taught meanwhile.
     """
-    if not FEWEST <= steps <= MOST:
-        raise ValueError(f"Fitting takes {FEWEST} to {MOST} steps, got {steps}.")
+    if not MIN_STEPS <= steps <= MAX_STEPS:
+        raise ValueError(f"Fitting takes {MIN_STEPS} to {MAX_STEPS} steps, got {steps}.")
     shots = session_shots(session)
     session.stop_fit.clear()
     before, history = session.model, session.model.config.history
-    model, processor = copy_learnable(before, session.processor)
+    # A copy of all but the CLIP and the tokenizer, which fitting does not change.
+    model, processor = copy_detector(before, session.processor, shared=(before.clip,))
+    model.freeze_clip()
     rate = next(iter(model.config.calibration.values()))["max_false_alarm_rate"]
     config = TrainingConfig(
         data_root="",
         max_steps=int(steps),
-        batch_size=BATCH,
+        batch_size=BATCH_SIZE,
         max_false_alarm_rate=rate,
         monitor_images=len(shots.images),
     )
-    progress = Fit(int(steps))
+    progress = FitProgress(int(steps))
     yield progress
-    for loss in _losses(model, processor, shots, config):
+    for loss in _train(model, processor, shots, config):
         progress.losses.append(loss)
         yield progress
         if session.stop_fit.is_set():
             break
-    forget_all(model)
+    # The features have changed: what was learned from the images is learned anew.
+    forget_images(model)
     health = finish(model, processor, shots, make_watched(config, processor, shots), config)
+    # Teaching goes on while this runs: it replaces the detector, or begins a new log in it.
     if session.model is not before or before.config.history is not history:
         raise ValueError("The products changed while this was fitting, so it was dropped: fit again.")
     session.adopt(model.eval(), processor)
-    session.normals = {name: [kept.as_copied() for kept in kept_ones] for name, kept_ones in session.normals.items()}
+    session.normal_images = {
+        name: [kept.as_copied() for kept in kept_ones] for name, kept_ones in session.normal_images.items()
+    }
     done, asked = len(progress.losses), progress.steps
     ended = f"Fitted for {done} steps." if done == asked else f"Stopped after {done} of {asked} steps, and kept."
     warning = (
-        f" But the decoder has not learnt yet: {' and '.join(health.problems)}." if health and health.problems else ""
+        f" But the decoder has not learned yet: {' and '.join(health.problems)}." if health and health.problems else ""
     )
     progress.words = f"{ended} Memory and lines of {', '.join(session.products)} are set anew.{warning}"
     yield progress
@@ -269,38 +288,31 @@ def fit_prompts(session: Session, steps: int) -> Iterator[Fit]:
 
 def session_shots(session: Session) -> Shots:
     """
-    Gather the good photographs of all products.
+    Gather the good images of all products.
 
     Raises:
         ValueError: naming the products of which some are not at hand.
     """
     shots, missing = Shots({}, [], [], []), []
     for class_id, name in enumerate(session.products):
-        kept = session.normals.get(name, [])
-        if len(kept) != len(session.model.memory.counts[class_id]):
+        images = session.normal_images.get(name, [])
+        if len(images) != session.image_count(name):
             missing.append(name)
-        shots.files[name] = [photograph.name for photograph in kept]
-        shots.images += [photograph.source for photograph in kept]
-        shots.class_ids += [class_id] * len(kept)
+        shots.files[name] = [image.name for image in images]
+        shots.images += [image.source for image in images]
+        shots.class_ids += [class_id] * len(images)
     if missing:
         raise ValueError(
             f"Fitting needs the good photographs of every product, and those of {', '.join(missing)} are not here, as they "
             "were taught elsewhere. Fit where they are, with `anople fit`."
         )
+    # All are to be remembered and calibrated on: with so few images none is held back from either.
     shots.held_back += zip(shots.images, shots.class_ids, strict=True)
     return shots
 
 
-def copy_learnable(model: AnoPLeModel, processor: AnoPLeProcessor) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    """Copy a detector, except for the CLIP and the tokenizer, which fitting does not change."""
-    own_processor = copy.copy(processor)
-    own_processor.class_names = list(processor.class_names)
-    fitted = copy.deepcopy(model, {id(model.clip): model.clip, id(processor): own_processor})
-    return fitted.freeze_clip(), own_processor
-
-
-def forget_all(model: AnoPLeModel) -> None:
-    """Empty memory, lines and log: all of them are made anew from the photographs."""
+def forget_images(model: AnoPLeModel) -> None:
+    """Empty memory, thresholds and log: all of them are made anew from the images."""
     memory = model.memory
     empty = model.class_prototypes.new_zeros(len(memory.layers), 0, memory.width)
     memory.restore([])
@@ -310,7 +322,8 @@ def forget_all(model: AnoPLeModel) -> None:
     model.config.calibration, model.config.history = {}, []
 
 
-def _losses(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config: TrainingConfig) -> Iterator[float]:
+def _train(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config: TrainingConfig) -> Iterator[float]:
+    """Train a model in place; yields the loss of each step."""
     accelerator = make_accelerator(config)
     loader = DataLoader(
         make_samples(config, processor, shots, model.config.view_grid),
@@ -324,17 +337,17 @@ def _losses(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config
         yield sum(weights[name] * float(loss.detach()) for name, loss in losses.items() if name in weights)
 
 
-def draw_losses(fit: Fit) -> str:
+def draw_losses(progress: FitProgress) -> str:
     """Draw the losses over the steps, as SVG in the page's own ink."""
     left, top, width, height = 46, 12, 540, 110
-    losses = fit.losses
+    losses = progress.losses
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
     spread = (high - low) or 1.0
     points = [
-        f"{left + width * number / fit.steps:.1f},{top + height * (high - loss) / spread:.1f}"
+        f"{left + width * number / progress.steps:.1f},{top + height * (high - loss) / spread:.1f}"
         for number, loss in enumerate(losses, start=1)
     ]
-    label = f"Loss of {len(losses)} of {fit.steps} steps" + (f", now {losses[-1]:.2f}" if losses else "")
+    label = f"Loss of {len(losses)} of {progress.steps} steps" + (f", now {losses[-1]:.2f}" if losses else "")
     ends = (
         f'<text x="{left - 6}" y="{top + 9}" text-anchor="end">{high:.2f}</text>'
         f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{low:.2f}</text>'
@@ -344,5 +357,5 @@ def draw_losses(fit: Fit) -> str:
 <line x1="{left}" x2="{left + width}" y1="{top + height}" y2="{top + height}"/>
 <polyline points="{" ".join(points)}"/>{ends if losses else ""}
 <text x="{left}" y="{top + height + 18}">loss</text>
-<text x="{left + width}" y="{top + height + 18}" text-anchor="end">step {fit.steps}</text>
+<text x="{left + width}" y="{top + height + 18}" text-anchor="end">step {progress.steps}</text>
 </svg>"""

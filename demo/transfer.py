@@ -17,7 +17,7 @@ from .session import Session
 
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter.safetensors"
-TAKEN = {
+ALLOWED_FILES = {
     "config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -25,17 +25,17 @@ TAKEN = {
     "tokenizer_config.json",
     WEIGHTS,
     ADAPTER,
-}  # everything else in a zip stays there, all code above all
+}  # all else in a zip stays there
 MAX_CLIP_IN_ZIP = 100 * 2**20  # bytes; a larger CLIP is left out, and the zip holds an adapter
 MAX_FILES, MAX_LAYERS = 200, 64
 
 
-def pack(session: Session) -> Path:
+def pack_detector(session: Session) -> Path:
     """Write the session's detector into a zip file: a checkpoint folder, or an adapter where its CLIP is large."""
     model, processor = session.model, session.processor
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.clip.state_dict().values())
-    with tempfile.TemporaryDirectory(dir=session.folder) as place:
-        folder = Path(place) / "detector"
+    with tempfile.TemporaryDirectory(dir=session.folder) as temporary:
+        folder = Path(temporary) / "detector"
         if size > MAX_CLIP_IN_ZIP:
             model.save_adapter(folder)
         else:
@@ -50,7 +50,7 @@ def pack(session: Session) -> Path:
     return path
 
 
-def unpack(session: Session, path: str | Path | None) -> str:
+def unpack_detector(session: Session, path: str | Path | None) -> str:
     """
     Load a detector from a zip file into a session; says what it knows.
 
@@ -62,8 +62,8 @@ def unpack(session: Session, path: str | Path | None) -> str:
     """
     if not path:
         raise ValueError("There is no file yet: give the zip file of a detector.")
-    with tempfile.TemporaryDirectory(dir=session.folder) as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(dir=session.folder) as temporary:
+        folder = Path(temporary)
         try:
             with zipfile.ZipFile(path) as archive:
                 _extract(archive, folder)
@@ -75,7 +75,8 @@ def unpack(session: Session, path: str | Path | None) -> str:
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
-    """Check every entry, then write those in `TAKEN` flat into a folder."""
+    """Check every entry, then write those in `ALLOWED_FILES` flat into a folder."""
+    # What a person could have put there, before one byte is written: too much, links, ways out of the folder.
     entries = archive.infolist()
     if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > 2 * MAX_UPLOAD:
         raise ValueError(f"This zip is too large: at most {MAX_FILES} files and {2 * MAX_UPLOAD >> 20} MB unpacked.")
@@ -89,10 +90,11 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     configs = [entry.filename for entry in entries if entry.filename.rsplit("/", 1)[-1] == "config.json"]
     if len(configs) != 1:
         raise ValueError("This zip holds no detector (one config.json): give one downloaded here.")
+    # Only what lies beside the config, by name: whatever else there is, code above all, is never unpacked.
     home = configs[0].removesuffix("config.json")
     for entry in entries:
         name = entry.filename.removeprefix(home)
-        if entry.filename.startswith(home) and name in TAKEN:
+        if entry.filename.startswith(home) and name in ALLOWED_FILES:
             with archive.open(entry) as source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target)
 
@@ -121,12 +123,13 @@ def _check_weights(folder: Path, config: AnoPLeConfig) -> None:
     towers = (config.clip_config.text_config, config.clip_config.vision_config)
     if max(tower.num_hidden_layers for tower in towers) > MAX_LAYERS:
         raise ValueError(f"its CLIP has more than {MAX_LAYERS} layers")
+    # On the meta device a model has shapes and takes no memory, however large its settings claim it to be.
     with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
+        expected = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
     adapter = config.adapter_clip_sha256 is not None
     if adapter:
-        wanted = {name: shape for name, shape in wanted.items() if not name.startswith("clip.")}
+        expected = {name: shape for name, shape in expected.items() if not name.startswith("clip.")}
     with safe_open(folder / (ADAPTER if adapter else WEIGHTS), framework="pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    if found != wanted:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if shapes != expected:
         raise ValueError("its weights are not those that its settings describe")

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from demo.app import chosen_checkpoint
-from demo.inputs import MAX_PHOTOGRAPHS, read_photograph
+from demo.inputs import MAX_IMAGES, read_image
 from demo.inspect_tab import (
     COLUMNS,
     PAGE_COLUMNS,
     inspect,
+    inspect_image,
+    inspect_images,
     inspect_many,
-    inspect_photograph,
-    inspect_photographs,
     page_row,
     stop,
     table_row,
@@ -31,11 +31,11 @@ from demo.inspect_tab import (
     verdict_html,
     write_report,
 )
-from demo.judge_tab import add_fine, draw_judgement, judge
-from demo.session import FIND_IT, KEPT, start_session
+from demo.judge_tab import add_normal_image, draw_threshold, judge_threshold
+from demo.session import ANSWERS_KEPT, PREDICT_PRODUCT, start_session
 from demo.style import message_html
-from demo.teach_tab import checked_name, teach
-from demo.transfer import pack, unpack
+from demo.teach_tab import checked_name, teach_product
+from demo.transfer import pack_detector, unpack_detector
 from modeling_anople import cli
 from modeling_anople.calibration_anople import describe_support
 from modeling_anople.runtime.heat_maps import overlay
@@ -88,49 +88,49 @@ def test_the_demo_knows_the_package_alone(path):
 
 
 def test_a_verdict_is_that_of_the_detector(session, nut):
-    finding = inspect_photograph(session, nut, "nut")
+    inspection = inspect_image(session, nut, "nut")
     with Image.open(nut) as picture:
         known = next(predict(session.model, session.processor, [picture.copy()], class_names="nut"))
-        assert finding.photograph.size == finding.heat_map.size == picture.size
-    assert finding.score == known.score and finding.verdict == known.label and finding.product == "nut"
-    assert finding.words == f"{known.label}, {known.score:.2f}; line at 0.50"
-    assert finding.numbers["milliseconds"] > 0 and not finding.found
-    assert inspect_photograph(session, nut, FIND_IT).found
+        assert inspection.image.size == inspection.heat_map.size == picture.size
+    assert inspection.score == known.score and inspection.verdict == known.label and inspection.product == "nut"
+    assert inspection.words == f"{known.label}, {known.score:.2f}; line at 0.50"
+    assert inspection.numbers["milliseconds"] > 0 and not inspection.product_predicted
+    assert inspect_image(session, nut, PREDICT_PRODUCT).product_predicted
 
 
 def test_colours_are_those_of_the_fixed_scale(session, nut):
-    finding = inspect_photograph(session, nut, "nut")
-    quiet = overlay(finding.photograph, np.zeros(finding.photograph.size[::-1], np.float32))
-    assert np.array_equal(np.asarray(quiet), np.asarray(finding.photograph))
-    assert not np.array_equal(np.asarray(finding.heat_map), np.asarray(finding.photograph))
+    inspection = inspect_image(session, nut, "nut")
+    quiet = overlay(inspection.image, np.zeros(inspection.image.size[::-1], np.float32))
+    assert np.array_equal(np.asarray(quiet), np.asarray(inspection.image))
+    assert not np.array_equal(np.asarray(inspection.heat_map), np.asarray(inspection.image))
 
 
 def test_moving_the_line_changes_the_verdict_and_not_the_score(session, nut):
-    before = inspect_photograph(session, nut, "nut")
+    before = inspect_image(session, nut, "nut")
     session.threshold = before.score - 0.01
-    after = inspect_photograph(session, nut, "nut")
+    after = inspect_image(session, nut, "nut")
     assert after.score == before.score and after.verdict == "anomalous"
     session.threshold = before.score + 0.01
-    assert inspect_photograph(session, nut, "nut").verdict == "normal"
+    assert inspect_image(session, nut, "nut").verdict == "normal"
 
 
 def test_teaching_makes_a_product_in_this_session_alone(start, session, files):
-    scores = inspect_photograph(start, files[0], "nut").score
-    words = teach(session, " screw ", files)
+    scores = inspect_image(start, files[0], "nut").score
+    words = teach_product(session, " screw ", files)
     assert "screw is ready, from 4 good photographs" in words and session.products == ["bolt", "nut", "screw"]
     assert start.products == session_of(start).products == ["bolt", "nut"]
     assert start.processor.class_names == ["bolt", "nut"] and len(start.model.config.history) == 0
     assert session.model.clip is start.model.clip and session.model.memory is not start.model.memory
-    assert inspect_photograph(session, files[0], "screw").verdict == "normal"
-    assert inspect_photograph(start, files[0], "nut").score == scores
+    assert inspect_image(session, files[0], "screw").verdict == "normal"
+    assert inspect_image(start, files[0], "nut").score == scores
     with pytest.raises(ValueError, match="screw is not known here: choose one of bolt, nut"):
-        inspect_photograph(start, files[0], "screw")
+        inspect_image(start, files[0], "screw")
 
 
 def test_the_standard_session_is_copied_only_when_products_change(start):
     one, another = session_of(start), session_of(start)
     assert one.model is another.model is start.model and one.folder != another.folder
-    one.own()
+    one.own_detector()
     assert one.model is not start.model and another.model is start.model
 
 
@@ -139,7 +139,7 @@ def test_the_standard_session_is_copied_only_when_products_change(start):
 )
 def test_names_that_are_none_are_refused(session, files, name):
     with pytest.raises(ValueError, match="cannot be a product's name|no name yet"):
-        teach(session, name, files)
+        teach_product(session, name, files)
     assert session.products == ["bolt", "nut"]
     assert checked_name(" Schraube M3 (verzinkt) ") == "Schraube M3 (verzinkt)" and checked_name("ねじ") == "ねじ"
 
@@ -158,43 +158,43 @@ def test_what_is_no_photograph_is_refused_without_changing_anything(session, fil
         ("gone.png", "gone.png is no longer here"),
     ):
         with pytest.raises(ValueError, match=message) as refusal:
-            inspect_photograph(session, tmp_path / name, "nut")
+            inspect_image(session, tmp_path / name, "nut")
         with pytest.raises(ValueError, match=message):
-            teach(session, "screw", [*files, str(tmp_path / name)])
+            teach_product(session, "screw", [*files, str(tmp_path / name)])
         assert str(tmp_path) not in str(refusal.value)
     assert session.products == ["bolt", "nut"]
     with pytest.raises(ValueError, match="no photograph yet"):
-        inspect_photograph(session, None)
+        inspect_image(session, None)
     with pytest.raises(ValueError, match="9 photographs are too many at once: give at most 8"):
-        teach(session, "screw", files[:1] * 9)
+        teach_product(session, "screw", files[:1] * 9)
     with pytest.raises(ValueError, match="given twice"):
-        teach(session, "screw", [files[0], files[0]])
+        teach_product(session, "screw", [files[0], files[0]])
 
 
 def test_many_photographs_give_a_table_and_a_zip(session, files, tmp_path):
     (tmp_path / "=1+1.png").write_text("no picture")
     paths = [files[0], str(tmp_path / "=1+1.png"), files[1]]
-    findings = list(inspect_photographs(session, paths, "bolt"))
-    rows = [table_row(number, finding) for number, finding in enumerate(findings, start=1)]
+    inspections = list(inspect_images(session, paths, "bolt"))
+    rows = [table_row(number, inspection) for number, inspection in enumerate(inspections, start=1)]
     assert [row[1] for row in rows] == ["screw 0.png", "=1+1.png", "screw 1.png"] and rows[1][2] == "not judged"
     assert all(len(row) == len(COLUMNS) for row in rows)
-    path = write_report(session.folder, findings)
+    path = write_report(session.folder, inspections)
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["heat_maps/001-screw_0.png", "heat_maps/003-screw_1.png", "results.csv"]
         table = list(csv.DictReader(io.StringIO(archive.read("results.csv").decode())))
         with Image.open(archive.open("heat_maps/001-screw_0.png")) as picture:
-            assert picture.width > findings[0].photograph.width  # the legend is beside it
+            assert picture.width > inspections[0].image.width  # the legend is beside it
     assert [line["photograph"] for line in table] == ["screw 0.png", "'=1+1.png", "screw 1.png"]
-    assert float(table[0]["score"]) == pytest.approx(findings[0].score, abs=1e-4)
+    assert float(table[0]["score"]) == pytest.approx(inspections[0].score, abs=1e-4)
 
 
 def test_the_table_shows_each_heat_map_small(session, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    findings = list(inspect_photographs(session, [files[0], str(tmp_path / "text.png")], "bolt"))
-    first, second = (page_row(number, finding) for number, finding in enumerate(findings, start=1))
-    assert len(first) == len(second) == len(PAGE_COLUMNS) and [first[0], *first[2:]] == table_row(1, findings[0])
+    inspections = list(inspect_images(session, [files[0], str(tmp_path / "text.png")], "bolt"))
+    first, second = (page_row(number, inspection) for number, inspection in enumerate(inspections, start=1))
+    assert len(first) == len(second) == len(PAGE_COLUMNS) and [first[0], *first[2:]] == table_row(1, inspections[0])
     picture = base64.b64decode(re.search(r'src="data:image/webp;base64,([^"]+)"', first[1])[1])
-    assert Image.open(io.BytesIO(picture)).size == findings[0].photograph.size and second[1] == ""
+    assert Image.open(io.BytesIO(picture)).size == inspections[0].image.size and second[1] == ""
 
 
 def test_of_a_folder_the_photographs_are_taken(files, tmp_path):
@@ -213,7 +213,7 @@ def test_stopping_keeps_what_was_judged(session, files):
     (rows, report, words) = list(steps)[-1]
     assert len(rows) == 1 and "Stopped after 1 of 4" in words and Path(report).is_file()
     assert len(list(inspect_many(files, "bolt", session, progress=lambda *_, **__: None))) == 5
-    with pytest.raises(Exception, match=f"500 photographs are too many at once: give at most {MAX_PHOTOGRAPHS}"):
+    with pytest.raises(Exception, match=f"500 photographs are too many at once: give at most {MAX_IMAGES}"):
         next(inspect_many(files[:1] * 500, "bolt", session))
 
 
@@ -224,52 +224,52 @@ def test_pictures_are_files_of_the_session_and_do_not_gather(session, files):
     with Image.open(photograph) as one, Image.open(heat_map) as other, Image.open(files[0]) as sent:
         assert one.size == other.size == sent.size
     assert len({path for answer in answers for path in answer}) == 24
-    assert len(list((session.folder / "shown").glob("*/*"))) == 2 * KEPT
+    assert len(list((session.folder / "answers").glob("*/*"))) == 2 * ANSWERS_KEPT
 
 
 def test_judging_counts_the_normals_over_the_line(session):
     line = session.model.config.calibration["nut"]
-    low, calibrated, high = (judge(session, "nut", threshold) for threshold in (0.0, 0.5, 1.0))
+    low, calibrated, high = (judge_threshold(session, "nut", threshold) for threshold in (0.0, 0.5, 1.0))
     assert low.flagged == len(line["image_scores"]) == 3 and high.flagged == 0
     assert calibrated.flagged == sum(score > line["image_line"] for score in line["image_scores"])
     assert session.threshold == 1.0
     assert "of 3 measurements of 3 good photographs" in calibrated.words
     assert describe_support(line) in calibrated.words and "at best 1 in 4 can be promised" in calibrated.words
-    drawn = draw_judgement(judge(session, "nut", 0.0))
+    drawn = draw_threshold(judge_threshold(session, "nut", 0.0))
     assert drawn.count("<circle") == drawn.count('class="flagged"') == 3
     with pytest.raises(ValueError, match="between 0 and 1"):
-        judge(session, "nut", 1.5)
+        judge_threshold(session, "nut", 1.5)
 
 
 def test_a_photograph_that_was_fine_joins_the_normals(start, session, nut):
     before = start.model.config.calibration["nut"]
-    assert "nut now knows 4 good photographs" in add_fine(session, "nut", nut)
+    assert "nut now knows 4 good photographs" in add_normal_image(session, "nut", nut)
     assert session.model.config.calibration["nut"] != before == start.model.config.calibration["nut"]
     with pytest.raises(ValueError, match="nut.png"):
-        add_fine(session, "nut", nut)  # twice
+        add_normal_image(session, "nut", nut)  # twice
     with pytest.raises(ValueError, match="Choose the product first"):
-        add_fine(session, FIND_IT, nut)
+        add_normal_image(session, PREDICT_PRODUCT, nut)
 
 
 def test_a_detector_goes_home_and_comes_back(session, start, files):
-    teach(session, "screw", files)
-    score = inspect_photograph(session, files[0], "screw").score
+    teach_product(session, "screw", files)
+    score = inspect_image(session, files[0], "screw").score
     other = session_of(start)
-    assert "knows bolt, nut, screw" in unpack(other, pack(session))
-    assert inspect_photograph(other, files[0], "screw").score == score
+    assert "knows bolt, nut, screw" in unpack_detector(other, pack_detector(session))
+    assert inspect_image(other, files[0], "screw").score == score
     assert start.products == ["bolt", "nut"]
-    teach(other, "screw two", files)
+    teach_product(other, "screw two", files)
     assert other.products[-1] == "screw two"
 
 
 def test_a_large_clip_stays_behind(session, start, files, monkeypatch):
     monkeypatch.setattr("demo.transfer.MAX_CLIP_IN_ZIP", 0)
-    teach(session, "screw", files)
-    path = pack(session)
+    teach_product(session, "screw", files)
+    path = pack_detector(session)
     assert any(name.endswith("adapter.safetensors") for name in zipfile.ZipFile(path).namelist())
     other = session_of(start)
-    unpack(other, path)
-    assert inspect_photograph(other, files[0], "screw").score == inspect_photograph(session, files[0], "screw").score
+    unpack_detector(other, path)
+    assert inspect_image(other, files[0], "screw").score == inspect_image(session, files[0], "screw").score
 
 
 def _rezip(path: Path, target: Path, change) -> Path:
@@ -280,7 +280,7 @@ def _rezip(path: Path, target: Path, change) -> Path:
 
 
 def test_a_zip_that_is_not_what_it_should_be_is_refused(session, start, tmp_path):
-    good = pack(session)
+    good = pack_detector(session)
     link = zipfile.ZipInfo("detector/config.json")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
@@ -317,7 +317,7 @@ def test_a_zip_that_is_not_what_it_should_be_is_refused(session, start, tmp_path
     ):
         other = session_of(start)
         with pytest.raises(ValueError, match=message):
-            unpack(other, tmp_path / f"{name}.zip")
+            unpack_detector(other, tmp_path / f"{name}.zip")
         assert other.products == ["bolt", "nut"] and not list(other.folder.iterdir()), name
     assert not (tmp_path / "evil.txt").exists() and not Path("/evil.txt").exists()
 
@@ -326,16 +326,16 @@ def test_code_in_a_zip_stays_there(session, start, tmp_path):
     mark = tmp_path / "ran"
     code = f"open({str(mark)!r}, 'w')\n".encode()
     path = _rezip(
-        pack(session), tmp_path / "code.zip", lambda name, content: code if name.endswith(".py") else content
+        pack_detector(session), tmp_path / "code.zip", lambda name, content: code if name.endswith(".py") else content
     )
-    unpack(session_of(start), path)
+    unpack_detector(session_of(start), path)
     assert not mark.exists()
 
 
 def test_everything_on_the_page_is_escaped(session, nut, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.png"
     path.write_bytes(Path(nut).read_bytes())
-    assert "<img" not in verdict_html(inspect_photograph(session, path, "nut"))
+    assert "<img" not in verdict_html(inspect_image(session, path, "nut"))
     assert "<b>" not in message_html("<b>")
 
 
@@ -348,7 +348,7 @@ def test_a_session_folder_goes_with_its_session(start):
 
 
 def test_reading_gives_the_name_without_its_folder(nut):
-    assert read_photograph(nut)["path"] == "nut.png"
+    assert read_image(nut)["path"] == "nut.png"
 
 
 def test_anople_demo_runs_the_one_beside_the_package(capsys, monkeypatch, tmp_path):

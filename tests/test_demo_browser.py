@@ -133,7 +133,7 @@ def test_screen_readers_are_told_what_everything_is(chrome, address):
     page.wait(lambda: "past the line" in page.text("why"))
     told = page.spoken()
     assert {("tab", "Inspect"), ("tab", "Teach"), ("tab", "Judge"), ("button", "Inspect")} <= set(told)
-    assert any(role == "status" for role, _ in told) and any("Colour scale" in name for _, name in told)
+    assert any(role == "status" for role, _ in told) and any("Color scale" in name for _, name in told)
     names = " ".join(name for _, name in told)
     assert "The worst region of this photograph" in names and "The nearest good place, in wooden board" in names
     asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox", "image"}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from demo.inspect_tab import inspect_photograph
+from demo.inspect_tab import inspect_image
 from demo.session import Session
-from demo.teach_tab import MOST, fit, fit_prompts, stop_fit, teach
-from demo.transfer import pack, unpack
+from demo.teach_tab import MAX_STEPS, fit, fit_prompts, stop_fit, teach_product
+from demo.transfer import pack_detector, unpack_detector
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .demo_app import session_of
@@ -25,10 +25,10 @@ def start(small_clip_folder, photograph, tmp_path_factory):
     pictures = normals_of(photograph, 0)
     model.add_normals("bolt", pictures, processor=processor)
     session = Session(model.eval(), processor)
-    session.keep("bolt", [(f"bolt {number}.png", picture) for number, picture in enumerate(pictures)])
+    session.keep_images("bolt", [(f"bolt {number}.png", picture) for number, picture in enumerate(pictures)])
     for number, picture in enumerate(normals_of(photograph, 1)):
         picture.save(folder / f"nut {number}.png")
-    teach(session, "nut", [str(path) for path in sorted(folder.iterdir())])
+    teach_product(session, "nut", [str(path) for path in sorted(folder.iterdir())])
     return session
 
 
@@ -66,8 +66,8 @@ def test_fitting_changes_this_session_alone_and_renews_memory_and_lines(start, s
     assert session.model.memory.counts == start.model.memory.counts
     assert [entry["action"] for entry in session.model.config.history] == ["fit", "fit"]
     other = session_of(start)
-    unpack(other, pack(session))
-    assert inspect_photograph(other, asked, "nut").score == inspect_photograph(session, asked, "nut").score
+    unpack_detector(other, pack_detector(session))
+    assert inspect_image(other, asked, "nut").score == inspect_image(session, asked, "nut").score
 
 
 def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(session, asked, photograph, tmp_path):
@@ -80,25 +80,25 @@ def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(session, asked, p
     assert "Stopping" in stop_fit(session)
     curve, told = list(steps)[-1]
     assert "Stopped after 2 of 200 steps, and kept." in told
-    assert session.model is not before and inspect_photograph(session, asked, "nut").verdict in ("normal", "anomalous")
+    assert session.model is not before and inspect_image(session, asked, "nut").verdict in ("normal", "anomalous")
     photograph(999).save(tmp_path / "new.png")
-    teach(session, "screw", [str(tmp_path / "new.png")])
+    teach_product(session, "screw", [str(tmp_path / "new.png")])
     assert session.products == ["bolt", "nut", "screw"]
 
 
 def test_a_product_taught_meanwhile_is_not_lost(session, asked):
     steps = fit_prompts(session, 10)
     next(steps)
-    teach(session, "screw", [asked])
+    teach_product(session, "screw", [asked])
     with pytest.raises(ValueError, match="changed while this was fitting"):
         list(steps)
     assert session.products == ["bolt", "nut", "screw"]
 
 
 def test_what_cannot_be_fitted_is_refused(session, start):
-    with pytest.raises(ValueError, match=f"10 to {MOST} steps, got 5000"):
+    with pytest.raises(ValueError, match=f"10 to {MAX_STEPS} steps, got 5000"):
         next(fit_prompts(session, 5000))
     loaded = session_of(start)
-    unpack(loaded, pack(session))
+    unpack_detector(loaded, pack_detector(session))
     with pytest.raises(ValueError, match="those of bolt, nut are not here"):
         next(fit_prompts(loaded, 10))

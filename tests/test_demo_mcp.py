@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from demo.examples import Examples
-from demo.inspect_tab import inspect_photograph
+from demo.inspect_tab import inspect_image
 from demo.server import KeyedSessions
 from demo.session import start_session
-from demo.teach_tab import teach
+from demo.teach_tab import teach_product
 
 from .demo_app import free_port, running, running_program, session_of
 from .detectors import write_detector
@@ -85,7 +85,7 @@ def test_two_tools_are_offered_and_inspect_judges_as_the_detector_does(address, 
     assert "Judge one photograph of a product" in tools[0].description
     assert "Teach a new product from 1 to 8 good photographs" in tools[1].description
     assert hidden.isError and unknown.isError and not answer.isError
-    expected = inspect_photograph(session_of(start), picture, "nut").numbers
+    expected = inspect_image(session_of(start), picture, "nut").numbers
     assert numbers_of(answer) == {**expected, "milliseconds": 0}
 
 
@@ -120,8 +120,8 @@ def test_a_taught_product_is_found_by_its_key_alone(address, start, picture, oth
     assert without.isError and "is not known here" in without.content[0].text
     assert guessed.isError and "No detector has this key" in guessed.content[0].text
     own = session_of(start)
-    teach(own, "mine", [str(picture)])
-    expected = inspect_photograph(own, picture, "mine").numbers
+    teach_product(own, "mine", [str(picture)])
+    expected = inspect_image(own, picture, "mine").numbers
     assert numbers_of(answer) == {**expected, "milliseconds": 0}
     assert start.products == ["bolt", "nut"]
 
@@ -136,6 +136,6 @@ def test_keys_go_when_there_are_too_many_or_unused_for_long(start):
         sessions.find("b")
     short = KeyedSessions(start, seconds=0)
     short.keep(short.new(), "a")
-    assert not short._kept  # gone without being asked for
+    assert not short._used  # gone without being asked for
     with pytest.raises(ValueError, match="No detector has this key"):
         short.find("a")

@@ -15,10 +15,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from demo.examples import Examples
-from demo.inspect_tab import inspect_photograph
-from demo.server import give_back
-from demo.session import FIND_IT, start_session
-from demo.teach_tab import teach
+from demo.inspect_tab import inspect_image
+from demo.server import start_malloc_trim
+from demo.session import PREDICT_PRODUCT, start_session
+from demo.teach_tab import teach_product
 
 from .demo_app import new_client, running, session_of
 from .detectors import write_detector
@@ -51,16 +51,16 @@ def without_time(numbers: dict) -> dict:
 def test_inspect_and_enroll_by_the_client(address, start, pictures):
     client = new_client(address)
     numbers, verdict, shown = client.predict(handle_file(pictures[0]), "nut", api_name="/inspect")
-    assert without_time(numbers) == without_time(inspect_photograph(session_of(start), pictures[0], "nut").numbers)
+    assert without_time(numbers) == without_time(inspect_image(session_of(start), pictures[0], "nut").numbers)
     assert numbers["words"] in verdict
     assert [Image.open(path).size for path in shown] == [Image.open(pictures[0]).size] * 2
 
     told = client.predict("screw", [handle_file(path) for path in pictures[:3]], api_name="/enroll")
     assert told[0]["products"] == ["bolt", "nut", "screw"]
     here = session_of(start)
-    teach(here, "screw", pictures[:3])
+    teach_product(here, "screw", pictures[:3])
     numbers, *_ = client.predict(handle_file(pictures[4]), "screw", api_name="/inspect")
-    assert without_time(numbers) == without_time(inspect_photograph(here, pictures[4], "screw").numbers)
+    assert without_time(numbers) == without_time(inspect_image(here, pictures[4], "screw").numbers)
     with pytest.raises(AppError, match="screw is not known here"):
         new_client(address).predict(handle_file(pictures[4]), "screw", api_name="/inspect")
 
@@ -68,7 +68,7 @@ def test_inspect_and_enroll_by_the_client(address, start, pictures):
 def test_the_other_endpoints(address, pictures, tmp_path):
     client = new_client(address)
     table, report, words = client.predict(
-        [handle_file(path) for path in pictures[:3]], FIND_IT, api_name="/inspect_many"
+        [handle_file(path) for path in pictures[:3]], PREDICT_PRODUCT, api_name="/inspect_many"
     )
     assert len(table["data"]) == 3 and "3 photographs" in words
     assert "results.csv" in zipfile.ZipFile(report).namelist()
@@ -99,7 +99,7 @@ def test_the_api_is_documented(address):
 
 
 def test_eight_clients_at_once_get_the_answers_they_would_get_alone(address, start, pictures):
-    expected = {path: without_time(inspect_photograph(session_of(start), path, "bolt").numbers) for path in pictures}
+    expected = {path: without_time(inspect_image(session_of(start), path, "bolt").numbers) for path in pictures}
 
     def ask(number: int) -> None:
         client, session = new_client(address), session_of(start)
@@ -110,10 +110,10 @@ def test_eight_clients_at_once_get_the_answers_they_would_get_alone(address, sta
             "mine", [handle_file(path) for path in own], api_name="/enroll"
         )  # one name, eight products
         assert told[0]["products"] == ["bolt", "nut", "mine"]
-        teach(session, "mine", own)
+        teach_product(session, "mine", own)
         asked = pictures[(number + 5) % len(pictures)]
         answer = client.predict(handle_file(asked), "mine", api_name="/inspect")[0]
-        assert without_time(answer) == without_time(inspect_photograph(session, asked, "mine").numbers)
+        assert without_time(answer) == without_time(inspect_image(session, asked, "mine").numbers)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
@@ -138,7 +138,7 @@ def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, p
     Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
     for name, message in (("text.png", "text.png is not a photograph"), ("huge.png", "huge.png is too large")):
         with pytest.raises(AppError, match=message):
-            client.predict(handle_file(str(tmp_path / name)), FIND_IT, api_name="/inspect")
+            client.predict(handle_file(str(tmp_path / name)), PREDICT_PRODUCT, api_name="/inspect")
         with pytest.raises(AppError, match=message):
             client.predict("screw", [handle_file(str(tmp_path / name))], api_name="/enroll")
     for name in ("../../x", "<script>alert(1)</script>"):
@@ -148,7 +148,7 @@ def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, p
         with pytest.raises(AppError, match="is not known here"):
             client.predict(handle_file(pictures[0]), name, api_name="/inspect")
     with pytest.raises(AppError, match="101 photographs are too many"):
-        client.predict([handle_file(pictures[0])] * 101, FIND_IT, api_name="/inspect_many")
+        client.predict([handle_file(pictures[0])] * 101, PREDICT_PRODUCT, api_name="/inspect_many")
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         link = zipfile.ZipInfo("config.json")
         link.external_attr = 0o120777 << 16
@@ -161,7 +161,9 @@ def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, p
 def test_files_of_the_server_cannot_be_asked_for(address):
     client = new_client(address)
     with pytest.raises((AppError, ValueError)):
-        client.predict({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, FIND_IT, api_name="/inspect")
+        client.predict(
+            {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, PREDICT_PRODUCT, api_name="/inspect"
+        )
     assert httpx.get(f"{address}gradio_api/file=/etc/passwd").status_code in (403, 404)
 
 
@@ -183,7 +185,7 @@ def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
     demo, calls = mock.Mock(is_running=True), []
     library = mock.Mock(malloc_trim=calls.append)
     monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: library))
-    thread, until = give_back(demo, seconds=0.01), time.monotonic() + 30
+    thread, until = start_malloc_trim(demo, seconds=0.01), time.monotonic() + 30
     while len(calls) < 3:
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -191,7 +193,7 @@ def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
     thread.join(timeout=10)
     assert not thread.is_alive() and set(calls) == {0}
     monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: object()))
-    assert give_back(demo) is None
+    assert start_malloc_trim(demo) is None
 
 
 def test_no_call_goes_past_the_queue(address, pictures):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from demo.inspect_tab import inspect_photographs
+from demo.inspect_tab import inspect_images
 from demo.session import start_session
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError
 from modeling_anople.cli import main
@@ -251,6 +251,6 @@ def test_the_demo_uses_the_kept_mask(tmp_path, small_clip_folder, photograph, ma
     for number, path in enumerate(paths[:2]):
         with_another_number(photograph(3), number).save(path)
     photograph(3, size=(60, 60)).save(paths[2])
-    first, second, other = inspect_photographs(session, [str(path) for path in paths], "bolt")
+    first, second, other = inspect_images(session, [str(path) for path in paths], "bolt")
     given = next(predict(session.model, session.processor, paths[:1], class_names="bolt", ignore_mask=mask))
     assert first.score == second.score == given.score and "keeps an ignore_mask" in other.error

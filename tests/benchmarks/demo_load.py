@@ -17,10 +17,10 @@ from pathlib import Path
 
 from gradio_client import handle_file
 
-from demo.examples import draw_normals
-from demo.inspect_tab import inspect_photograph
+from demo.examples import draw_normal_images
+from demo.inspect_tab import inspect_image
 from demo.session import start_session
-from demo.teach_tab import teach
+from demo.teach_tab import teach_product
 
 from ..demo_app import free_port, new_client, running_program
 
@@ -42,11 +42,11 @@ def resident_megabytes(port: int) -> float:
 def ask_for_a_while(address: str, folder: Path, session, number: int, until: float) -> list[tuple[float, bool]]:
     """One client: teach once, then inspect until the time is over; seconds and whether each answer was right."""
     paths = []
-    for place, picture in enumerate(draw_normals("gear", 6, seed=number)):
+    for place, picture in enumerate(draw_normal_images("gear", 6, seed=number)):
         paths.append(str(folder / f"{number}-{place}.png"))
         picture.save(paths[-1])
-    teach(session, NAME, paths[:3])
-    expected = {path: inspect_photograph(session, path, NAME).score for path in paths[3:]}
+    teach_product(session, NAME, paths[:3])
+    expected = {path: inspect_image(session, path, NAME).score for path in paths[3:]}
     client, answers = new_client(address), []
     client.predict(NAME, [handle_file(path) for path in paths[:3]], api_name="/enroll")
     while time.monotonic() < until:

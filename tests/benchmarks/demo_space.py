@@ -21,9 +21,9 @@ from gradio_client import Client, handle_file
 from huggingface_hub import SpaceCard
 
 from demo.examples import NEW_PRODUCT, write_examples
-from demo.inspect_tab import inspect_photograph
-from demo.session import FIND_IT, Session, start_session
-from demo.teach_tab import teach
+from demo.inspect_tab import inspect_image
+from demo.session import PREDICT_PRODUCT, Session, start_session
+from demo.teach_tab import teach_product
 from hub.push_space import write_space
 
 from ..demo_app import free_port, new_client, running_program
@@ -121,10 +121,10 @@ def ask(address: str, work: Path) -> tuple[int, list[str]]:
     """
     client, session, examples = new_client(address), start_session(), write_examples(work)
     good = [str(path) for path in examples.to_teach]
-    asked = [(str(path), FIND_IT) for path in examples.to_inspect]
+    asked = [(str(path), PREDICT_PRODUCT) for path in examples.to_inspect]
     pairs = [_both(client, session, path, product) for path, product in asked]
     told = client.predict(NEW_PRODUCT, [handle_file(path) for path in good], api_name="/enroll")
-    teach(session, NEW_PRODUCT, good)
+    teach_product(session, NEW_PRODUCT, good)
     pairs.append(_both(client, session, str(examples.to_inspect[-1]), NEW_PRODUCT))
     wrong = [f"{there}, but here {here}" for there, here in pairs if _differ(there, here)]
     if told[0]["products"] != session.products:
@@ -137,7 +137,7 @@ def ask(address: str, work: Path) -> tuple[int, list[str]]:
 
 def _both(client: Client, session: Session, path: str, product: str) -> tuple[dict, dict]:
     there = client.predict(handle_file(path), product, api_name="/inspect")[0]
-    return there, inspect_photograph(session, path, product).numbers
+    return there, inspect_image(session, path, product).numbers
 
 
 def _differ(there: dict, here: dict) -> bool:
