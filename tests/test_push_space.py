@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from hub.push_space import main
 
-from .demo_app import free_port, new_client, running_program
+from .demo.demo_app import free_port, new_client, running_program
 from .hub_client import api, download_space, files_of, push, push_space
 
 

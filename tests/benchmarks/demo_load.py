@@ -22,7 +22,7 @@ from demo.inspect_tab import inspect_image
 from demo.session import start_session
 from demo.teach_tab import teach_product
 
-from ..demo_app import free_port, new_client, running_program
+from ..demo.demo_app import free_port, new_client, running_program
 
 
 NAME = "mine"

@@ -26,7 +26,7 @@ from demo.session import PREDICT_PRODUCT, Session, start_session
 from demo.teach_tab import teach_product
 from hub.push_space import write_space
 
-from ..demo_app import free_port, new_client, running_program
+from ..demo.demo_app import free_port, new_client, running_program
 
 
 FIT_STEPS = 10

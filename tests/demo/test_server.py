@@ -17,16 +17,10 @@ from PIL import Image
 from demo.examples import Examples
 from demo.inspect_tab import inspect_image
 from demo.server import start_malloc_trim
-from demo.session import PREDICT_PRODUCT, start_session
+from demo.session import PREDICT_PRODUCT
 from demo.teach_tab import teach_product
 
 from .demo_app import new_client, running, session_of
-from .detectors import write_detector
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, small_clip_folder, photograph):
-    return start_session(str(write_detector(tmp_path_factory.mktemp("served") / "d", small_clip_folder, photograph)))
 
 
 @pytest.fixture(scope="module")

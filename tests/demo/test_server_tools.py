@@ -10,14 +10,13 @@ import pytest
 from demo.examples import Examples
 from demo.inspect_tab import inspect_image
 from demo.server import KeyedSessions
-from demo.session import start_session
 from demo.teach_tab import teach_product
 
+from ..detectors import write_detector
 from .demo_app import free_port, running, running_program, session_of
-from .detectors import write_detector
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 mcp = pytest.importorskip(
     "mcp", reason="THE DEMO'S MCP TOOLS WERE NOT TESTED: no mcp here (pip install 'mcp>=1.21,<2')."
 )
@@ -36,11 +35,6 @@ def other_picture(picture, photograph) -> Path:
     path = picture.with_name("other.png")
     photograph(301).save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, small_clip_folder, photograph):
-    return start_session(str(write_detector(tmp_path_factory.mktemp("tools") / "d", small_clip_folder, photograph)))
 
 
 @pytest.fixture(scope="module")

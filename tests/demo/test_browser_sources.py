@@ -12,7 +12,6 @@ from selenium.webdriver.common.keys import Keys
 from .browser import DESK, PICTURES, Page, browser
 
 
-pytest_plugins = "tests.demo_fixtures"
 DEFECT, CAPSULE = 1, 2  # of the examples: a wooden board without a part, and a broken capsule
 
 

@@ -30,7 +30,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 ]
-PICTURES = Path(os.environ.get("ANOPLE_PICTURES", Path(__file__).resolve().parents[1] / "out" / "demo"))
+PICTURES = Path(os.environ.get("ANOPLE_PICTURES", Path(__file__).resolve().parents[2] / "out" / "demo"))
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1600, "height": 1000}
 INSTALL = "apt-get install chromium chromium-driver"
 

@@ -14,9 +14,6 @@ from modeling_anople.data.drawn_products import draw_product
 from .browser import DESK, PHONE, PICTURES, Page
 
 
-pytest_plugins = "tests.demo_fixtures"
-
-
 def click_example(page: Page, number: int) -> None:
     page.click_when(lambda: page.all("#examples button.thumbnail-item")[number])
 

@@ -1,0 +1,129 @@
+"""Teaching products without training, and fitting prompts: the package's own loop, on a copy, to be stopped at any time."""
+
+import pytest
+import torch
+
+from demo.inspect_tab import inspect_image
+from demo.session import Session
+from demo.teach_tab import MAX_STEPS, checked_name, fit, fit_prompts, stop_fit, teach_product
+from demo.transfer import pack_detector, unpack_detector
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+
+from ..detectors import normals_of
+from ..fitting import one_process
+from .demo_app import session_of
+
+
+@pytest.fixture(scope="module")
+def fit_start(small_clip_folder, photograph, tmp_path_factory):
+    """Two products, whose photographs are at hand."""
+    folder = tmp_path_factory.mktemp("normals")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AnoPLeModel.from_clip(str(small_clip_folder), ["bolt"])
+    processor = AnoPLeProcessor.from_clip(str(small_clip_folder), ["bolt"])
+    pictures = normals_of(photograph, 0)
+    model.add_normals("bolt", pictures, processor=processor)
+    fit_session = Session(model.eval(), processor)
+    fit_session.keep_images("bolt", [(f"bolt {number}.png", picture) for number, picture in enumerate(pictures)])
+    for number, picture in enumerate(normals_of(photograph, 1)):
+        picture.save(folder / f"nut {number}.png")
+    teach_product(fit_session, "nut", [str(path) for path in sorted(folder.iterdir())])
+    return fit_session
+
+
+@pytest.fixture
+def fit_session(fit_start):
+    return session_of(fit_start)
+
+
+@pytest.fixture
+def asked(tmp_path, photograph) -> str:
+    photograph(105).save(tmp_path / "asked.png")
+    return str(tmp_path / "asked.png")
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    with one_process():
+        yield
+
+
+def state(model: AnoPLeModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_teaching_makes_a_product_in_this_session_alone(start, session, files):
+    scores = inspect_image(start, files[0], "nut").score
+    words = teach_product(session, " screw ", files)
+    assert "screw is ready, from 4 good photographs" in words and session.products == ["bolt", "nut", "screw"]
+    assert start.products == session_of(start).products == ["bolt", "nut"]
+    assert start.processor.class_names == ["bolt", "nut"] and len(start.model.config.history) == 0
+    assert session.model.clip is start.model.clip and session.model.memory is not start.model.memory
+    assert inspect_image(session, files[0], "screw").verdict == "normal"
+    assert inspect_image(start, files[0], "nut").score == scores
+    with pytest.raises(ValueError, match="screw is not known here: choose one of bolt, nut"):
+        inspect_image(start, files[0], "screw")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "<script>alert(1)</script>", "", "  ", "a" * 61, "a/b", "a\\b", "a\nb", "_", None]
+)
+def test_names_that_are_none_are_refused(session, files, name):
+    with pytest.raises(ValueError, match="cannot be a product's name|no name yet"):
+        teach_product(session, name, files)
+    assert session.products == ["bolt", "nut"]
+    assert checked_name(" Schraube M3 (verzinkt) ") == "Schraube M3 (verzinkt)" and checked_name("ねじ") == "ねじ"
+
+
+def test_fitting_changes_this_session_alone_and_renews_memory_and_lines(fit_start, fit_session, asked):
+    before, calibration = state(fit_start.model), fit_start.model.config.calibration
+    steps = list(fit_prompts(fit_session, 10))
+    assert len(steps) == 12 and len(steps[-1].losses) == 10 and all(loss > 0 for loss in steps[-1].losses)
+    assert "Fitted for 10 steps. Memory and lines of bolt, nut are set anew." in steps[-1].words
+    after, now = state(fit_start.model), state(fit_session.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert calibration == fit_start.model.config.calibration
+    assert fit_session.model.clip is fit_start.model.clip and not fit_session.model.training
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], now[name])}
+    assert {"prompts", "decoder", "memory", "class_embeddings"} <= changed and "clip" not in changed
+    assert fit_session.model.memory.counts == fit_start.model.memory.counts
+    assert [entry["action"] for entry in fit_session.model.config.history] == ["fit", "fit"]
+    other = session_of(fit_start)
+    unpack_detector(other, pack_detector(fit_session))
+    assert inspect_image(other, asked, "nut").score == inspect_image(fit_session, asked, "nut").score
+
+
+def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(fit_session, asked, photograph, tmp_path):
+    before = fit_session.model
+    steps = fit(200, fit_session)
+    for _ in range(3):
+        curve, told = next(steps)
+    assert fit_session.model is before  # still the one before
+    assert 'aria-label="Loss of 2 of 200 steps' in curve and "2 of 200 steps are done" in told
+    assert "Stopping" in stop_fit(fit_session)
+    curve, told = list(steps)[-1]
+    assert "Stopped after 2 of 200 steps, and kept." in told
+    assert fit_session.model is not before
+    assert inspect_image(fit_session, asked, "nut").verdict in ("normal", "anomalous")
+    photograph(999).save(tmp_path / "new.png")
+    teach_product(fit_session, "screw", [str(tmp_path / "new.png")])
+    assert fit_session.products == ["bolt", "nut", "screw"]
+
+
+def test_a_product_taught_meanwhile_is_not_lost(fit_session, asked):
+    steps = fit_prompts(fit_session, 10)
+    next(steps)
+    teach_product(fit_session, "screw", [asked])
+    with pytest.raises(ValueError, match="changed while this was fitting"):
+        list(steps)
+    assert fit_session.products == ["bolt", "nut", "screw"]
+
+
+def test_what_cannot_be_fitted_is_refused(fit_session, fit_start):
+    with pytest.raises(ValueError, match=f"10 to {MAX_STEPS} steps, got 5000"):
+        next(fit_prompts(fit_session, 5000))
+    loaded = session_of(fit_start)
+    unpack_detector(loaded, pack_detector(fit_session))
+    with pytest.raises(ValueError, match="those of bolt, nut are not here"):
+        next(fit_prompts(loaded, 10))
