@@ -51,9 +51,6 @@ svg.normals line { stroke: currentColor; stroke-width: 1.5 } svg.normals line.ca
 .why figcaption { font-size: .8rem; line-height: 1.25; margin-top: .25rem; overflow-wrap: anywhere;
   color: color-mix(in srgb, var(--body-text-color) 78%, transparent) }
 #results img.thumbnail { height: 2.6rem; width: auto; border-radius: .2rem; display: block; margin: 0 }
-svg.losses { width: 100%; max-width: 40rem; color: var(--body-text-color) }
-svg.losses text { fill: currentColor; font-size: 13px } svg.losses line { stroke: currentColor; stroke-width: 1 }
-svg.losses polyline { fill: none; stroke: #4076ba; stroke-width: 2 }
 @media (max-width: 480px) { .why figure { flex: 1 1 7rem }
   .verdict strong { font-size: 1.15rem } svg.normals text { font-size: 19px } }
 """

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import gradio as gr
+import pandas
 from torch.utils.data import DataLoader
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
@@ -61,7 +62,15 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
                 with gr.Row():
                     fit_button = gr.Button("Fit", elem_id="fit")
                     stop_button = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
-                curve = gr.HTML(elem_id="losses")
+                curve = gr.LinePlot(
+                    x="step",
+                    y="loss",
+                    label="Loss of each step",
+                    height=180,
+                    buttons=[],
+                    visible=False,
+                    elem_id="losses",
+                )
                 fit_message = gr.HTML(elem_id="fit-message")
             with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
                 pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
@@ -75,6 +84,8 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
             with gr.Accordion("Numbers", open=False):
                 answer = gr.JSON(label="Answer")
     pack_button.click(download, session, download_file, api_name="download", **MODEL)
+    # The whole axis is there from the first step on; set apart from the losses, which are all that programs are sent.
+    fit_button.click(open_curve, steps, curve, queue=False, **HIDDEN)
     fit_button.click(
         fit,
         [steps, session],
@@ -123,7 +134,12 @@ def download(session: Session) -> str:
         return str(pack_detector(session))
 
 
-def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
+def open_curve(steps: float) -> gr.LinePlot:
+    """Show the plot of the losses with an axis for all steps that are asked for."""
+    return gr.LinePlot(x_lim=[1, steps], visible=True)
+
+
+def fit(steps: float, session: Session) -> Iterator[tuple[pandas.DataFrame, str]]:
     """
     Fit prompts and decoder to all products of this session; stopped, it keeps what was fitted.
 
@@ -131,7 +147,7 @@ def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
         steps: of training.
 
     Returns:
-        The loss so far as SVG, and a message.
+        The loss of each step so far, and a message.
     """
     with refusals():
         for progress in fit_prompts(session, int(steps)):
@@ -142,7 +158,7 @@ def fit(steps: float, session: Session) -> Iterator[tuple[str, str]]:
                 message = message_html(f"{done} of {progress.steps} steps are done.", "busy")
             else:
                 message = message_html("Memory and lines are set anew.", "busy")
-            yield draw_losses(progress), message
+            yield progress.table, message
 
 
 def stop_fit(session: Session) -> str:
@@ -231,6 +247,11 @@ class FitProgress:
     steps: int
     losses: list[float] = field(default_factory=list)
     words: str = ""
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """The losses with the numbers of their steps, from 1."""
+        return pandas.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses})
 
 
 def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
@@ -335,27 +356,3 @@ def _train(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config:
     weights = loss_weights(model.config)  # in full from the first step on, so that the curve has no jump
     for _, losses in fit_steps(accelerator, wrapped, optimizer, loader, config):
         yield sum(weights[name] * float(loss.detach()) for name, loss in losses.items() if name in weights)
-
-
-def draw_losses(progress: FitProgress) -> str:
-    """Draw the losses over the steps, as SVG in the page's own ink."""
-    left, top, width, height = 46, 12, 540, 110
-    losses = progress.losses
-    low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
-    spread = (high - low) or 1.0
-    points = [
-        f"{left + width * number / progress.steps:.1f},{top + height * (high - loss) / spread:.1f}"
-        for number, loss in enumerate(losses, start=1)
-    ]
-    label = f"Loss of {len(losses)} of {progress.steps} steps" + (f", now {losses[-1]:.2f}" if losses else "")
-    ends = (
-        f'<text x="{left - 6}" y="{top + 9}" text-anchor="end">{high:.2f}</text>'
-        f'<text x="{left - 6}" y="{top + height}" text-anchor="end">{low:.2f}</text>'
-    )
-    return f"""<svg class="losses" viewBox="0 0 600 150" role="img" aria-label="{label}">
-<line x1="{left}" x2="{left}" y1="{top}" y2="{top + height}"/>
-<line x1="{left}" x2="{left + width}" y1="{top + height}" y2="{top + height}"/>
-<polyline points="{" ".join(points)}"/>{ends if losses else ""}
-<text x="{left}" y="{top + height + 18}">loss</text>
-<text x="{left + width}" y="{top + height + 18}" text-anchor="end">step {progress.steps}</text>
-</svg>"""

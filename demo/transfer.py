@@ -42,9 +42,8 @@ def pack_detector(session: Session) -> Path:
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
         path = session.folder / "anople_detector.zip"
-        with zipfile.ZipFile(
-            path, "w", zipfile.ZIP_STORED
-        ) as archive:  # weights hardly shrink, and packing is waiting
+        # Stored as they are: weights hardly shrink, and packing is waiting.
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):
                 archive.write(file, Path("detector") / file.relative_to(folder))
     return path

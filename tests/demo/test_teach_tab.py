@@ -98,12 +98,12 @@ def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(fit_session, aske
     before = fit_session.model
     steps = fit(200, fit_session)
     for _ in range(3):
-        curve, told = next(steps)
+        losses, message = next(steps)
     assert fit_session.model is before  # still the one before
-    assert 'aria-label="Loss of 2 of 200 steps' in curve and "2 of 200 steps are done" in told
+    assert list(losses["step"]) == [1, 2] and (losses["loss"] > 0).all() and "2 of 200 steps are done" in message
     assert "Stopping" in stop_fit(fit_session)
-    curve, told = list(steps)[-1]
-    assert "Stopped after 2 of 200 steps, and kept." in told
+    *_, (_, message) = steps
+    assert "Stopped after 2 of 200 steps, and kept." in message
     assert fit_session.model is not before
     assert inspect_image(fit_session, asked, "nut").verdict in ("normal", "anomalous")
     photograph(999).save(tmp_path / "new.png")
