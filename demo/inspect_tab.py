@@ -160,7 +160,9 @@ def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
     return str(session.examples[int(event.index)]), gr.update(selected_index=None)
 
 
-def inspect_many(files: list[str], product: str, session: Session, progress: Any = gr.Progress()) -> Iterator[tuple]:
+def inspect_many(
+    files: list[str], product: str, session: Session, progress: gr.Progress = gr.Progress()
+) -> Iterator[tuple]:
     """
     Judge many photographs; the table grows as they are judged, and what was judged is kept when it is stopped.
 

@@ -50,56 +50,52 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
         with gr.Column(min_width=300):
             message = gr.HTML(elem_id="teach-message")
             products = gr.HTML(products_html(start.products), elem_id="known")
-            with gr.Accordion("Fit prompts to these products (optional)", open=False, elem_id="fitting"):
-                steps = gr.Slider(
-                    MIN_STEPS,
-                    MAX_STEPS,
-                    value=DEFAULT_STEPS,
-                    step=10,
-                    label="Steps, about a second each",
-                    elem_id="steps",
-                )
-                with gr.Row():
-                    fit_button = gr.Button("Fit", elem_id="fit")
-                    stop_button = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
-                curve = gr.LinePlot(
-                    x="step",
-                    y="loss",
-                    label="Loss of each step",
-                    height=180,
-                    buttons=[],
-                    visible=False,
-                    elem_id="losses",
-                )
-                fit_message = gr.HTML(elem_id="fit-message")
-            with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
-                pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
-                download_file = gr.File(
-                    label="The detector, for download", interactive=False, elem_id="packed", height=110
-                )
-                upload_file = gr.File(
-                    label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160
-                )
-                load_button = gr.Button("Load it", elem_id="load")
+            _fit_accordion(session)
+            load_button, upload_file = _home_accordion(session)
             with gr.Accordion("Numbers", open=False):
                 answer = gr.JSON(label="Answer")
-    pack_button.click(download, session, download_file, api_name="download", **MODEL)
+    answers = [answer, message, products]
+    return [
+        (teach_button.click, [name, files], answers, enroll, {"api_name": "enroll"}),
+        (load_button.click, [upload_file], answers, upload, {"api_name": "load"}),
+    ]
+
+
+def _fit_accordion(session: gr.State) -> None:
+    """Lay out the part that fits prompts."""
+    with gr.Accordion("Fit prompts to these products (optional)", open=False, elem_id="fitting"):
+        label = "Steps, about a second each"
+        steps = gr.Slider(MIN_STEPS, MAX_STEPS, value=DEFAULT_STEPS, step=10, label=label, elem_id="steps")
+        with gr.Row():
+            fit_button = gr.Button("Fit", elem_id="fit")
+            stop_button = gr.Button("Stop and keep", variant="stop", elem_id="stop-fit")
+        label = "Loss of each step"
+        curve = gr.LinePlot(x="step", y="loss", label=label, height=180, buttons=[], visible=False, elem_id="losses")
+        message = gr.HTML(elem_id="fit-message")
     # The whole axis is there from the first step on; set apart from the losses, which are all that programs are sent.
     fit_button.click(open_curve, steps, curve, queue=False, **HIDDEN)
+    # It takes minutes: its own queue lets others ask the model meanwhile.
     fit_button.click(
         fit,
         [steps, session],
-        [curve, fit_message],
+        [curve, message],
         api_name="fit",
         show_progress="hidden",
         concurrency_id="fit",
         concurrency_limit=1,
     )
-    stop_button.click(stop_fit, session, fit_message, queue=False, **HIDDEN)
-    return [
-        (teach_button.click, [name, files], [answer, message, products], enroll, {"api_name": "enroll"}),
-        (load_button.click, [upload_file], [answer, message, products], upload, {"api_name": "load"}),
-    ]
+    stop_button.click(stop_fit, session, message, queue=False, **HIDDEN)
+
+
+def _home_accordion(session: gr.State) -> tuple[gr.Button, gr.File]:
+    """Lay out the part that takes a detector home and brings one back; returns what loads one, and from where."""
+    with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
+        pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
+        download_file = gr.File(label="The detector, for download", interactive=False, elem_id="packed", height=110)
+        upload_file = gr.File(label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160)
+        load_button = gr.Button("Load it", elem_id="load")
+    pack_button.click(download, session, download_file, api_name="download", **MODEL)
+    return load_button, upload_file
 
 
 # --- What the widgets call ---
@@ -295,9 +291,6 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
     if session.model is not before or before.config.history is not history:
         raise ValueError("The products changed while this was fitting, so it was dropped: fit again.")
     session.adopt(model.eval(), processor)
-    session.normal_images = {
-        name: [kept.as_copied() for kept in kept_ones] for name, kept_ones in session.normal_images.items()
-    }
     done, asked = len(progress.losses), progress.steps
     ended = f"Fitted for {done} steps." if done == asked else f"Stopped after {done} of {asked} steps, and kept."
     warning = (
@@ -327,7 +320,7 @@ def session_shots(session: Session) -> Shots:
             f"Fitting needs the good photographs of every product, and those of {', '.join(missing)} are not here, as they "
             "were taught elsewhere. Fit where they are, with `anople fit`."
         )
-    # All are to be remembered and calibrated on: with so few images none is held back from either.
+    # So few images are there that none is held out: the decoder is watched on those that it is fitted to.
     shots.held_back += zip(shots.images, shots.class_ids, strict=True)
     return shots
 

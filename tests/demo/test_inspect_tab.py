@@ -42,22 +42,24 @@ from modeling_anople.prediction import predict
 def test_a_verdict_is_that_of_the_detector(session, nut):
     inspection = inspect_image(session, nut, "nut")
     with Image.open(nut) as picture:
-        known = next(predict(session.model, session.processor, [picture.copy()], class_names="nut"))
+        prediction = next(predict(session.model, session.processor, [picture.copy()], class_names="nut"))
         assert inspection.image.size == inspection.heat_map.size == picture.size
-    assert inspection.score == known.score and inspection.verdict == known.label and inspection.product == "nut"
-    assert inspection.words == f"{known.label}, {known.score:.2f}; line at 0.50"
+    assert (
+        inspection.score == prediction.score and inspection.verdict == prediction.label and inspection.product == "nut"
+    )
+    assert inspection.words == f"{prediction.label}, {prediction.score:.2f}; line at 0.50"
     assert inspection.numbers["milliseconds"] > 0 and not inspection.product_predicted
     assert inspect_image(session, nut, PREDICT_PRODUCT).product_predicted
 
 
-def test_colours_are_those_of_the_fixed_scale(session, nut):
+def test_colors_are_those_of_the_fixed_scale(session, nut):
     inspection = inspect_image(session, nut, "nut")
     quiet = overlay(inspection.image, np.zeros(inspection.image.size[::-1], np.float32))
     assert np.array_equal(np.asarray(quiet), np.asarray(inspection.image))
     assert not np.array_equal(np.asarray(inspection.heat_map), np.asarray(inspection.image))
 
 
-def test_moving_the_line_changes_the_verdict_and_not_the_score(session, nut):
+def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut):
     before = inspect_image(session, nut, "nut")
     session.threshold = before.score - 0.01
     after = inspect_image(session, nut, "nut")
@@ -106,7 +108,7 @@ def test_many_photographs_give_a_table_and_a_zip(session, files, tmp_path):
         table = list(csv.DictReader(io.StringIO(archive.read("results.csv").decode())))
         with Image.open(archive.open("heat_maps/001-screw_0.png")) as picture:
             assert picture.width > inspections[0].image.width  # the legend is beside it
-    assert [line["photograph"] for line in table] == ["screw 0.png", "'=1+1.png", "screw 1.png"]
+    assert [row["photograph"] for row in table] == ["screw 0.png", "'=1+1.png", "screw 1.png"]
     assert float(table[0]["score"]) == pytest.approx(inspections[0].score, abs=1e-4)
 
 
@@ -149,17 +151,26 @@ def test_everything_on_the_page_is_escaped(session, nut, tmp_path):
 def test_the_explanation_is_the_detectors_own_with_the_photograph_it_is_nearest_to(session, files):
     teach_product(session, "screw", files[:3])
     inspection = inspect_image(session, files[3], "screw")
-    why = explain_last(session)
+    explained = explain_last(session)
     with Image.open(files[3]) as picture:
-        known = explain(session.model, session.processor, picture.convert("RGB"), "screw")
-    assert why.explanation.box == known.box and why.explanation.nearest_index == known.nearest_index
-    assert why.nearest_name == f"screw {known.nearest_index}.png" and why.nearest.size == (CROP_SIDE, CROP_SIDE)
+        explanation = explain(session.model, session.processor, picture.convert("RGB"), "screw")
+    assert (
+        explained.explanation.box == explanation.box
+        and explained.explanation.nearest_index == explanation.nearest_index
+    )
+    assert explained.nearest_name == f"screw {explanation.nearest_index}.png" and explained.nearest.size == (
+        CROP_SIDE,
+        CROP_SIDE,
+    )
     side = "past" if inspection.score > 0.5 else "below"
-    assert f"{inspection.score:.2f} is {abs(inspection.score - 0.5):.2f} {side} the line of screw, 0.50." in why.words
-    assert why.numbers["words"] == why.words and explanation_html(why).count("<img") == 2
+    assert (
+        f"{inspection.score:.2f} is {abs(inspection.score - 0.5):.2f} {side} the line of screw, 0.50."
+        in explained.words
+    )
+    assert explained.numbers["words"] == explained.words and explanation_html(explained).count("<img") == 2
 
 
-def test_the_line_is_the_one_the_person_chose(session, files):
+def test_the_threshold_is_the_one_the_person_chose(session, files):
     teach_product(session, "screw", files[:3])
     session.threshold = 0.01
     inspect_image(session, files[3], "screw")
@@ -168,9 +179,9 @@ def test_the_line_is_the_one_the_person_chose(session, files):
 
 def test_words_stand_alone_where_no_photograph_is_at_hand(session, files):
     inspect_image(session, files[0], "nut")  # taught elsewhere
-    why = explain_last(session)
-    assert why.nearest is None and "nearest to one in good photograph" in why.words
-    assert explanation_html(why).count("<img") == 1
+    explained = explain_last(session)
+    assert explained.nearest is None and "nearest to one in good photograph" in explained.words
+    assert explanation_html(explained).count("<img") == 1
 
 
 def test_a_row_of_the_table_is_explained_as_it_was_judged(session, files):
@@ -200,9 +211,9 @@ def test_a_name_in_the_explanation_is_escaped(session, files, tmp_path):
 
 
 @pytest.mark.parametrize("box", [(0, 0, 5, 5), (90, 70, 100, 80), (0, 0, 100, 80), (40, 30, 44, 34), None])
-def test_a_cut_out_is_a_square_that_shows_the_box_with_its_outline(box):
+def test_a_crop_is_a_square_that_shows_the_box_with_its_outline(box):
     picture = Image.new("RGB", (50, 40), "red")
-    patch = crop_around(picture, box, (100, 80))
-    assert patch.size == (CROP_SIDE, CROP_SIDE)
-    colours = {colour for _, colour in patch.getcolors()}
-    assert ((255, 255, 255) in colours) == (box is not None)
+    crop = crop_around(picture, box, (100, 80))
+    assert crop.size == (CROP_SIDE, CROP_SIDE)
+    colors = {color for _, color in crop.getcolors()}
+    assert ((255, 255, 255) in colors) == (box is not None)

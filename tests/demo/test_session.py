@@ -6,7 +6,7 @@ from PIL import Image
 
 from demo.inspect_tab import explain_last, inspect, inspect_image
 from demo.judge_tab import add_normal_image
-from demo.session import ANSWERS_KEPT
+from demo.session import ANSWERS_KEPT, NORMAL_IMAGE_SIDE
 from demo.teach_tab import teach_product
 from demo.transfer import pack_detector, unpack_detector
 
@@ -38,7 +38,7 @@ def test_a_session_folder_goes_with_its_session(start):
     assert not folder.exists()
 
 
-def test_photographs_added_later_are_found_at_their_place(session, files):
+def test_images_added_later_are_found_at_their_place(session, files):
     add_normal_image(session, "nut", files[0])
     assert [session.normal_image("nut", index) is not None for index in range(5)] == [False, False, False, True, False]
     assert session.normal_image("nut", 3).name == "screw 0.png"
@@ -46,10 +46,18 @@ def test_photographs_added_later_are_found_at_their_place(session, files):
     assert explain_last(session).nearest_name == "screw 0.png"
 
 
-def test_one_session_keeps_its_photographs_from_another_and_a_loaded_detector_has_none(session, start, files):
+def test_one_session_keeps_its_images_from_another_and_a_loaded_detector_has_none(session, start, files):
     teach_product(session, "screw", files)
     assert start.normal_images == session_of(start).normal_images == {}
     unpack_detector(session, pack_detector(session))
     assert session.normal_images == {} and not (session.folder / "normals").exists()
     inspect_image(session, files[0], "screw")
     assert explain_last(session).nearest is None
+
+
+def test_a_large_image_is_kept_smaller_and_a_fit_measures_boxes_in_the_copy(session):
+    session.keep_images("nut", [("large.png", Image.new("RGB", (2000, 500)))])
+    (before,) = session.normal_images["nut"]
+    assert before.size == (2000, 500) and Image.open(before.path).size == (NORMAL_IMAGE_SIDE, NORMAL_IMAGE_SIDE // 4)
+    session.adopt(session.model, session.processor)
+    assert [image.size for image in session.normal_images["nut"]] == [(NORMAL_IMAGE_SIDE, NORMAL_IMAGE_SIDE // 4)]

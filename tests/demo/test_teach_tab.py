@@ -76,7 +76,7 @@ def test_names_that_are_none_are_refused(session, files, name):
     assert checked_name(" Schraube M3 (verzinkt) ") == "Schraube M3 (verzinkt)" and checked_name("ねじ") == "ねじ"
 
 
-def test_fitting_changes_this_session_alone_and_renews_memory_and_lines(fit_start, fit_session, asked):
+def test_fitting_changes_this_session_alone_and_renews_memory_and_thresholds(fit_start, fit_session, asked):
     before, calibration = state(fit_start.model), fit_start.model.config.calibration
     steps = list(fit_prompts(fit_session, 10))
     assert len(steps) == 12 and len(steps[-1].losses) == 10 and all(loss > 0 for loss in steps[-1].losses)
