@@ -135,7 +135,7 @@ def open_curve(steps: float) -> gr.LinePlot:
     return gr.LinePlot(x_lim=[1, steps], visible=True)
 
 
-def fit(steps: float, session: Session) -> Iterator[tuple[pandas.DataFrame, str]]:
+def fit(steps: float, session: Session) -> Iterator[tuple[pandas.DataFrame | None, str]]:
     """
     Fit prompts and decoder to all products of this session; stopped, it keeps what was fitted.
 
@@ -154,7 +154,8 @@ def fit(steps: float, session: Session) -> Iterator[tuple[pandas.DataFrame, str]
                 message = message_html(f"{done} of {progress.steps} steps are done.", "busy")
             else:
                 message = message_html("Memory and lines are set anew.", "busy")
-            yield progress.table, message
+            # No plot before the first loss: one that is laid out empty never makes room for the numbers on its axis.
+            yield progress.table if done else None, message
 
 
 def stop_fit(session: Session) -> str:

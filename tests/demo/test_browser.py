@@ -97,6 +97,11 @@ def test_fit_shows_its_curve_and_stops_with_a_detector_that_works(chrome, addres
     page.wait(lambda: "2 of 40 steps are done" in page.text("fit-message"), 60)
     curve = page.wait(lambda: page.all("#losses .mark-line path")[0])
     assert "L" in curve.get_attribute("d") and "40" in page.text("losses")  # of two steps at least, on an axis for all
+    edge = page.all("#losses svg.marks")[0].rect["x"]
+    left = page.wait(
+        lambda: [letters.rect["x"] for letters in page.all("#losses svg text")]
+    )  # drawn anew at each step
+    assert min(left) >= edge  # no number of an axis is cut off
     page.click(page.find("stop-fit"))
     page.wait(lambda: "and kept. Memory and lines of wooden board" in page.text("fit-message"), 90)
     page.picture(PICTURES / "fitted-desk-light.png")
