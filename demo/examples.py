@@ -9,6 +9,7 @@ from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data.drawn_products import draw_defect, draw_product
+from modeling_anople.enrollment_anople import add_normals, enroll
 
 
 STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
@@ -65,6 +66,6 @@ def standard_detector() -> tuple[AnoPLeModel, AnoPLeProcessor]:
         model = AnoPLeModel.from_clip("mini", [first])
     processor = AnoPLeProcessor.from_clip("mini", [first])
     for name in STANDARD_PRODUCTS:
-        learn = model.add_normals if name == first else model.enroll
-        learn(name, draw_normal_images(name, STANDARD_SHOTS), processor=processor)
+        learn = add_normals if name == first else enroll
+        learn(model, processor, name, draw_normal_images(name, STANDARD_SHOTS))
     return model, processor

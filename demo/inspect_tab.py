@@ -16,10 +16,9 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from modeling_anople import load_photograph
+from modeling_anople.explanation_anople import Box, Explanation
+from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.runtime.heat_maps import overlay, with_legend
-from modeling_anople.explanation_anople import Box, Explanation, explain
-from modeling_anople.prediction import Prediction, full_size_map, predict
-from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 
 from .examples import Examples
 from .inputs import (
@@ -259,18 +258,15 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     requested = session.resolve_product(product)
     source = read_image(path)
     image = load_photograph(source, white_value=session.processor.white_value)
-    prediction = next(predict(session.model, session.processor, [image], class_names=requested, batch_size=1))
+    options = {"class_names": requested, "threshold": session.threshold}
+    prediction = next(predict(session.model, session.processor, [image], **options))
     if prediction.error:  # the product keeps an ignore mask of another size
         raise ValueError(prediction.error)
     milliseconds = 1000 * (time.perf_counter() - start)
-    # The label was found at the detector's threshold; this person may have moved theirs.
-    verdict = prediction.label or "no line"
-    if prediction.label not in (None, UNKNOWN_PRODUCT):
-        verdict = "anomalous" if prediction.score > session.threshold else "normal"
     shown, heat_map = draw_heat_map(image, prediction)
     inspection = Inspection(
         name=source["path"],
-        verdict=verdict,
+        verdict=prediction.label or "no line",
         score=prediction.score,
         threshold=session.threshold,
         product=prediction.class_name,
@@ -303,7 +299,7 @@ def draw_heat_map(image: Image.Image, prediction: Prediction) -> tuple[Image.Ima
     """Return an image and its heat map, both at most `DISPLAY_SIDE` long: a page shows no more of them."""
     shown = image.copy()
     shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE))
-    anomaly_map = full_size_map(dataclasses.replace(prediction, size=shown.size[::-1]))
+    anomaly_map = dataclasses.replace(prediction, size=shown.size[::-1]).full_size_map()
     return shown, overlay(shown, anomaly_map)
 
 
@@ -343,7 +339,11 @@ def explain_last(session: Session) -> ExplainedAnswer:
         ValueError: if there is none, or its image is no longer here.
     """
     image = load_photograph(read_image(session.last_path), white_value=session.processor.white_value)
-    explanation = explain(session.model, session.processor, image, session.last_requested)
+    options = {"class_names": session.last_requested, "explain": True}
+    prediction = next(predict(session.model, session.processor, [image], **options))
+    if prediction.error:
+        raise ValueError(prediction.error)
+    explanation = prediction.explanation
     # Where the product's threshold decided, the answer was held against the one that this person chose.
     if explanation.line is not None and not explanation.decided_by["line"].startswith("product"):
         explanation.line, explanation.past = session.threshold, explanation.score - session.threshold

@@ -1,12 +1,13 @@
 """The tab on which a product's threshold is judged: how its good images lie about it, and what another would do."""
 
 import html
-import math
 from dataclasses import dataclass
 
 import gradio as gr
+import torch
 
-from modeling_anople.calibration_anople import describe_support
+from modeling_anople.calibration_anople import calibrate, describe_guarantee
+from modeling_anople.enrollment_anople import add_normals
 from modeling_anople.runtime.heat_maps import LINE
 
 from .inputs import HIDDEN, MODEL, image_field, product_field, read_image, refusals
@@ -15,7 +16,6 @@ from .style import color_scale_url, message_html
 
 
 MAX_NORMAL_IMAGES = 200  # of one product
-SMALLEST_SCORE, LARGEST_EXPONENT = 1e-9, 80  # with which logarithm and exponential stay finite
 
 
 def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
@@ -147,16 +147,16 @@ def judge_threshold(session: Session, product: str | None, threshold: float) -> 
         raise ValueError(f"A line lies between 0 and 1, got {threshold}.")
     session.threshold = threshold
     name = session.resolve_product(product) or session.products[0]
-    entry = session.model.config.calibration.get(name)
-    if entry is None:
+    calibrated = session.model.products.named(name).record.threshold
+    if calibrated is None:
         raise ValueError(f"{name} has no line: its photographs were never calibrated.")
-    # Raw scores come to lie within 0 and 1 as every answer's do: by how many spreads their logarithm is off the raw
-    # threshold's. Here without the model: nothing is judged again while a slider moves.
-    log_threshold, spread = math.log(entry["image_line"]), entry["image_spread"]
-    raw_scores = entry["image_scores"] or entry.get("image_copies", [])
-    excess = [(math.log(max(raw, SMALLEST_SCORE)) - log_threshold) / spread for raw in raw_scores]
-    scores = sorted(1 / (1 + math.exp(min(-value, LARGEST_EXPONENT))) for value in excess)
-    return ThresholdReport(name, threshold, session.image_count(name), scores, describe_support(entry))
+    # The scores that the threshold was fitted from, brought to the scale of every answer. No image is judged again while
+    # a slider moves.
+    raw_scores = calibrated.image_scores or calibrated.jittered_image_scores
+    scores = calibrate(torch.tensor(raw_scores), [calibrated] * len(raw_scores), "image")
+    return ThresholdReport(
+        name, threshold, session.image_count(name), sorted(scores.tolist()), describe_guarantee(calibrated)
+    )
 
 
 def draw_threshold(report: ThresholdReport) -> str:
@@ -203,6 +203,6 @@ def add_normal_image(session: Session, product: str | None, path: str | None) ->
         raise ValueError(f"{name} has {MAX_NORMAL_IMAGES} photographs, which is as many as the demo takes.")
     image = read_image(path)
     model, processor = session.own_detector()
-    model.add_normals(name, [image], processor=processor)
+    add_normals(model, processor, name, [image])
     session.keep_sources(name, [image])
     return f"Added. {name} now knows {session.image_count(name)} good photographs, and its line is set anew."

@@ -207,7 +207,7 @@ class Session:
 
     def image_count(self, product: str) -> int:
         """How many good images a product's memory is of."""
-        return len(self.model.memory.counts[self.products.index(product)])
+        return self.model.products.named(product).image_count
 
     def remember_last(self, inspection: Inspection) -> None:
         """Make an image the one that is explained and judged next."""

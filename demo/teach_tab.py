@@ -9,9 +9,10 @@ import pandas
 from torch.utils.data import DataLoader
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.enrollment_anople import enroll as enroll_product
 from modeling_anople.losses_anople import loss_weights
 from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
-from modeling_anople.training.few_shot import Shots, StepSampler, collate_views, make_samples, make_watched
+from modeling_anople.training.few_shot import Shots, StepSampler, collate_views, make_samples, make_validation_batch
 from modeling_anople.training.finishing import finish
 from modeling_anople.training.options import TrainingConfig
 
@@ -199,7 +200,7 @@ def teach_product(session: Session, name: str | None, files: list[str] | None, *
         raise ValueError(f"This detector knows {MAX_PRODUCTS} products, which is as many as the demo takes.")
     images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
     model, processor = session.own_detector()
-    threshold = model.enroll(name, images, processor=processor)
+    threshold = enroll_product(model, processor, name, images)
     if keep:
         session.keep_sources(name, images)
     count = len(images)
@@ -270,7 +271,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
     # A copy of all but the CLIP and the tokenizer, which fitting does not change.
     model, processor = copy_detector(before, session.processor, shared=(before.clip,))
     model.freeze_clip()
-    rate = next(iter(model.config.calibration.values()))["max_false_alarm_rate"]
+    rate = model.products[0].record.threshold.max_false_alarm_rate
     config = TrainingConfig(
         data_root="",
         max_steps=int(steps),
@@ -286,8 +287,9 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
         if session.stop_fit.is_set():
             break
     # The features have changed: what was learned from the images is learned anew.
-    forget_images(model)
-    health = finish(model, processor, shots, make_watched(config, processor, shots), config)
+    model.products.clear()
+    validation = make_validation_batch(config, processor, shots, model.config.tiling)
+    health = finish(model, processor, shots, validation, config)
     # Teaching goes on while this runs: it replaces the detector, or begins a new log in it.
     if session.model is not before or before.config.history is not history:
         raise ValueError("The products changed while this was fitting, so it was dropped: fit again.")
@@ -322,26 +324,15 @@ def session_shots(session: Session) -> Shots:
             "were taught elsewhere. Fit where they are, with `anople fit`."
         )
     # So few images are there that none is held out: the decoder is watched on those that it is fitted to.
-    shots.held_back += zip(shots.images, shots.class_ids, strict=True)
+    shots.held_out += zip(shots.images, shots.class_ids, strict=True)
     return shots
-
-
-def forget_images(model: AnoPLeModel) -> None:
-    """Empty memory, thresholds and log: all of them are made anew from the images."""
-    memory = model.memory
-    empty = model.class_prototypes.new_zeros(len(memory.layers), 0, memory.width)
-    memory.restore([])
-    for _ in model.config.class_names:
-        memory.append_class(empty)
-    model.note_memory()
-    model.config.calibration, model.config.history = {}, []
 
 
 def _train(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config: TrainingConfig) -> Iterator[float]:
     """Train a model in place; yields the loss of each step."""
     accelerator = make_accelerator(config)
     loader = DataLoader(
-        make_samples(config, processor, shots, model.config.view_grid),
+        make_samples(config, processor, shots, model.config.view_grid, model.config.tiling),
         batch_size=config.batch_size,
         sampler=StepSampler(0, config.max_steps * config.batch_size),
         collate_fn=collate_views,

@@ -34,9 +34,8 @@ from demo.inspect_tab import (
 from demo.session import PREDICT_PRODUCT
 from demo.style import message_html
 from demo.teach_tab import teach_product
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.heat_maps import overlay
-from modeling_anople.explanation_anople import explain
-from modeling_anople.prediction import predict
 
 
 def test_a_verdict_is_that_of_the_detector(session, nut):
@@ -153,7 +152,9 @@ def test_the_explanation_is_the_detectors_own_with_the_photograph_it_is_nearest_
     inspection = inspect_image(session, files[3], "screw")
     explained = explain_last(session)
     with Image.open(files[3]) as picture:
-        explanation = explain(session.model, session.processor, picture.convert("RGB"), "screw")
+        explanation = next(
+            predict(session.model, session.processor, [picture.convert("RGB")], class_names="screw", explain=True)
+        ).explanation
     assert (
         explained.explanation.box == explanation.box
         and explained.explanation.nearest_index == explanation.nearest_index

@@ -4,17 +4,17 @@ import pytest
 
 from demo.judge_tab import add_normal_image, draw_threshold, judge_threshold
 from demo.session import PREDICT_PRODUCT
-from modeling_anople.calibration_anople import describe_support
+from modeling_anople.calibration_anople import describe_guarantee
 
 
 def test_judging_counts_the_good_images_over_the_threshold(session):
-    entry = session.model.config.calibration["nut"]
-    low, calibrated, high = (judge_threshold(session, "nut", threshold) for threshold in (0.0, 0.5, 1.0))
-    assert low.flagged == len(entry["image_scores"]) == 3 and high.flagged == 0
-    assert calibrated.flagged == sum(score > entry["image_line"] for score in entry["image_scores"])
+    calibrated = session.model.products.named("nut").record.threshold
+    low, middle, high = (judge_threshold(session, "nut", threshold) for threshold in (0.0, 0.5, 1.0))
+    assert low.flagged == len(calibrated.image_scores) == 3 and high.flagged == 0
+    assert middle.flagged == sum(score > calibrated.image_threshold for score in calibrated.image_scores)
     assert session.threshold == 1.0
-    assert "of 3 measurements of 3 good photographs" in calibrated.words
-    assert describe_support(entry) in calibrated.words and "at best 1 in 4 can be promised" in calibrated.words
+    assert "of 3 measurements of 3 good photographs" in middle.words
+    assert describe_guarantee(calibrated) in middle.words and "at best 1 in 4 can be promised" in middle.words
     drawn = draw_threshold(judge_threshold(session, "nut", 0.0))
     assert drawn.count("<circle") == drawn.count('class="flagged"') == 3
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -22,9 +22,9 @@ def test_judging_counts_the_good_images_over_the_threshold(session):
 
 
 def test_an_image_that_was_fine_joins_the_good_ones(start, session, nut):
-    before = start.model.config.calibration["nut"]
+    before = start.model.config.products[1]["threshold"]
     assert "nut now knows 4 good photographs" in add_normal_image(session, "nut", nut)
-    assert session.model.config.calibration["nut"] != before == start.model.config.calibration["nut"]
+    assert session.model.config.products[1]["threshold"] != before == start.model.config.products[1]["threshold"]
     with pytest.raises(ValueError, match="nut.png"):
         add_normal_image(session, "nut", nut)  # twice
     with pytest.raises(ValueError, match="Choose the product first"):

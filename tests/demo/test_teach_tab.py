@@ -1,5 +1,7 @@
 """Teaching products without training, and fitting prompts: the package's own loop, on a copy, to be stopped at any time."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from demo.session import Session
 from demo.teach_tab import MAX_STEPS, checked_name, fit, fit_prompts, stop_fit, teach_product
 from demo.transfer import pack_detector, unpack_detector
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.enrollment_anople import add_normals
 
 from ..detectors import normals_of
 from ..fitting import one_process
@@ -23,7 +26,7 @@ def fit_start(small_clip_folder, photograph, tmp_path_factory):
         model = AnoPLeModel.from_clip(str(small_clip_folder), ["bolt"])
     processor = AnoPLeProcessor.from_clip(str(small_clip_folder), ["bolt"])
     pictures = normals_of(photograph, 0)
-    model.add_normals("bolt", pictures, processor=processor)
+    add_normals(model, processor, "bolt", pictures)
     fit_session = Session(model.eval(), processor)
     fit_session.keep_images("bolt", [(f"bolt {number}.png", picture) for number, picture in enumerate(pictures)])
     for number, picture in enumerate(normals_of(photograph, 1)):
@@ -59,7 +62,7 @@ def test_teaching_makes_a_product_in_this_session_alone(start, session, files):
     assert "screw is ready, from 4 good photographs" in words and session.products == ["bolt", "nut", "screw"]
     assert start.products == session_of(start).products == ["bolt", "nut"]
     assert start.processor.class_names == ["bolt", "nut"] and len(start.model.config.history) == 0
-    assert session.model.clip is start.model.clip and session.model.memory is not start.model.memory
+    assert session.model.clip is start.model.clip and session.model.products is not start.model.products
     assert inspect_image(session, files[0], "screw").verdict == "normal"
     assert inspect_image(start, files[0], "nut").score == scores
     with pytest.raises(ValueError, match="screw is not known here: choose one of bolt, nut"):
@@ -77,17 +80,19 @@ def test_names_that_are_none_are_refused(session, files, name):
 
 
 def test_fitting_changes_this_session_alone_and_renews_memory_and_thresholds(fit_start, fit_session, asked):
-    before, calibration = state(fit_start.model), fit_start.model.config.calibration
+    before, products = state(fit_start.model), deepcopy(fit_start.model.config.products)
     steps = list(fit_prompts(fit_session, 10))
     assert len(steps) == 12 and len(steps[-1].losses) == 10 and all(loss > 0 for loss in steps[-1].losses)
     assert "Fitted for 10 steps. Memory and lines of bolt, nut are set anew." in steps[-1].words
     after, now = state(fit_start.model), state(fit_session.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert calibration == fit_start.model.config.calibration
+    assert products == fit_start.model.config.products != fit_session.model.config.products
     assert fit_session.model.clip is fit_start.model.clip and not fit_session.model.training
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], now[name])}
-    assert {"prompts", "decoder", "memory", "class_embeddings"} <= changed and "clip" not in changed
-    assert fit_session.model.memory.counts == fit_start.model.memory.counts
+    assert {"prompts", "decoder", "products"} <= changed and "clip" not in changed
+    assert [one.image_count for one in fit_session.model.products] == [
+        one.image_count for one in fit_start.model.products
+    ]
     assert [entry["action"] for entry in fit_session.model.config.history] == ["fit", "fit"]
     other = session_of(fit_start)
     unpack_detector(other, pack_detector(fit_session))

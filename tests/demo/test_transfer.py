@@ -62,9 +62,9 @@ def test_a_zip_that_is_not_what_it_should_be_is_refused(session, start, tmp_path
     def larger(name: str, content: bytes) -> bytes:
         if not name.endswith("/config.json"):
             return content
-        return json.dumps(
-            {**json.loads(content), "memory_sizes": [10**9, 48], "memory_photographs": [[10**9], [48]]}
-        ).encode()
+        config = json.loads(content)
+        config["products"][0]["image_vectors"] = [10**9]
+        return json.dumps(config).encode()
 
     _rezip(good, tmp_path / "larger.zip", larger)
     _rezip(good, tmp_path / "cut.zip", lambda name, content: content[: len(content) // 2])
