@@ -12,8 +12,9 @@ from demo.inspecting import inspect_photograph
 from demo.session import start_session
 from demo.teaching import teach
 from demo.tools import KeyedSessions
+from hub.benchmarks.demo_program import free_port, running_program
 
-from .demo_app import free_port, running, running_program, session_of
+from .demo_app import running, session_of
 from .detectors import write_detector
 
 

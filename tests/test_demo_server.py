@@ -19,8 +19,9 @@ from demo.inspecting import FIND_IT, inspect_photograph
 from demo.memory import give_back
 from demo.session import start_session
 from demo.teaching import teach
+from hub.benchmarks.demo_program import new_client
 
-from .demo_app import new_client, running, session_of
+from .demo_app import running, session_of
 from .detectors import write_detector
 
 

@@ -21,8 +21,7 @@ from modeling_anople.runtime import run_program
 
 from .cells import cell_file, commit, run_cell
 from .options import ReproduceOptions
-from .paper_data import count_tests, unlike_paper
-from .report import summarise, write
+from .report import count_tests, summarise, unlike_paper, write
 from .tables import TABLES, Cell, Table, tables_of
 
 
