@@ -5,7 +5,8 @@ The paper's tables and our ablations, each cell fitted and measured as a person 
     python -m hub.reproduce coupling,scale,alignment --data_root DATA
     python -m hub.reproduce all --data_root DATA --cells 1
 
-Cells that are done are kept in output_dir, so a stopped run goes on where it stopped. Nothing is chosen by a figure.
+Cells that are done are kept in output_dir, so a stopped run goes on where it stopped. The JSON file of a table holds the
+records of its cells, so that a folder of tables alone is enough to go on from. Nothing is chosen by a figure.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from modeling_anople.backbone_anople import load_clip_config
 from modeling_anople.runtime import run_program
 
-from .cells import cell_file, commit, run_cell
+from .cells import cell_file, commit, run_cell, unpack_records
 from .options import ReproduceOptions
 from .report import count_tests, summarise, unlike_paper, write
 from .tables import TABLES, Cell, Table, tables_of
@@ -48,6 +49,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}
     if not options.collect:  # which needs no data
         warn_if_unlike(options)
+    unpack_records(folder)
     commit()  # of the code that runs, whatever is committed meanwhile
     with tqdm(total=len(options.seeds) * sum(map(len, rows.values())), desc="cells") as bar:
         for seed in options.seeds:

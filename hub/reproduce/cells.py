@@ -251,6 +251,8 @@ def _figures(classes: dict[str, dict], files: dict[str, list[str]]) -> dict:
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn")
+# what a record holds beside the settings that make its cell another one
+FOUND = {"cell", "command", "mean", "products", "files", "seconds", "date", "commit", "versions"}
 
 
 def cell_settings(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
@@ -272,8 +274,22 @@ def cell_file(cell: Cell, seed: int, options: ReproduceOptions) -> Path:
     folder = Path(options.output_dir) / "cells"
     if done := sorted(folder.glob(f"*-{_digest(settings)}.json")):
         return done[0]
-    words = re.sub(r"\W+", "_", cell.name)[:40].strip("_")
-    return folder / f"{words}-seed{seed}-{_digest(settings)}.json"
+    return _new_file(folder, cell.name, settings)
+
+
+def _new_file(folder: Path, name: str, settings: dict) -> Path:
+    words = re.sub(r"\W+", "_", name)[:40].strip("_")
+    return folder / f"{words}-seed{settings['seed']}-{_digest(settings)}.json"
+
+
+def unpack_records(folder: Path) -> None:
+    """Make the files of cells anew from the records that a folder's tables hold, where it has come without them."""
+    if (folder / "cells").exists():
+        return
+    for table in sorted(folder.glob("*.json")):
+        for record in json.loads(table.read_text(encoding="utf-8")).get("records", ()):
+            settings = {key: value for key, value in record.items() if key not in FOUND}
+            _write_record(_new_file(folder / "cells", record["cell"], settings), record)
 
 
 def _digest(settings: dict) -> str:
@@ -296,11 +312,15 @@ def run_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
         "seconds": round(time.perf_counter() - start, 1),
         **provenance(),
     }
+    _write_record(file, record)
+    return record
+
+
+def _write_record(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(part, file)  # a killed run leaves no half of a cell
-    return record
 
 
 def provenance() -> dict:
@@ -333,5 +353,6 @@ __all__ = [
     "measure_cell",
     "run_cell",
     "thin_rows",
+    "unpack_records",
     "write_prompts",
 ]

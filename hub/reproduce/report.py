@@ -102,6 +102,8 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
         "notes": list(table.notes),
         "command": options.command(name),
         **kept,
+        # rows of several tables may share a record: it goes by the name of this table's row
+        "records": [{**record, "cell": cell} for cell, found in records.items() for record in found],
     }
 
 
@@ -144,6 +146,15 @@ def _difference(left: Sequence[dict], right: Sequence[dict]) -> float | None:
     first, second = ({record["seed"]: record["mean"]["image_auroc"] for record in found} for found in (left, right))
     common = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
     return 100 * statistics.fmean(first[seed] - second[seed] for seed in common) if common else None
+
+
+def to_json(summary: dict) -> str:
+    """Render a table with the records of its cells: a line for each entry, row and record, so that changes can be read."""
+    entries = []
+    for key, value in summary.items():
+        rows = ",\n".join(map(json.dumps, value)) if key in ("rows", "records") else None
+        entries.append(f"{json.dumps(key)}: " + (json.dumps(value) if rows is None else f"[\n{rows}\n]"))
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def to_markdown(summary: dict) -> str:
@@ -225,7 +236,7 @@ def write(summary: dict, folder: Path) -> Path:
     """Write NAME.json, NAME.md and NAME.png; return the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{summary['table']}.md"
-    target.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    target.with_suffix(".json").write_text(to_json(summary), encoding="utf-8")
     target.write_text(to_markdown(summary), encoding="utf-8")
     draw(summary).savefig(target.with_suffix(".png"), dpi=100)
     return target
@@ -235,6 +246,7 @@ __all__ = [
     "count_tests",
     "draw",
     "summarise",
+    "to_json",
     "to_markdown",
     "unlike_paper",
     "write",

@@ -71,6 +71,29 @@ def test_a_run_goes_on_where_it_stopped(run, tmp_path):
     assert len(records(tmp_path / "out")) == 5  # another setting is another cell
 
 
+def test_a_folder_of_tables_alone_is_enough_to_go_on_from(run, tmp_path):
+    assert run("main,identity", "--seeds", "0", "1", "--cells", "2") == 0
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}
+    for name in ("cells", "fits"):
+        shutil.rmtree(tmp_path / "out" / name)
+    for option in ("--collect", "--cells=2"):  # neither runs anything
+        assert run("main,identity", "--seeds", "0", "1", option) == 0
+        assert not (tmp_path / "out/fits").exists()
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.json")} == made
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "hub/results").glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_committed_tables_are_those_of_their_records(path):
+    table = json.loads(path.read_text(encoding="utf-8"))
+    for row in table["rows"]:
+        records = [record for record in table["records"] if record["cell"] == row["cell"]]
+        assert [record["seed"] for record in records] == row["seeds"]
+        values = [record["mean"]["image_auroc"] for record in records]
+        assert not values or row["image_auroc"][0] == pytest.approx(100 * sum(values) / len(values))
+
+
 def test_cells_of_other_weights_are_not_taken_over(tmp_path, small_clip_folder):
     """Two CLIPs of one name: the same settings but for the weights, and so another cell and another fit."""
     folders = [tmp_path / parent / "clip" for parent in ("before", "after")]
