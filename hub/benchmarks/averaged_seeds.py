@@ -3,7 +3,7 @@ Do detectors of several seeds do better together? `python -m hub.benchmarks.aver
 
 DATA is a test set of good photographs alone, as `hub.reproduce.drawn_defects` makes one. Detectors are fitted on `mini` to the same
 photographs, with another seed of all other draws each. Then they judge each alone, as one detector that has the mean of
-their learnt weights (and memory, lines and texts made anew with these), and by the mean of their answers.
+their learned weights (and memory, lines and texts made anew with these), and by the mean of their answers.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def link_shots(data: Path, folder: Path, shots: int) -> None:
 
 @torch.no_grad()
 def averaged(models: Sequence[AnoPLeModel], processor: AnoPLeProcessor, config: TrainingConfig) -> AnoPLeModel:
-    """Give the first detector the mean of the learnt weights of all."""
+    """Give the first detector the mean of the learned weights of all."""
     model, others = models[0], [dict(model.named_parameters()) for model in models[1:]]
     for name, weight in model.named_parameters():
         if not name.startswith("clip."):

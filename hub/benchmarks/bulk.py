@@ -35,7 +35,7 @@ SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_siz
 
 
 def write_shards(folder: Path, count: int, shard_size: int) -> None:
-    """Write photographs of noise over a colour."""
+    """Write photographs of noise over a color."""
     generator = np.random.default_rng(0)
     for start in range(0, count, shard_size):
         files = []

@@ -37,12 +37,12 @@ DRAWS = 1000
 
 
 class Scored(NamedTuple):
-    """A good photograph that is not remembered: where it is from, its raw score and its mean grey within 0 and 255."""
+    """A good photograph that is not remembered: where it is from, its raw score and its mean gray within 0 and 255."""
 
     split: str
     path: str
     score: float
-    grey: float
+    gray: float
 
 
 def score_all(
@@ -52,7 +52,7 @@ def score_all(
     rows = {key: image for key, image in rows.items() if key[0] == "test" or key[1] not in shown}
     results = model.as_pipeline(processor)(iter(rows.values()), class_name=name, batch_size=8, on_error="raise")
     return [
-        Scored(split, path, result["raw_score"], mean_grey(image))
+        Scored(split, path, result["raw_score"], mean_gray(image))
         for ((split, path), image), result in zip(rows.items(), results, strict=True)
     ]
 
@@ -67,7 +67,7 @@ def good_photographs(tables: dict[str, Dataset], name: str) -> dict[tuple[str, s
     }
 
 
-def mean_grey(image: dict) -> float:
+def mean_gray(image: dict) -> float:
     """Measure the light of a photograph."""
     return ImageStat.Stat(load_photograph(image).convert("L")).mean[0]
 
@@ -103,7 +103,7 @@ def odds(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]
 def parts_of(scored: Sequence[Scored], dark: float, prefix: int | None) -> dict[str, list[bool]]:
     """Name parts of the photographs: splits, dark ones, and those of designs (by file name) that train has or not."""
     train = np.array([each.split == "train" for each in scored])
-    darker = np.array([each.grey <= dark for each in scored])
+    darker = np.array([each.gray <= dark for each in scored])
     parts = {"train": train, "test": ~train, "train, dark": train & darker, "test, dark": ~train & darker}
     if prefix:
         designs = [Path(each.path).name[:prefix] for each in scored]
@@ -114,7 +114,7 @@ def parts_of(scored: Sequence[Scored], dark: float, prefix: int | None) -> dict[
 
 def measure(rounds: Sequence[Sequence[Scored]], *, more: int, rate: float, prefix: int | None) -> dict:
     """Put the rounds of one product, a seed each, together."""
-    dark = float(np.quantile([each.grey for each in rounds[0] if each.split == "train"], 0.25))
+    dark = float(np.quantile([each.gray for each in rounds[0] if each.split == "train"], 0.25))
     alarms: dict[str, list[float]] = {}
     values, ps = [], []
     for seed, scored in enumerate(rounds):
@@ -130,7 +130,7 @@ def measure(rounds: Sequence[Sequence[Scored]], *, more: int, rate: float, prefi
         "above": statistics.fmean(values),
         "p": statistics.median(ps),
         "dark": last["test, dark"].sum() / last["test"].sum(),
-        "grey_p": odds(*([each.grey for each in rounds[0] if each.split == split] for split in ("test", "train")))[1],
+        "gray_p": odds(*([each.gray for each in rounds[0] if each.split == split] for split in ("test", "train")))[1],
         "unseen": last["test, design not in train"].sum() / last["test"].sum() if prefix else None,
     }
 
@@ -139,7 +139,7 @@ def to_table(products: dict[str, dict]) -> str:
     """Write a line for each product."""
     lines = [
         "| product | false alarms, other train | false alarms, test | a test one scores above a train one (p) "
-        "| test as dark as the darkest quarter of train (p of grey) | false alarms, train that dark | test that dark "
+        "| test as dark as the darkest quarter of train (p of gray) | false alarms, train that dark | test that dark "
         "| test of a design that train lacks | false alarms, test of known designs | of others |",
         "|---" * 10 + "|",
     ]
@@ -150,7 +150,7 @@ def to_table(products: dict[str, dict]) -> str:
             name,
             *alarms[:2],
             f"{_share(row['above'])} ({row['p']:.2g})",
-            f"{_share(row['dark'])} ({row['grey_p']:.2g})",
+            f"{_share(row['dark'])} ({row['gray_p']:.2g})",
             *alarms[2:],
             _share(row["unseen"]),
             *designs,
@@ -205,7 +205,7 @@ def main() -> None:
 def score_rounds(
     tables: dict[str, Dataset], seeds: Sequence[int], *, shots: int, clip: str
 ) -> dict[str, list[list[Scored]]]:
-    """Enrol a detector for each seed, and score with it."""
+    """Enroll a detector for each seed, and score with it."""
     names = sorted(set(tables["train"]["class_name"]))
     rounds: dict[str, list[list[Scored]]] = {name: [] for name in names}
     for seed in tqdm(seeds, desc="seeds"):

@@ -26,9 +26,9 @@ DEFECT = 30
 
 def draw_board(seed: int, size: tuple[int, int], spot: tuple[int, int] | None = None) -> Image.Image:
     """
-    Draw a board of traces, pads and chips, and a burnt spot where that is asked for.
+    Draw a board of traces, pads and chips, and a burned spot where that is asked for.
 
-    Each has noise of its own, and lies and is lit as boards before a camera do: up to 6 pixels off, some 2 grey levels
+    Each has noise of its own, and lies and is lit as boards before a camera do: up to 6 pixels off, some 2 gray levels
     brighter or darker.
     """
     width, height = size
@@ -60,14 +60,14 @@ def measure(size: tuple[int, int], normals: int) -> tuple[list[dict], np.ndarray
         start = time.perf_counter()
         boards = (draw_board(number, size) for number in range(normals))
         model.add_normals("board", boards, processor=processor)
-        learnt = time.perf_counter() - start
+        learned = time.perf_counter() - start
         for number, spot in enumerate((spots[0], None, spots[1], None), start=100):
             found = next(predict(model, processor, [draw_board(number, size, spot)], class_names="board"))
             values = full_size_map(found)
             top, left = (int(place) for place in np.unravel_index(values.argmax(), values.shape))
             at = "" if spot is None else round(max(abs(left - spot[0] - 15), abs(top - spot[1] - 15)))
             row = {"tiling": way or "none", "board": "defective" if spot else "good", "raw": found.raw_score}
-            row |= {"score": found.score, "label": found.label, "off": at, "seconds": found.seconds, "learnt": learnt}
+            row |= {"score": found.score, "label": found.label, "off": at, "seconds": found.seconds, "learnt": learned}
             rows.append(row)
             shown = values if shown is None else shown
     return rows, shown

@@ -60,14 +60,14 @@ def draw(products: Sequence[Scores], title: str, file: Path) -> None:
             (each.good, 0.02, GOOD, "o", 18, "good test photographs"),
             (each.known, 0.27, KNOWN, "D", 30, "the few good photographs that set the line"),
         )
-        for scores, shift, colour, marker, size, label in rows:
+        for scores, shift, color, marker, size, label in rows:
             heights = place + shift + (generator.uniform(-0.08, 0.08, len(scores)) if shift < 0.2 else 0.0)
             values = np.array(scores) / each.line
             axes.scatter(
                 values,
                 np.broadcast_to(heights, values.shape),
                 s=size,
-                c=colour,
+                c=color,
                 marker=marker,
                 linewidths=1.0 if marker == "x" else 0,
                 alpha=0.75,

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 def make_detector(
     train: Dataset, names: Sequence[str], *, shots: int, seed: int, clip: str
 ) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    """Enrol each product with `shots` good photographs of the train split; nothing is trained."""
+    """Enroll each product with `shots` good photographs of the train split; nothing is trained."""
     first, *others = names
     model, processor = AnoPLeModel.from_clip(clip, [first]), AnoPLeProcessor.from_clip(clip, [first])
     for name in names:

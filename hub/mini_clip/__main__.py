@@ -53,7 +53,7 @@ class PretrainingConfig(LossWeights):
     """Options of a pretraining run; every field is a command line option."""
 
     output_dir: str = field(default="out/mini_clip", metadata={"help": "Where checkpoint, state and log go."})
-    steps: int = field(default=10_000, metadata={"help": "Optimiser steps of the whole run."})
+    steps: int = field(default=10_000, metadata={"help": "Optimizer steps of the whole run."})
     max_minutes: float | None = field(
         default=None, metadata={"help": "End by then, all pieces together: the schedule shrinks to fit."}
     )

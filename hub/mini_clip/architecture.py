@@ -124,8 +124,8 @@ def write_checkpoint(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) ->
 WAVES = ((3.0, 4), (4.24, 3), (6.0, 3), (8.5, 2), (12.0, 2), (17.0, 1))  # wavelength in pixels, places along a side
 ANGLES = 4
 STEADY = 6.0  # length of the constant part of every token; weaker patches than that keep their strength after a norm
-COLOUR_WEIGHT = 4.0
-LEVELS = 3  # coarsest cosines of each colour that are passed on: its mean, and how it changes across and down
+COLOR_WEIGHT = 4.0
+LEVELS = 3  # coarsest cosines of each color that are passed on: its mean, and how it changes across and down
 FIRST = 0.03  # strength of the patch embedding in the residual stream, where it would drown the amplitudes
 LATER = 0.05  # what blocks add at first, as a share of transformers' own start
 
@@ -145,7 +145,7 @@ def start_by_hand(clip: CLIPModel, pixels: Tensor, generator: torch.Generator) -
     filters.copy_(whitened_cosines(width, filters.shape[-1]))
     grid = clip.config.vision_config.image_size // filters.shape[-1]
     places = 0.05 * wave_positions(grid, width)
-    unused = colour_rows(width)[1:, 6:].flatten()  # colour differences finer than any unit reads
+    unused = color_rows(width)[1:, 6:].flatten()  # color differences finer than any unit reads
     places[1:, unused] += STEADY / len(unused) ** 0.5
     vision.embeddings.position_embedding.weight.copy_(places)
     vision.pre_layrnorm.weight.fill_(FIRST)
@@ -183,7 +183,7 @@ def _units(filters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns:
         Rows (pairs, width); the output (pairs,) each pair adds to; the sign (pairs,) of its second unit, 1 for an
-        amplitude and -1 for a colour; and the weight (outputs,) of each output.
+        amplitude and -1 for a color; and the weight (outputs,) of each output.
     """
     width, _, side, _ = filters.shape
     back = torch.linalg.pinv(filters.flatten(1))  # (pixels, width)
@@ -192,28 +192,28 @@ def _units(filters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for number, (wavelength, along) in enumerate(WAVES):
         steps = (torch.arange(along) + 0.5) * side / along
         for angle in range(ANGLES):
-            for centre in torch.cartesian_prod(steps, steps).tolist():
-                for wave in gabor_pair(side, wavelength, angle * math.pi / ANGLES, centre):
+            for center in torch.cartesian_prod(steps, steps).tolist():
+                for wave in gabor_pair(side, wavelength, angle * math.pi / ANGLES, center):
                     rows.append((mix * wave).flatten() @ back)
                     owners.append(number * ANGLES + angle)
                     signs.append(1.0)
     waves = len(WAVES) * ANGLES
-    for number, line in enumerate(colour_rows(width)[1:, 1:6]):  # how much either colour difference varies
+    for number, line in enumerate(color_rows(width)[1:, 1:6]):  # how much either color difference varies
         rows += list(torch.eye(width)[line])
         owners += [waves + number] * len(line)
         signs += [1.0] * len(line)
     rows = [1.5 * row / row.norm() * (width / 192) ** 0.5 for row in rows]
-    for number, place in enumerate(colour_rows(width)[:, :LEVELS].T.flatten().tolist()):
+    for number, place in enumerate(color_rows(width)[:, :LEVELS].T.flatten().tolist()):
         rows.append(torch.eye(width)[place])
         owners.append(waves + 2 + number)
         signs.append(-1.0)
     weights = torch.ones(waves + 2 + 3 * LEVELS)
-    weights[waves + 2 : waves + 5] = COLOUR_WEIGHT
+    weights[waves + 2 : waves + 5] = COLOR_WEIGHT
     return torch.stack(rows), torch.tensor(owners), torch.tensor(signs), weights
 
 
-def colour_rows(width: int) -> Tensor:
-    """Return which rows of the patch embedding see brightness and the two colour differences, coarse to fine.
+def color_rows(width: int) -> Tensor:
+    """Return which rows of the patch embedding see brightness and the two color differences, coarse to fine.
 
     (3, width / 8); of brightness only the first ones.
     """
@@ -223,7 +223,7 @@ def colour_rows(width: int) -> Tensor:
 
 def whitened_cosines(width: int, patch: int) -> Tensor:
     """
-    Return patch filters (width, 3, patch, patch): the lowest cosines of brightness and of two colour differences.
+    Return patch filters (width, 3, patch, patch): the lowest cosines of brightness and of two color differences.
 
     Three quarters see brightness. Photographs' amplitudes fall like 1 / frequency, so each filter is multiplied by its
     frequency, which gives all of them about the same variance.

@@ -32,7 +32,7 @@ def make_features(kind: str, normals: Tensor | None = None) -> PatchFeatures:
 
     Args:
         kind: `rgb`, `gabor`, `random` (an untrained CLIP), `mini` (the embedded CLIP), or the folder of a CLIP checkpoint.
-        normals: uint8 (images, 3, 224, 224), good training photographs; `gabor` is standardised over their patches.
+        normals: uint8 (images, 3, 224, 224), good training photographs; `gabor` is standardized over their patches.
 
     Raises:
         ValueError: for an unknown kind, a CLIP that does not see 14 x 14 patches of 224 pixels, or `gabor` without normals.
@@ -40,7 +40,7 @@ def make_features(kind: str, normals: Tensor | None = None) -> PatchFeatures:
     if kind == "rgb":
         return rgb_features
     if kind == "gabor":
-        return standardised(gabor_features, normals, weights=DIMENSION_WEIGHTS)
+        return standardized(gabor_features, normals, weights=DIMENSION_WEIGHTS)
     if kind == "random":
         with TemporaryDirectory() as folder:
             return clip_features(write_small_clip(Path(folder), image_size=SIDE))
@@ -59,11 +59,11 @@ def rgb_features(images: Tensor) -> list[Tensor]:
 
 
 def gabor_features(images: Tensor) -> list[Tensor]:
-    """Describe each patch by hand-made statistics of texture and colour, see `hub.mini_clip.patch_statistics`: one layer, 54 wide."""
+    """Describe each patch by hand-made statistics of texture and color, see `hub.mini_clip.patch_statistics`: one layer, 54 wide."""
     return [patch_statistics(images)]
 
 
-def standardised(function: PatchFeatures, normals: Tensor | None, *, weights: Tensor | float = 1.0) -> PatchFeatures:
+def standardized(function: PatchFeatures, normals: Tensor | None, *, weights: Tensor | float = 1.0) -> PatchFeatures:
     """
     Give every dimension mean 0 over all patches of `normals` (uint8) and the weights as standard deviations.
 
@@ -71,7 +71,7 @@ def standardised(function: PatchFeatures, normals: Tensor | None, *, weights: Te
         ValueError: without any normals.
     """
     if normals is None or not len(normals):
-        raise ValueError("these features are standardised over good training photographs and got none: give normals.")
+        raise ValueError("these features are standardized over good training photographs and got none: give normals.")
     known = extract(function, normals)
     moments = [(layer.mean((0, 1)), layer.std((0, 1), correction=0).clamp(min=1e-6)) for layer in known]
 
@@ -85,7 +85,7 @@ def clip_features(folder: Path) -> PatchFeatures:
     """
     Take the residual stream after the blocks that AnoPLe remembers by default, without prompts.
 
-    Images are normalised with the mean and standard deviation of the checkpoint's own image processor.
+    Images are normalized with the mean and standard deviation of the checkpoint's own image processor.
 
     Raises:
         ValueError: if the tower does not see 14 x 14 patches of 224 pixels.
@@ -146,6 +146,6 @@ __all__ = [
     "gabor_features",
     "make_features",
     "rgb_features",
-    "standardised",
+    "standardized",
     "tower_features",
 ]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from .patch_statistics import PATCH, TARGETS, patch_statistics, weigh, with_neighbours
+from .patch_statistics import PATCH, TARGETS, patch_statistics, weigh, with_neighbors
 from .renderer import Episode
 
 
@@ -26,8 +26,8 @@ class LossWeights:
 
     episodic: float = field(default=0.5, metadata={"help": "Weight of the memory's own rule on drawn defects."})
     dense_text: float = field(default=0.5, metadata={"help": "Weight of normal and abnormal texts on patches."})
-    relation: float = field(default=8.0, metadata={"help": "Weight of the geometry of Gabor and colour statistics."})
-    regression: float = field(default=0.5, metadata={"help": "Weight of Gabor and colour statistics themselves."})
+    relation: float = field(default=8.0, metadata={"help": "Weight of the geometry of Gabor and color statistics."})
+    regression: float = field(default=0.5, metadata={"help": "Weight of Gabor and color statistics themselves."})
     contrast: float = field(default=0.1, metadata={"help": "Weight of pictures against captions."})
 
 
@@ -45,7 +45,7 @@ class EpisodeLearner(nn.Module):
         self.register_buffer("target_spread", torch.ones(TARGETS))
 
     def fit_targets(self, pixels: Tensor) -> None:
-        """Standardise the hand-made targets over pictures (images, 3, side, side)."""
+        """Standardize the hand-made targets over pictures (images, 3, side, side)."""
         statistics = patch_statistics(pixels).flatten(0, 1)
         self.target_mean, self.target_spread = statistics.mean(0), statistics.std(0) + 1e-6
 
@@ -53,7 +53,7 @@ class EpisodeLearner(nn.Module):
         """
         Encode pictures (images, 3, side, side) from -1 to 1.
 
-        A picture smaller than the tower's own lies at `corner` (row, column) of its grid, in patches, so that neighbours
+        A picture smaller than the tower's own lies at `corner` (row, column) of its grid, in patches, so that neighbors
         are as far apart at every size.
 
         Returns:
@@ -94,7 +94,7 @@ class EpisodeLearner(nn.Module):
             losses["episodic"] = weights.episodic * self.episodic_loss(features, covered, banks)
         if weights.regression or weights.relation:
             local = weigh(patch_statistics(pixels), self.target_mean, self.target_spread)
-            targets = [local, *[with_neighbours(local)] * (len(taps) - 1)]
+            targets = [local, *[with_neighbors(local)] * (len(taps) - 1)]
         if weights.regression:
             errors = [
                 F.smooth_l1_loss(head(tap), aim) for head, tap, aim in zip(self.heads, taps, targets, strict=True)
@@ -137,11 +137,11 @@ class EpisodeLearner(nn.Module):
         logits = (distance - line) * sharpness
         positive = covered > COVERED
         clear = positive | (covered == 0)  # a patch that is hardly touched is neither
-        spoilt, sound = logits[:, -1], logits[:, :-1]
-        positives = F.softplus(-spoilt[positive]).mean() if positive.any() else 0 * logits.sum()
-        negatives = torch.cat([F.softplus(spoilt[clear & ~positive]), F.softplus(sound).flatten()])
+        spoiled, sound = logits[:, -1], logits[:, :-1]
+        positives = F.softplus(-spoiled[positive]).mean() if positive.any() else 0 * logits.sum()
+        negatives = torch.cat([F.softplus(spoiled[clear & ~positive]), F.softplus(sound).flatten()])
         shown = positive.any(1)
-        worst = torch.where(positive, spoilt, -1e4).amax(1)
+        worst = torch.where(positive, spoiled, -1e4).amax(1)
         best = sound.amax(2).amax(1)
         order = F.softplus((best - worst)[shown]).mean() if shown.any() else 0 * logits.sum()
         hardest = negatives.topk(max(1, len(negatives) // 50)).values.mean()
@@ -154,14 +154,14 @@ class EpisodeLearner(nn.Module):
         direction = (abnormal - normal) * self.text_scale.exp()
         logits = torch.einsum("psnd,pd->psn", patches, direction)
         positive = covered > COVERED
-        spoilt = F.binary_cross_entropy_with_logits(logits[:, -1], positive.float(), reduction="none")
+        spoiled = F.binary_cross_entropy_with_logits(logits[:, -1], positive.float(), reduction="none")
         sound = F.softplus(logits[:, :-1]).mean()
-        shown = spoilt[positive].mean() if positive.any() else 0 * logits.sum()
+        shown = spoiled[positive].mean() if positive.any() else 0 * logits.sum()
         whole = torch.einsum("psd,pd->ps", pooled, direction)
         whole_labels = torch.zeros_like(whole)
         whole_labels[:, -1] = positive.any(1).float()
         images = F.binary_cross_entropy_with_logits(whole, whole_labels, pos_weight=whole.new_tensor(3.0))
-        rest = spoilt[~positive].mean() if not positive.all() else 0 * logits.sum()
+        rest = spoiled[~positive].mean() if not positive.all() else 0 * logits.sum()
         return shown + rest + sound + 0.3 * images
 
 

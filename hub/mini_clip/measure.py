@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,12 +112,12 @@ def draw_bank(paths: Sequence[str], *, shots: int, seed: int) -> list[str]:
     return [sorted(paths)[place] for place in sorted(chosen)]
 
 
-def load_squares(sources: Sequence[Any]) -> Tensor:
+def load_squares(sources: Sequence[object]) -> Tensor:
     """Open photographs and resize them to the square (bicubic): uint8 (images, 3, 224, 224)."""
     return torch.stack([square_image(load_photograph(source), SIDE) for source in sources])
 
 
-def load_square_mask(source: Any) -> np.ndarray:
+def load_square_mask(source: object) -> np.ndarray:
     """Open a mask of any size and resize it to the square (nearest): bool (224, 224)."""
     marked = Image.fromarray(load_mask(source).astype(np.uint8))
     return np.asarray(marked.resize((SIDE, SIDE), Image.Resampling.NEAREST)) > 0
@@ -137,7 +137,7 @@ def measure(
     seeds: Sequence[int],
     classes: Sequence[str] | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> dict:
     """
     Measure each kind of features on the test split, for every number of shots and every seed.
 
@@ -200,14 +200,14 @@ def _metrics(scores: Tensor, judged: TestPhotographs) -> dict[str, float | None]
     return {**image_metrics(scores.amax(1).numpy(), judged.labels), **pixels.compute()}
 
 
-def _summary(per_class: dict[str, list[dict[str, float | None]]]) -> dict[str, Any]:
+def _summary(per_class: dict[str, list[dict[str, float | None]]]) -> dict:
     """Turn {class: metrics per seed} into mean and standard deviation over seeds, for each class and their mean."""
     count = len(next(iter(per_class.values())))
     means = [mean_metrics({name: runs[number] for name, runs in per_class.items()}) for number in range(count)]
     return {"classes": {name: _over_seeds(runs) for name, runs in per_class.items()}, "mean": _over_seeds(means)}
 
 
-def _over_seeds(runs: list[dict[str, float | None]]) -> dict[str, dict[str, Any]]:
+def _over_seeds(runs: list[dict[str, float | None]]) -> dict[str, dict]:
     summary = {}
     for metric in runs[0]:
         values = [run[metric] for run in runs]
@@ -217,7 +217,7 @@ def _over_seeds(runs: list[dict[str, float | None]]) -> dict[str, dict[str, Any]
     return summary
 
 
-def to_markdown(results: dict[str, Any]) -> str:
+def to_markdown(results: dict) -> str:
     """Render one table per kind of features and number of shots: percent, mean ± standard deviation over seeds."""
     tables = []
     for kind, by_shots in results["features"].items():
@@ -230,7 +230,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(tables) + "\n"
 
 
-def _cell(figure: dict[str, Any]) -> str:
+def _cell(figure: dict) -> str:
     return "n/a" if figure["mean"] is None else f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}"
 
 

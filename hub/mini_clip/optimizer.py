@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest, and a running average of all weights, as one optimiser."""
+"""Muon for matrices, AdamW for the rest, and a running average of all weights, as one optimizer."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """Replace the singular values of (..., rows, columns) by about 1, in the dtype given; fp32 on CPU is fast."""
     a, b, c = COEFFICIENTS
     flat = matrices.shape[-2] > matrices.shape[-1]
@@ -23,12 +23,12 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 class AveragedMuon(Optimizer):
     """
-    Step matrices of blocks along the orthogonalised momentum, all else by AdamW, and average what comes out.
+    Step matrices of blocks along the orthogonalized momentum, all else by AdamW, and average what comes out.
 
     Args:
         groups: dicts of `params`, `orthogonal` (2-D weights inside transformer blocks, for Muon) and `ratio`, the
             group's share of the learning rate.
-        lr: of Muon; an orthogonalised step is scaled by 0.2 sqrt(longer side) to the size of AdamW's
+        lr: of Muon; an orthogonalized step is scaled by 0.2 sqrt(longer side) to the size of AdamW's
             (Liu et al., "Muon is Scalable for LLM Training", 2025).
         average: decay of the running average, reached by way of (1 + steps) / (10 + steps).
     """
@@ -62,7 +62,7 @@ class AveragedMuon(Optimizer):
             pushed = [
                 weight.grad.lerp(self.state[weight]["momentum"], group["momentum"]) for weight in alike
             ]  # Nesterov
-            moves = orthogonalised(torch.stack(pushed))
+            moves = orthogonalized(torch.stack(pushed))
             size = 0.2 * max(shape) ** 0.5 * group["lr"]
             for weight, move in zip(alike, moves.unbind(), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(move, alpha=-size)

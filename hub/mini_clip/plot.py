@@ -43,7 +43,7 @@ def draw(lines: Sequence[dict]) -> Figure:
         axes.set_xlabel("minutes")
         axes.grid(alpha=0.3)
         if small and small[-1] < lines[-1]["minutes"]:
-            axes.axvline(small[-1], color="grey", linestyle=":", linewidth=1)
+            axes.axvline(small[-1], color="gray", linestyle=":", linewidth=1)
     left.set_ylabel("loss / first value")
     left.set_ylim(bottom=0)
     right.set_ylabel("held-out drawn products, %")

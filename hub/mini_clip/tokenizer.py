@@ -110,7 +110,7 @@ MATERIALS = (
     "cardboard", "leather", "cotton", "wool", "silk", "linen", "polyester", "felt", "foam", "wax", "fiberglass",
 )  # fmt: skip
 
-COLOURS = (
+COLORS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "beige", "white", "grey", "gray", "black",
     "turquoise", "cyan", "magenta", "violet", "crimson", "maroon", "olive", "lime", "teal", "navy", "golden", "silver",
     "cream", "ivory", "tan", "amber", "dark", "light", "pale", "bright", "colourful", "transparent", "clear",
@@ -165,7 +165,7 @@ TEMPLATES = (
     "several {colour} {noun} parts in rows on {a} {colour} background",
 )
 SLOTS = {
-    "colour": COLOURS,
+    "colour": COLORS,
     "material": MATERIALS,
     "look": LOOKS,
     "part": PARTS,
@@ -178,7 +178,7 @@ def caption(template: str, noun: str, number: int) -> str:
     """
     Fill in a template; `number` picks the words of the other slots, so that the next number picks the next words.
 
-    >>> caption("a photo of {a} {colour} {noun}", "gear", 1)
+    >>> caption("a photo of {a} {color} {noun}", "gear", 1)
     'a photo of an orange gear'
     """
     numbers = count(number)
@@ -224,7 +224,7 @@ def train_tokenizer(vocab_size: int = 2048) -> CLIPTokenizer:
     """
     Train CLIP's lower-case byte-level BPE on `corpus()`; the same tokenizer each time.
 
-    As in OpenAI's CLIP the ids are: 256 bytes, the same bytes at the end of a word, the merges in the order learnt, the
+    As in OpenAI's CLIP the ids are: 256 bytes, the same bytes at the end of a word, the merges in the order learned, the
     start token, the end token (the highest id). Single bytes spell whatever the corpus lacks, in any script.
 
     Raises:
@@ -262,7 +262,7 @@ def _learn_merges(clip: Tokenizer, pieces: list[str], size: int) -> tuple[dict[s
 
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DEFECTS",
     "LOOKS",
     "MATERIALS",

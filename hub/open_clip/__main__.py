@@ -15,7 +15,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -30,7 +29,7 @@ from .checkpoints import ARCHITECTURES, clip_config, convert_weights, load_token
 
 logger = logging.getLogger(__name__)
 
-NEIGHBOUR = "open_clip_config.json"  # what open_clip's repositories keep beside the weights
+NEIGHBOR = "open_clip_config.json"  # what open_clip's repositories keep beside the weights
 E31_NOTE = (  # open_clip 3.3.0, pretrained.py
     " open_clip gives its tags `laion400m_e31` and `laion400m_e32` the same Hub repository, which holds e31; e32 is the "
     "release file `vit_b_16_plus_240-laion400m_e32-699c4b84.pt`."
@@ -75,7 +74,7 @@ def convert(
     model = read_architecture(name)
     content = read_weights(weights)
     digest = check_digest(weights)
-    preprocessing = check_neighbour(weights, name, model)
+    preprocessing = check_neighbor(weights, name, model)
     config = clip_config(model)
     converted = convert_weights(content, config)
     text = config.text_config
@@ -109,7 +108,7 @@ def check_digest(weights: Path) -> str:
     return digest
 
 
-def check_neighbour(weights: Path, name: str, model: dict[str, Any]) -> dict[str, Any]:
+def check_neighbor(weights: Path, name: str, model: dict) -> dict:
     """
     Compare with the `open_clip_config.json` beside the weights, if there is one.
 
@@ -119,12 +118,12 @@ def check_neighbour(weights: Path, name: str, model: dict[str, Any]) -> dict[str
     Raises:
         ValueError: if it describes another architecture; the activation can be told from there alone.
     """
-    path = weights.parent / NEIGHBOUR
+    path = weights.parent / NEIGHBOR
     if not path.is_file():
         return {}
     try:
-        neighbour = json.loads(path.read_text(encoding="utf-8"))
-        theirs, preprocessing = neighbour["model_cfg"], neighbour.get("preprocess_cfg") or {}
+        neighbor = json.loads(path.read_text(encoding="utf-8"))
+        theirs, preprocessing = neighbor["model_cfg"], neighbor.get("preprocess_cfg") or {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): download it again, or remove it.") from error
     ours = {"quick_gelu": False, **model}
@@ -137,7 +136,7 @@ def check_neighbour(weights: Path, name: str, model: dict[str, Any]) -> dict[str
 
 
 def make_image_processor(side: int, *, mean: Sequence[float], std: Sequence[float]) -> CLIPImageProcessorPil:
-    """Describe open_clip's preprocessing: shorter side to `side` (bicubic), centre crop, mean and deviation."""
+    """Describe open_clip's preprocessing: shorter side to `side` (bicubic), center crop, mean and deviation."""
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"mean and std need three numbers each, std above 0; got {list(mean)} and {list(std)}.")
     crop = {"height": side, "width": side}
@@ -173,7 +172,7 @@ Converted by `python -m hub.open_clip` of AnoPLe. The numbers are those of the s
 | source | {source or "not stated"} |
 | file | `{weights.name}`, {weights.stat().st_size:,} bytes |
 | SHA-256 | `{digest}` |
-| licence of the weights | {license or "see the source"} |
+| license of the weights | {license or "see the source"} |
 | architecture | {Path(name).stem}, {vision.hidden_size} x {vision.num_hidden_layers}, patches of {vision.patch_size} pixels |
 | input | {vision.image_size} x {vision.image_size} pixels, mean {list(images.image_mean)}, deviation {list(images.image_std)} |
 | activation | {activation} |
@@ -211,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--mean", type=float, nargs=3, help="Of the pixels; by default as published with the weights.")
     parser.add_argument("--std", type=float, nargs=3, help="Of the pixels; by default as published with the weights.")
     parser.add_argument("--source", help="Where the weights are from, for the card.")
-    parser.add_argument("--license", help="Licence of the weights, for the card.")
+    parser.add_argument("--license", help="License of the weights, for the card.")
     options = vars(parser.parse_args(arguments))
     try:
         folder = convert(options.pop("name"), options.pop("weights"), options.pop("output"), **options)

@@ -11,7 +11,6 @@ import re
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,14 +23,14 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 # --- The checkpoint format of open_clip: its architectures, its files and the names of its weights ---
 
 
-def _model(embed_dim: int, text_width: int, *, quick_gelu: bool = False, **vision) -> dict[str, Any]:
+def _model(embed_dim: int, text_width: int, *, quick_gelu: bool = False, **vision) -> dict:
     heads = text_width // 64
     text = {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": heads, "layers": 12}
     model = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
     return {**model, "quick_gelu": True} if quick_gelu else model
 
 
-def _models(name: str, embed_dim: int, text_width: int, **vision) -> dict[str, dict[str, Any]]:
+def _models(name: str, embed_dim: int, text_width: int, **vision) -> dict[str, dict]:
     return {
         name: _model(embed_dim, text_width, **vision),
         f"{name}-quickgelu": _model(embed_dim, text_width, quick_gelu=True, **vision),
@@ -76,7 +75,7 @@ TRANSPOSED = {"text_projection.weight", "visual_projection.weight"}
 SHOWN = 6  # names in an error
 
 
-def read_architecture(name: str) -> dict[str, Any]:
+def read_architecture(name: str) -> dict:
     """
     Look up a model config by open_clip's name, or read one in open_clip's JSON format.
 
@@ -107,7 +106,7 @@ def read_architecture(name: str) -> dict[str, Any]:
     return model
 
 
-def clip_config(model: dict[str, Any]) -> CLIPConfig:
+def clip_config(model: dict) -> CLIPConfig:
     """Describe the same CLIP to transformers; exact GELU unless the model says `quick_gelu` (paper.md 1.1, trap 1)."""
     vision, text = model["vision_cfg"], model["text_cfg"]
     try:
@@ -178,7 +177,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): download it again.") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path) -> object:
     if _is_torchscript(path):
         raise ValueError(
             f"{path} is a TorchScript program, as OpenAI's original files are, and is never run here: OpenAI's weights "

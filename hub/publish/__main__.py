@@ -103,9 +103,9 @@ class PushOptions:
     max_shard_size: str = field(default="5GB", metadata={"help": "Larger weights are parted into several files."})
     measure_cost: bool = field(default=False, metadata={"help": "Time predictions on this CPU, for the card."})
     license: str | None = field(
-        default=None, metadata={"help": "Identifier of your licence; by default the backbone's, where that is known."}
+        default=None, metadata={"help": "Identifier of your license; by default the backbone's, where that is known."}
     )
-    data_license: str | None = field(default=None, metadata={"help": "A sentence on the photographs' licence."})
+    data_license: str | None = field(default=None, metadata={"help": "A sentence on the photographs' license."})
     description: str | None = field(
         default=None, metadata={"help": "Your own words about the detector, for the card."}
     )

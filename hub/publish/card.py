@@ -4,10 +4,9 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -62,7 +61,7 @@ class Backbone:
         argument: what `load_adapter` must be given beside the adapter.
         license: identifier, where it is known.
         link: its own card.
-        licence_text: a sentence about its licence.
+        license_text: a sentence about its license.
     """
 
     kind: str | None
@@ -73,7 +72,7 @@ class Backbone:
     argument: str
     license: str | None
     link: str | None
-    licence_text: str
+    license_text: str
 
     @classmethod
     def of(cls, config: AnoPLeConfig, sha256: str | None = None) -> "Backbone":
@@ -91,7 +90,7 @@ class Backbone:
             argument="" if kind in ("embedded", "hub") else ', clip="FOLDER_OF_THE_CLIP"',
             license=license_id,
             link=link,
-            licence_text=_licence_sentence(kind, name, link, license_id),
+            license_text=_license_sentence(kind, name, link, license_id),
         )
 
 
@@ -109,7 +108,7 @@ def _name_in_a_sentence(kind: str | None, name: str | None, link: str | None) ->
     return f"a CLIP from a local folder called {code(name)}" if name else "a CLIP whose origin was not kept"
 
 
-def _licence_sentence(kind: str | None, name: str | None, link: str | None, license_id: str | None) -> str:
+def _license_sentence(kind: str | None, name: str | None, link: str | None, license_id: str | None) -> str:
     if kind == "embedded":
         return "Apache-2.0, those of the backbone `mini` included."
     if kind != "hub":
@@ -189,7 +188,7 @@ def describe_fit(config: AnoPLeConfig, backbone: Backbone) -> str | None:
     return f"{text}, on {backbone.text}."
 
 
-def open_choices(config: AnoPLeConfig) -> list[dict[str, Any]]:
+def open_choices(config: AnoPLeConfig) -> list[dict]:
     """List the fields that the config's own docstring marks as unknown in the paper [U], with their values."""
     choices = []
     for name, text in field_helps(type(config).__doc__).items():
@@ -235,7 +234,7 @@ class Results:
 
     classes: dict[str, dict[str, list[float | None]]]
     mean: dict[str, list[float | None]]
-    own: dict[str, Any]
+    own: dict
     seeds: list[int | None]
 
     @classmethod
@@ -298,7 +297,7 @@ class Results:
         ]
         return f"{text} It found no defect at all on {joined(blind)}." if blind else text
 
-    def to_table(self, dataset: str | None) -> dict[str, Any]:
+    def to_table(self, dataset: str | None) -> dict:
         """Return `text`, `columns`, `rows` and `legend`; a column without any figure is left out."""
         metrics = [metric for metric in COLUMNS if any(value is not None for value in self.mean[metric])]
         rows = []
@@ -337,7 +336,7 @@ class Results:
         return f"{text}. {identity.get(own['class_identity'], 'All products were judged as one')}."
 
 
-def _is_of(report: dict[str, Any], config: AnoPLeConfig, sha256: str | None) -> bool:
+def _is_of(report: dict, config: AnoPLeConfig, sha256: str | None) -> bool:
     """Say whether a report was measured on this detector."""
     if sha256 and report.get("detector_sha256"):
         return report["detector_sha256"] == sha256
@@ -346,12 +345,12 @@ def _is_of(report: dict[str, Any], config: AnoPLeConfig, sha256: str | None) -> 
     return alike and set(report["classes"]) == set(config.class_names) and report.get("clip", clip) == clip
 
 
-def published(report: dict[str, Any]) -> dict[str, Any]:
+def published(report: dict) -> dict:
     """Return an `evaluation.json` fit for strangers: an error message may hold the way to a file."""
     return {**report, "errors": dict.fromkeys(report.get("errors", {}), "could not be judged")}
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path) -> dict:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         known = {"mean", "classes", "seed", "shots"} <= report.keys()
@@ -362,7 +361,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     return report
 
 
-def _flagged(rows: Any, rate: str, count: str) -> tuple[list[int], list[int]]:
+def _flagged(rows: Iterable[dict], rate: str, count: str) -> tuple[list[int], list[int]]:
     return [round(row[rate] * row[count]) for row in rows], [row[count] for row in rows]
 
 
@@ -400,7 +399,7 @@ class CardFacts:
 
     repo_id: str
     results: Results | None = None
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict] = field(default_factory=list)
     cost: str | None = None
     size: str = ""
     adapter_sha256: str | None = None
@@ -443,22 +442,22 @@ def make_card(config: AnoPLeConfig, facts: CardFacts) -> ModelCard:
         cost=facts.cost,
         made=describe_fit(config, backbone),
         choices=open_choices(config),
-        licences=_licences(facts, backbone),
+        licenses=_licenses(facts, backbone),
     )
 
 
 def card_data(config: AnoPLeConfig, facts: CardFacts, backbone: Backbone) -> ModelCardData:
     """Make the head of the card, by which the Hub finds and filters it."""
     known = facts.license or backbone.license
-    licence = {"license": known} if known else {"license": "other", "license_name": "see-backbone"}
+    license = {"license": known} if known else {"license": "other", "license_name": "see-backbone"}
     if not known and backbone.link:
-        licence["license_link"] = backbone.link
+        license["license_link"] = backbone.link
     base = {"base_model": backbone.name} if backbone.kind == "hub" else {}
     if base and facts.adapter_sha256:
         base["base_model_relation"] = "adapter"
     results = facts.results
     return ModelCardData(
-        **licence,
+        **license,
         **base,
         library_name="transformers",
         pipeline_tag="image-segmentation",  # the nearest of the Hub's tasks
@@ -521,7 +520,7 @@ def _shots_text(config: AnoPLeConfig, dataset: str | None) -> str:
     return f"{chosen}{f' of {code(dataset)}' if dataset else ''}; the names are relative to that data set."
 
 
-def _picture(picture: dict[str, Any], config: AnoPLeConfig) -> dict[str, str]:
+def _picture(picture: dict, config: AnoPLeConfig) -> dict[str, str]:
     name, defect = cell(picture["class"]), cell(picture["defect"])
     titles = {
         "miss": f"A missed defect: {name}, {defect}",
@@ -534,8 +533,8 @@ def _picture(picture: dict[str, Any], config: AnoPLeConfig) -> dict[str, str]:
     return {"title": title, "text": text, "file": picture["file"], "alt": f"{title}, score {picture['score']:.2f}"}
 
 
-def _licences(facts: CardFacts, backbone: Backbone) -> list[str]:
-    lines = ["Code (`*_anople.py`): Apache-2.0.", f"Weights: {backbone.licence_text}"]
+def _licenses(facts: CardFacts, backbone: Backbone) -> list[str]:
+    lines = ["Code (`*_anople.py`): Apache-2.0.", f"Weights: {backbone.license_text}"]
     if facts.license:
         lines.append(f"Whoever published this detector put it under: {facts.license}.")
     if facts.data_license:

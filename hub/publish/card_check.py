@@ -2,7 +2,7 @@
 Check a model card as far as that is possible without a network.
 
 `ModelCard.validate` of huggingface_hub sends the card to the Hub. What the Hub checks there of which we know the rules
-is checked here: the head must be YAML of the right types, with a licence, a task and a base model that the Hub knows or
+is checked here: the head must be YAML of the right types, with a license, a task and a base model that the Hub knows or
 could know, and figures it can read. Beyond that, nothing may be left unfilled and every picture must be there.
 """
 

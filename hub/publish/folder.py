@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -122,7 +121,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     card.save(folder / "README.md")
 
 
-def choose_pictures(gallery: Path, failures: int = 3, successes: int = 2) -> list[dict[str, Any]]:
+def choose_pictures(gallery: Path, failures: int = 3, successes: int = 2) -> list[dict]:
     """
     Choose a card's pictures from a gallery: the worst errors, of different products where there are, and successes.
 
@@ -147,16 +146,16 @@ def choose_pictures(gallery: Path, failures: int = 3, successes: int = 2) -> lis
     return [*_of_many_products(wrong, failures), *_of_many_products(right, successes)]
 
 
-def _of_many_products(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def _of_many_products(entries: list[dict], count: int) -> list[dict]:
     """Take the first of each product and kind, then the others, each in their order."""
-    firsts: dict[tuple, dict[str, Any]] = {}
+    firsts: dict[tuple, dict] = {}
     for entry in entries:
         firsts.setdefault((entry["class"], entry["kind"]), entry)
     chosen = [*firsts.values(), *(entry for entry in entries if entry not in firsts.values())]
     return chosen[:count]
 
 
-def _public_fit(fit: dict[str, Any] | None) -> dict[str, Any] | None:
+def _public_fit(fit: dict | None) -> dict | None:
     """Name folders without the way to them, also in detectors that were fitted before fitting did so."""
     if fit is None:
         return None
@@ -179,7 +178,7 @@ def _write_eval_results(folder: Path, results: Results, benchmark: tuple[str, st
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry])), encoding="utf-8")
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

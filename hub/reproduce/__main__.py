@@ -22,7 +22,7 @@ from modeling_anople.runtime import run_program
 
 from .cells import cell_file, commit, run_cell, unpack_records
 from .options import ReproduceOptions
-from .report import count_tests, summarise, unlike_paper, write
+from .report import count_tests, summarize, unlike_paper, write
 from .tables import TABLES, Cell, Table, tables_of
 
 
@@ -60,7 +60,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
                     tqdm.write(f"{name}: {cell.name}, seed {seed}", file=sys.stderr)
                     records[name].setdefault(cell.name, []).append(run_cell(cell, seed, options))
                     bar.update()
-                write(summarise(name, tables[name], records[name], options), folder)
+                write(summarize(name, tables[name], records[name], options), folder)
     logger.info("Tables are in %s.", folder)
 
 

@@ -36,7 +36,7 @@ from .options import ReproduceOptions, clip_weights
 from .tables import Cell
 
 
-# --- Class embeddings from written prompts: the text side of WinCLIP, for comparison with learnt ones ---
+# --- Class embeddings from written prompts: the text side of WinCLIP, for comparison with learned ones ---
 
 
 # States and frames as in WinCLIP's compositional ensemble, in words of our own.
@@ -78,7 +78,7 @@ def measure_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 
 def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
-    """For each product: fit the others, enrol it from its shots without a step, measure it alone."""
+    """For each product: fit the others, enroll it from its shots without a step, measure it alone."""
     names = options.classes or source_classes(options.data_root)
     if len(names) < 2:
         raise ValueError(f"{options.data_root} has only {names}: to leave one product out takes at least two.")
@@ -92,7 +92,7 @@ def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 
 def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
-    """Fit the products, enrol those of other sets from their shots without a step, and measure these."""
+    """Fit the products, enroll those of other sets from their shots without a step, and measure these."""
     model, processor = _load(fit_cell(cell, seed, options, options.data_root, options.classes), cell, options)
     classes, files = {}, {}
     for root in options.transfer_root:
@@ -108,7 +108,7 @@ def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
 
 
 def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str, shots: int, seed: int) -> list[str]:
-    """Enrol a product from the shots that a fit would take, instead of one of that name, and return their names."""
+    """Enroll a product from the shots that a fit would take, instead of one of that name, and return their names."""
     train = read_source(root, split="train", classes=[name])
     images = {row["path"]: row["image"] for row in train if row["label"] == 0}
     files = sample_few_shot(list(images), shots, seed=seed, class_name=name)

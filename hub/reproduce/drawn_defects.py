@@ -4,7 +4,7 @@ Make a test set of good photographs alone, to choose options by where defects ar
     python -m hub.reproduce.drawn_defects DATA out/drawn_defects --test_images 12 --seed 0
 
 Only the train split is read. Of each product, some good photographs are held out: half of them stay as they are, on the
-others one defect each is drawn, of kinds that training does not draw. The rest are there to be learnt from.
+others one defect each is drawn, of kinds that training does not draw. The rest are there to be learned from.
 """
 
 import argparse

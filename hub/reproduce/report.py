@@ -69,7 +69,7 @@ COLUMNS = {"image_auroc": "I-AUROC", "image_ap": "I-AP", "pixel_auroc": "P-AUROC
 TRIAL_STEPS = 10  # a fit of so few teaches nothing
 
 
-def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
+def summarize(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
     """
     Gather a table from its cells' records.
 
@@ -245,7 +245,7 @@ def write(summary: dict, folder: Path) -> Path:
 __all__ = [
     "count_tests",
     "draw",
-    "summarise",
+    "summarize",
     "to_json",
     "to_markdown",
     "unlike_paper",

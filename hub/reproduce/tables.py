@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 
 Kind = Literal["known", "left_out", "hand_written", "transfer", "target"]
@@ -21,9 +21,9 @@ class Cell:
         part: which score and map are measured.
         shots: good photographs per product, where the row fixes them.
         trained: whether there are any steps; without, the CLIP stays as it is.
-        kind: `known` measures the products fitted on; `left_out` fits once for each product without it, enrols it from
+        kind: `known` measures the products fitted on; `left_out` fits once for each product without it, enrolls it from
             its shots and measures it alone; `hand_written` measures with an ensemble of written prompts; `transfer` fits
-            the products and enrols those of `transfer_root` from their shots; `target` fits only the latter.
+            the products and enrolls those of `transfer_root` from their shots; `target` fits only the latter.
         defects: all kinds of defect of a product `together` against its good photographs; or each kind `alone`, the mean
             over kinds; or the `worst` of them by image AUROC.
         per_view: draw so many shots of each view.
@@ -33,7 +33,7 @@ class Cell:
 
     name: str
     fit: tuple[str, ...] = ()
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
     part: Literal["fused", "memory", "decoder", "text"] = "fused"
     shots: int | None = None
     trained: bool = True

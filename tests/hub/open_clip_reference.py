@@ -69,8 +69,8 @@ def fill(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
-            weight.normal_(centre, 0.02 if weight.ndim > 1 and weight.shape[-1] > 512 else 0.1, generator=generator)
+            center = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+            weight.normal_(center, 0.02 if weight.ndim > 1 and weight.shape[-1] > 512 else 0.1, generator=generator)
 
 
 @torch.no_grad()

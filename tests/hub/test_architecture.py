@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from hub.mini_clip.architecture import (
-    colour_rows,
+    color_rows,
     mini_config,
     new_mini_clip,
     start_by_hand,
@@ -56,14 +56,14 @@ def features(clip: CLIPModel, pixels: Tensor) -> Tensor:
 
 
 def wave(wavelength: float, phase: float, angle: float = 0.0) -> Tensor:
-    """A grey sine wave (3, SIDE, SIDE), the same in each patch."""
+    """A gray sine wave (3, SIDE, SIDE), the same in each patch."""
     steps = torch.arange(16.0)
     place = steps[None] * math.cos(angle) + steps[:, None] * math.sin(angle)
     return (0.5 + 0.2 * torch.sin(2 * math.pi * place / wavelength + phase)).repeat(4, 4).expand(3, -1, -1)
 
 
-def flat(*colour: float) -> Tensor:
-    return torch.tensor(colour)[:, None, None].expand(3, SIDE, SIDE)
+def flat(*color: float) -> Tensor:
+    return torch.tensor(color)[:, None, None].expand(3, SIDE, SIDE)
 
 
 def phase_to_wavelength(clip: CLIPModel, wavelength: float) -> float:
@@ -91,13 +91,13 @@ def test_orientation_is_told_from_phase(started):
     assert torch.cdist(upright, upright).sum() / pairs < 0.8 * torch.cdist(upright, lying).mean()
 
 
-def test_colours_pass_in_proportion(started):
-    """Twice the change of colour moves a flat patch twice as far; red, green and blue move it elsewhere."""
+def test_colors_pass_in_proportion(started):
+    """Twice the change of color moves a flat patch twice as far; red, green and blue move it elsewhere."""
     base = features(started, flat(0.5, 0.5, 0.5)[None])
     near, far = (features(started, flat(0.5 + step, 0.5, 0.5)[None]) - base for step in (0.1, 0.2))
     torch.testing.assert_close(2 * near, far, atol=0.15 * float(far.norm()), rtol=0)
-    colours = [flat(0.7, 0.5, 0.5), flat(0.5, 0.7, 0.5), flat(0.5, 0.5, 0.7), flat(0.7, 0.7, 0.7)]
-    moves = torch.nn.functional.normalize(features(started, torch.stack(colours)) - base, dim=-1)
+    colors = [flat(0.7, 0.5, 0.5), flat(0.5, 0.7, 0.5), flat(0.5, 0.5, 0.7), flat(0.7, 0.7, 0.7)]
+    moves = torch.nn.functional.normalize(features(started, torch.stack(colors)) - base, dim=-1)
     alike = (moves @ moves.T).fill_diagonal_(-1.0)
     assert alike.max() < 0.97
 
@@ -140,17 +140,15 @@ def test_a_tower_too_narrow_for_the_units_is_refused(drawn):
         start_by_hand(narrow, drawn, torch.Generator())
 
 
-def test_patch_filters_are_uncorrelated_and_colours_are_where_they_are_said_to_be():
+def test_patch_filters_are_uncorrelated_and_colors_are_where_they_are_said_to_be():
     filters = whitened_cosines(192, 16)
     assert filters.shape == (192, 3, 16, 16)
     flat_filters = torch.nn.functional.normalize(filters.flatten(1), dim=1)
     alike = flat_filters @ flat_filters.T - torch.eye(192)
-    assert (
-        alike.abs().max() < 0.02
-    )  # brightness weights green a little more, so colours are not quite orthogonal to it
-    brightness, first, second = colour_rows(192)
-    grey = torch.ones(3, 16, 16)
-    answers = (filters * grey).sum((1, 2, 3))
+    assert alike.abs().max() < 0.02  # brightness weights green a little more, so colors are not quite orthogonal to it
+    brightness, first, second = color_rows(192)
+    gray = torch.ones(3, 16, 16)
+    answers = (filters * gray).sum((1, 2, 3))
     assert answers[brightness[0]].abs() > 1 and answers[torch.cat([first, second])].abs().max() < 1e-3
     assert len(brightness) == len(first) == len(second) == 24
 

@@ -181,7 +181,7 @@ def test_several_seeds_are_shown_with_their_spread(config, published, tmp_path):
         ({"kind": "folder", "name": "small", "revision": None}, None, "which is not known here"),
     ],
 )
-def test_the_backbones_licence(config, tmp_path, source, license_id, words):
+def test_the_backbones_license(config, tmp_path, source, license_id, words):
     config.clip_source = source
     card = check_card(str(make_card(config, CardFacts("me/bolts"))), tmp_path)
     assert words in card.text and card.data.license == (license_id or "other")

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import CLIPModel
 
 import modeling_anople
-from hub.mini_clip.features import clip_features, extract, gabor_features, make_features, rgb_features, standardised
+from hub.mini_clip.features import clip_features, extract, gabor_features, make_features, rgb_features, standardized
 from hub.mini_clip.measure import bank_scores, draw_bank, load_square_mask, main, measure, to_markdown
 from hub.mini_clip.small_clip import write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
@@ -48,7 +48,7 @@ def pictures() -> torch.Tensor:
 
 
 def stripes(*, phase: float = 0.0, wavelength: float = 8.0, contrast: float = 0.3) -> torch.Tensor:
-    """Draw grey vertical stripes: (1, 3, 224, 224)."""
+    """Draw gray vertical stripes: (1, 3, 224, 224)."""
     columns = 0.5 + contrast * torch.sin(2 * torch.pi * torch.arange(224) / wavelength + phase)
     return columns.expand(1, 3, 224, 224).contiguous()
 
@@ -144,10 +144,10 @@ def test_the_table_has_a_row_per_class_and_the_mean(measured):
 
 
 def test_features_that_know_the_defect_find_it(tmp_path):
-    for place, colour, count in (("train/good", 90, 1), ("test/good", 90, 2), ("test/hole", 90, 1)):
+    for place, color, count in (("train/good", 90, 1), ("test/good", 90, 2), ("test/hole", 90, 1)):
         (tmp_path / "plate" / place).mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (60, 40), (colour,) * 3).save(tmp_path / "plate" / place / f"{number}.png")
+            Image.new("RGB", (60, 40), (color,) * 3).save(tmp_path / "plate" / place / f"{number}.png")
     hole = Image.new("RGB", (60, 40), (90, 90, 90))
     hole.paste((250, 20, 20), (30, 10, 45, 20))
     hole.save(tmp_path / "plate/test/hole/0.png")
@@ -217,16 +217,16 @@ def test_the_filter_of_a_wave_answers_most(octave, wavelength, turned):
     assert divmod(int(answers[:, 0].argmax()), 6) == (octave, 3 * turned)
 
 
-def test_gabor_features_see_colour():
-    grey, red = torch.full((1, 3, 224, 224), 0.4), torch.full((1, 3, 224, 224), 0.4)
+def test_gabor_features_see_color():
+    gray, red = torch.full((1, 3, 224, 224), 0.4), torch.full((1, 3, 224, 224), 0.4)
     # luminance is kept by lowering green
     red[:, 0], red[:, 1] = 0.6, 0.4 - 0.2 * 0.299 / 0.587
-    first, second = gabor_features(grey)[0], gabor_features(red)[0]
+    first, second = gabor_features(gray)[0], gabor_features(red)[0]
     torch.testing.assert_close(first[..., :49], second[..., :49], atol=1e-3, rtol=0)
     assert (second - first)[..., 49].min() > 0.12
 
 
-def test_standardised_features_have_mean_0_and_their_weight_as_deviation_over_the_normals(pictures):
+def test_standardized_features_have_mean_0_and_their_weight_as_deviation_over_the_normals(pictures):
     function = make_features("gabor", pictures)
     (layer,) = extract(function, pictures)
     torch.testing.assert_close(layer.mean((0, 1)), torch.zeros(54), atol=1e-3, rtol=0)
@@ -237,9 +237,9 @@ def test_standardised_features_have_mean_0_and_their_weight_as_deviation_over_th
 
 
 @pytest.mark.parametrize("normals", [None, torch.zeros(0, 3, 224, 224, dtype=torch.uint8)])
-def test_standardising_needs_normals(normals):
+def test_standardizing_needs_normals(normals):
     with pytest.raises(ValueError, match="got none"):
-        standardised(gabor_features, normals)
+        standardized(gabor_features, normals)
 
 
 def test_clip_features_are_the_remembered_blocks_without_prompts(tmp_path, pictures):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hub.mini_clip.architecture import mini_config, new_mini_clip, start_by_hand
 from hub.mini_clip.losses import EpisodeLearner, LossWeights, relation_loss
-from hub.mini_clip.patch_statistics import TARGETS, patch_statistics, weigh, with_neighbours
+from hub.mini_clip.patch_statistics import TARGETS, patch_statistics, weigh, with_neighbors
 from hub.mini_clip.renderer import Draughtsman, Episode
 from hub.mini_clip.tokenizer import train_tokenizer
 from modeling_anople.prompting_anople import encode_image
@@ -110,9 +110,9 @@ def test_relation_loss_compares_patches_of_all_places_when_there_are_many():
     """1024 patches of 4 pictures: a thinning by an even number would see some columns of the grid only."""
     vectors = torch.randn(16, 64, 6, generator=seeded(0))
     for place in range(8):
-        spoilt = vectors.clone()
-        spoilt[:, place::8] = torch.randn(16, 8, 6, generator=seeded(1))
-        assert relation_loss(spoilt, vectors) > 1e-3
+        spoiled = vectors.clone()
+        spoiled[:, place::8] = torch.randn(16, 8, 6, generator=seeded(1))
+        assert relation_loss(spoiled, vectors) > 1e-3
 
 
 @pytest.mark.parametrize("left_out", LOSSES)
@@ -184,7 +184,7 @@ def test_texts_become_unit_vectors_and_padding_does_not_matter(learner):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_targets_are_standardised_and_see_texture_and_colour(learner, episode):
+def test_targets_are_standardized_and_see_texture_and_color(learner, episode):
     pixels = episode.pixels.flatten(0, 1)
     targets = patch_statistics(pixels)
     assert targets.shape == (12, 16, TARGETS) and targets.isfinite().all()
@@ -198,8 +198,8 @@ def test_targets_are_standardised_and_see_texture_and_colour(learner, episode):
     )
 
 
-def test_neighbours_are_averaged_over_three_by_three_without_the_border():
+def test_neighbors_are_averaged_over_three_by_three_without_the_border():
     targets = torch.arange(16.0).view(1, 16, 1)
-    averaged = with_neighbours(targets)[0, :, 0].view(4, 4)
+    averaged = with_neighbors(targets)[0, :, 0].view(4, 4)
     assert averaged[1, 1] == 5.0 and averaged[0, 0] == pytest.approx((0 + 1 + 4 + 5) / 4)
-    torch.testing.assert_close(with_neighbours(torch.ones(2, 16, 3)), torch.ones(2, 16, 3))
+    torch.testing.assert_close(with_neighbors(torch.ones(2, 16, 3)), torch.ones(2, 16, 3))

@@ -185,7 +185,7 @@ def test_the_card_tells_where_the_weights_are_from(open_clip, converted, tmp_pat
     told = ["--source", "own training", "--license", "mit", "--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.5, 0.5]
     convert(open_clip.folder / "wide.json", "--weights", weights, "--output", tmp_path / "told", *told)
     card = (tmp_path / "told/README.md").read_text(encoding="utf-8")
-    assert "license: mit\n" in card and "| licence of the weights | mit |" in card and "| own training |" in card
+    assert "license: mit\n" in card and "| license of the weights | mit |" in card and "| own training |" in card
     assert CLIPImageProcessorPil.from_pretrained(tmp_path / "told").image_std == (0.25, 0.5, 0.5)
 
 
@@ -193,8 +193,8 @@ def test_pixels_are_prepared_as_beside_the_weights(open_clip, tmp_path):
     for name in ("wide.json", "wide.safetensors"):
         shutil.copy(open_clip.folder / name, tmp_path)
     preprocessing = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25]}
-    neighbour = {"model_cfg": open_clip.facts("wide"), "preprocess_cfg": preprocessing}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(neighbour), encoding="utf-8")
+    neighbor = {"model_cfg": open_clip.facts("wide"), "preprocess_cfg": preprocessing}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(neighbor), encoding="utf-8")
     convert(tmp_path / "wide.json", "--weights", tmp_path / "wide.safetensors", "--output", tmp_path / "clip")
     processor = AnoPLeProcessor.from_clip(str(tmp_path / "clip"), ["bolt"])
     images = processor.image_processor
@@ -387,7 +387,7 @@ def test_the_architecture_that_fits_is_named():
         ("blocks.0.attn.qkv.weight", "an image tower of timm, take the open_clip checkpoint"),
     ],
 )
-def test_checkpoints_of_other_libraries_are_recognised(capsys, tmp_path, name, key, message):
+def test_checkpoints_of_other_libraries_are_recognized(capsys, tmp_path, name, key, message):
     save_file({key: torch.zeros(1)}, tmp_path / "w.safetensors")
     assert message in refused(capsys, tmp_path, name, tmp_path / "w.safetensors")
 

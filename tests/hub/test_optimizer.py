@@ -1,4 +1,4 @@
-"""The optimiser of the pretraining: orthogonal steps for matrices, AdamW for the rest, and the average of weights."""
+"""The optimizer of the pretraining: orthogonal steps for matrices, AdamW for the rest, and the average of weights."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hub.mini_clip.optimizer import AveragedMuon, orthogonalised
+from hub.mini_clip.optimizer import AveragedMuon, orthogonalized
 from modeling_anople.training.finishing import load_state, save_state
 
 
@@ -17,7 +17,7 @@ def network(seed: int = 0) -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
 
 
-def optimiser(model: nn.Module, **how) -> AveragedMuon:
+def make_optimizer(model: nn.Module, **how) -> AveragedMuon:
     """Give the middle matrix and the first to Muon, the rest to AdamW."""
     matrices = [model[0].weight, model[2].weight]
     others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
@@ -49,9 +49,9 @@ def weights_of(model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", [(32, 8), (8, 32), (16, 16), (3, 24, 8), (2, 2, 8, 24)])
-def test_orthogonalised_brings_singular_values_near_one(shape):
+def test_orthogonalized_brings_singular_values_near_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    answer = orthogonalised(matrices)
+    answer = orthogonalized(matrices)
     assert answer.shape == matrices.shape and answer.dtype == matrices.dtype
     values = torch.linalg.svdvals(answer)
     assert values.max() < 1.35 and values.median() > 0.6
@@ -59,17 +59,17 @@ def test_orthogonalised_brings_singular_values_near_one(shape):
         assert values.min() > 0.5
 
 
-def test_orthogonalised_keeps_directions_and_treats_a_batch_one_by_one():
+def test_orthogonalized_keeps_directions_and_treats_a_batch_one_by_one():
     matrices = torch.randn(4, 12, 5, generator=torch.Generator().manual_seed(1))
-    together = orthogonalised(matrices)
+    together = orthogonalized(matrices)
     for matrix, answer in zip(matrices, together, strict=True):
-        torch.testing.assert_close(orthogonalised(matrix), answer, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(orthogonalized(matrix), answer, atol=1e-5, rtol=1e-4)
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         turned = left.T @ answer @ right.T
         assert (turned - turned.diag().diag()).abs().max() < 1e-4 and (turned.diag() > 0).all()
-    torch.testing.assert_close(orthogonalised(matrices.mT), together.mT, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(orthogonalised(100 * matrices), together, atol=1e-4, rtol=1e-3)
-    assert torch.equal(orthogonalised(torch.zeros(2, 3)), torch.zeros(2, 3))
+    torch.testing.assert_close(orthogonalized(matrices.mT), together.mT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(orthogonalized(100 * matrices), together, atol=1e-4, rtol=1e-3)
+    assert torch.equal(orthogonalized(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
@@ -81,7 +81,7 @@ def test_a_step_moves_against_the_gradient(orthogonal, shape):
     optimizer.step()
     assert (weight.detach() * weight.grad).sum() < 0
     if orthogonal:
-        expected = -0.01 * 0.2 * max(shape) ** 0.5 * orthogonalised(weight.grad)
+        expected = -0.01 * 0.2 * max(shape) ** 0.5 * orthogonalized(weight.grad)
     else:
         expected = -0.01 * weight.grad.sign()
     torch.testing.assert_close(weight.detach(), expected, atol=1e-4, rtol=1e-2)
@@ -128,13 +128,13 @@ def test_weights_without_gradient_stay_and_empty_groups_are_dropped():
 
 def test_it_learns():
     model = network()
-    losses = advance(model, optimiser(model), range(150))
+    losses = advance(model, make_optimizer(model), range(150))
     assert sum(losses[-10:]) < 0.1 * sum(losses[:10])
 
 
 def test_the_average_lags_behind_and_swapping_twice_restores():
     model = network()
-    optimizer = optimiser(model)
+    optimizer = make_optimizer(model)
     advance(model, optimizer, range(20))
     before = weights_of(model)
     optimizer.swap_average()
@@ -162,19 +162,19 @@ def test_the_average_is_what_its_decay_says():
 def test_swapping_before_the_first_step_changes_nothing():
     model = network()
     before = weights_of(model)
-    optimiser(model).swap_average()
+    make_optimizer(model).swap_average()
     assert all(torch.equal(a, b) for a, b in zip(weights_of(model), before, strict=True))
 
 
 def test_a_saved_state_goes_on_bit_by_bit(tmp_path: Path):
     model = network()
-    optimizer = optimiser(model)
+    optimizer = make_optimizer(model)
     advance(model, optimizer, range(5))
     save_state(tmp_path, step=5, settings={"seed": 0}, model=model, optimizer=optimizer)
     advance(model, optimizer, range(5, 12))
 
     resumed = network(seed=1)
-    other = optimiser(resumed)
+    other = make_optimizer(resumed)
     assert load_state(tmp_path, settings={"seed": 0}, model=resumed, optimizer=other) == 5
     advance(resumed, other, range(5, 12))
     for _ in range(2):  # the weights, then their averages
@@ -185,10 +185,10 @@ def test_a_saved_state_goes_on_bit_by_bit(tmp_path: Path):
 
 def test_a_state_dict_goes_on_bit_by_bit():
     model = network()
-    optimizer = optimiser(model)
+    optimizer = make_optimizer(model)
     advance(model, optimizer, range(4))
     copy = network(seed=1)
     copy.load_state_dict(model.state_dict())
-    other = optimiser(copy, lr=0.5)
+    other = make_optimizer(copy, lr=0.5)
     other.load_state_dict(deepcopy(optimizer.state_dict()))
     assert advance(model, optimizer, range(4, 9)) == advance(copy, other, range(4, 9))

@@ -84,7 +84,7 @@ def test_the_mask_marks_where_the_defective_picture_differs(monkeypatch):
     """With a camera that neither shakes nor compresses, the same instance without its defect is the reference."""
     monkeypatch.setattr(episodes, "sense", lambda pictures, sigma, generator: pictures)
     monkeypatch.setattr(episodes, "compress", lambda pictures, generator: pictures)
-    spoilt = draw(11, 8)
+    spoiled = draw(11, 8)
     monkeypatch.setattr(episodes, "VISIBLE", 2.0)  # nothing stands out that far
     assert not draw(11, 8).masks.any()
     scene, calls = episodes.draw_scene, []
@@ -103,13 +103,13 @@ def test_the_mask_marks_where_the_defective_picture_differs(monkeypatch):
     monkeypatch.setattr(episodes, "draw_defects", without_overlay)
     sound = draw(11, 8)
     assert len(calls) == 2 and calls[1] is not None
-    torch.testing.assert_close(sound.pixels[:, :-1], spoilt.pixels[:, :-1], atol=1e-6, rtol=0)
-    change = (sound.pixels[:, -1] - spoilt.pixels[:, -1]).abs().amax(1)
-    assert torch.equal(spoilt.masks, change > VISIBLE) and spoilt.masks.any()
+    torch.testing.assert_close(sound.pixels[:, :-1], spoiled.pixels[:, :-1], atol=1e-6, rtol=0)
+    change = (sound.pixels[:, -1] - spoiled.pixels[:, -1]).abs().amax(1)
+    assert torch.equal(spoiled.masks, change > VISIBLE) and spoiled.masks.any()
 
 
 def test_normals_of_one_product_resemble_each_other_more_than_other_products():
-    """By coarse colours, since patterns may be shifted and discs turned; over several draws of 16 products."""
+    """By coarse colors, since patterns may be shifted and discs turned; over several draws of 16 products."""
     found = []
     for seed in range(7, 11):
         pixels = draw(seed, 16).pixels[:, :2]
@@ -138,7 +138,7 @@ def test_every_family_yields_finite_pictures(number, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", TILES)
-def test_tiles_are_standardised_and_periodic(kind):
+def test_tiles_are_standardized_and_periodic(kind):
     for seed in range(3):
         tile = draw_tile(kind, seeded(seed), 128)
         assert tile.shape == (128, 128) and tile.isfinite().all()
@@ -154,16 +154,16 @@ def test_tiles_are_looked_up_over_the_whole_plane():
     numbers = torch.tensor([0, 3])
     here, there = bank.look_up(numbers, *place), bank.look_up(numbers, place[0] + 2, place[1] - 1)
     torch.testing.assert_close(here, there, atol=2e-3, rtol=0)
-    centre = torch.full((1, 1, 1), 10.5 / 64)
-    assert bank.look_up(torch.tensor([3]), centre, 2 * centre - 0.5 / 64).item() == pytest.approx(
+    center = torch.full((1, 1, 1), 10.5 / 64)
+    assert bank.look_up(torch.tensor([3]), center, 2 * center - 0.5 / 64).item() == pytest.approx(
         bank.tiles[3, 20, 10].item(), abs=1e-4
     )
 
 
 def test_a_bank_picks_suitable_tiles():
     bank = TileBank(seeded(0), per_kind=2, size=32)
-    picked = bank.pick(seeded(1), [("fibre",)] * 20 + [("cells", "rings")] * 20)
-    assert {TILES[int(number) // 2] for number in picked[:20]} == {"fibre"}
+    picked = bank.pick(seeded(1), [("fiber",)] * 20 + [("cells", "rings")] * 20)
+    assert {TILES[int(number) // 2] for number in picked[:20]} == {"fiber"}
     assert {TILES[int(number) // 2] for number in picked[20:]} == {"cells", "rings"}
 
 
@@ -208,9 +208,9 @@ def test_fine_compression_changes_little_and_coarse_more():
 
 
 def test_compression_rounds_coefficients_to_the_table():
-    grey = pictures(1)[:, :1].expand(-1, 3, -1, -1)
+    gray = pictures(1)[:, :1].expand(-1, 3, -1, -1)
     factor = log_uniform(seeded(2), 0.1, 1.0, (1, 1, 1, 1, 1))
-    packed = compress(grey.clone(), seeded(2))[0, 0]
+    packed = compress(gray.clone(), seeded(2))[0, 0]
     basis = cosine_basis(8)
     torch.testing.assert_close(basis @ basis.T, torch.eye(8), atol=1e-5, rtol=0)
     blocks = packed.unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).transpose(1, 2)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hub.reproduce.__main__ import main
 from hub.reproduce.cells import cell_file, fit_words, thin_rows
 from hub.reproduce.options import ReproduceOptions, clip_weights
-from hub.reproduce.report import count_tests, draw, summarise, to_markdown, unlike_paper
+from hub.reproduce.report import count_tests, draw, summarize, to_markdown, unlike_paper
 from hub.reproduce.tables import TABLES, tables_of
 from modeling_anople.configuration_anople import AnoPLeConfig
 from modeling_anople.data.public_sets import SETS
@@ -317,7 +317,7 @@ def record_of(tested: dict[str, tuple[int, int]], seed: int = 0, auroc: float = 
 
 def summary_of(tested: dict[str, tuple[int, int]], **options) -> dict:
     """Gather the main table of one seed."""
-    return summarise(
+    return summarize(
         "main", TABLES["main"], {"1 shot": [record_of(tested)]}, ReproduceOptions(data_root="data", **options)
     )
 
@@ -384,7 +384,7 @@ def test_else_they_are_left_out_with_the_reason(tested, options):
 def test_one_record_of_other_photographs_is_enough():
     found = {"1 shot": [record_of(MVTEC), record_of(BUT_SCREW, seed=1)]}
     options = ReproduceOptions(data_root="data", data_set="mvtec")
-    assert "missing: screw" in summarise("main", TABLES["main"], found, options)["paper_left_out"]
+    assert "missing: screw" in summarize("main", TABLES["main"], found, options)["paper_left_out"]
 
 
 def test_kinds_of_defect_apart_are_counted_together():
@@ -393,7 +393,7 @@ def test_kinds_of_defect_apart_are_counted_together():
         kinds = {"dent": {"anomalous": 1}, "hole": {"anomalous": entry["anomalous"] - 1}}
         entry |= {"anomalous": 1, "defects": kinds}
     options = ReproduceOptions(data_root="data", data_set="mvtec")
-    summary = summarise("defects", TABLES["defects"], {"each product's hardest kind": [hardest]}, options)
+    summary = summarize("defects", TABLES["defects"], {"each product's hardest kind": [hardest]}, options)
     assert summary["paper_left_out"] is None
     assert summary["protocol"]["test_photographs"] == {"normal": 467, "anomalous": 1258}
 
@@ -401,7 +401,7 @@ def test_kinds_of_defect_apart_are_counted_together():
 def test_a_table_without_the_papers_figures_leaves_none_out():
     found = {"memory alone, CLIP as it is": [record_of({"brain": (5, 1)})]}
     options = ReproduceOptions(data_root="data", data_set="mvtec")
-    assert summarise("transfer", TABLES["transfer"], found, options)["paper_left_out"] is None
+    assert summarize("transfer", TABLES["transfer"], found, options)["paper_left_out"] is None
 
 
 @pytest.fixture
@@ -466,13 +466,13 @@ def test_figures_of_other_products_are_not_subtracted_from_the_papers():
     found = {"multi-scale, prefix": [record, record_of(MVTEC, seed=1)], "multi-scale, no prefix": [lower]}
     for data_set, difference in (("other", None), ("mvtec", pytest.approx(70 - 91.8)), ("visa", None)):
         options = ReproduceOptions(data_root="data", data_set=data_set)
-        rows = {row["cell"]: row for row in summarise("scale", TABLES["scale"], found, options)["rows"]}
+        rows = {row["cell"]: row for row in summarize("scale", TABLES["scale"], found, options)["rows"]}
         assert rows["multi-scale, no prefix"]["difference"] == difference
     assert rows["multi-scale, no prefix"]["to_reference"] == pytest.approx(-10)
     easier = record_of(MVTEC, seed=2, auroc=0.95)  # a seed that the other row lacks
     unequal = {**found, "multi-scale, prefix": [record, easier]}
-    rows = {row["cell"]: row for row in summarise("scale", TABLES["scale"], unequal, options)["rows"]}
+    rows = {row["cell"]: row for row in summarize("scale", TABLES["scale"], unequal, options)["rows"]}
     assert rows["multi-scale, no prefix"]["to_reference"] == pytest.approx(-10)
     assert rows["single scale, no prefix"]["image_auroc"] is None
-    text = to_markdown(summarise("scale", TABLES["scale"], found, ReproduceOptions(data_root="data")))
+    text = to_markdown(summarize("scale", TABLES["scale"], found, ReproduceOptions(data_root="data")))
     assert "only orders can be compared" in text and "| -2.7 |" in text and "| not run |" in text

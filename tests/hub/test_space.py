@@ -132,8 +132,8 @@ def test_the_header_is_a_valid_one():
     head = yaml.safe_load((ROOT / "demo/README.md").read_text(encoding="utf-8").split("---")[1])
     assert head["sdk"] == "gradio" and head["app_file"] == "demo/app.py" and head["license"] == "apache-2.0"
     assert len(head["short_description"]) <= 60 and isinstance(head["python_version"], str)
-    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert {head["colorFrom"], head["colorTo"]} <= colours
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {head["colorFrom"], head["colorTo"]} <= colors
     pins = [Requirement(line) for line in _requirements()]
     assert head["sdk_version"] == next(str(pin.specifier)[2:] for pin in pins if pin.name == "gradio")
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from hub.mini_clip.small_clip import byte_tokenizer
 from hub.mini_clip.tokenizer import (
-    COLOURS,
+    COLORS,
     DEFECTS,
     LOOKS,
     MATERIALS,
@@ -118,7 +118,7 @@ def test_saved_and_loaded_it_gives_the_same_ids(mini, tmp_path):
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (2046, 2047, 2047)
 
 
-@pytest.mark.parametrize(("words", "most"), [(NOUNS, 2), (MATERIALS, 2), (COLOURS, 2), (STATES, 2), (DEFECTS, 3)])
+@pytest.mark.parametrize(("words", "most"), [(NOUNS, 2), (MATERIALS, 2), (COLORS, 2), (STATES, 2), (DEFECTS, 3)])
 def test_common_words_are_short(mini, words, most):
     assert sum(len(plain_ids(mini, word)) for word in words) / len(words) <= most
 
@@ -141,7 +141,7 @@ def test_the_corpus_is_the_same_each_time_and_holds_every_word():
     sentences = corpus()
     assert sentences == corpus() and not any("{" in sentence for sentence in sentences)
     text = f" {' '.join(sentences)} "
-    for words in (NOUNS, COLOURS, LOOKS, MATERIALS, PARTS, STATES, DEFECTS):
+    for words in (NOUNS, COLORS, LOOKS, MATERIALS, PARTS, STATES, DEFECTS):
         assert len(set(words)) == len(words) and all(word == word.lower().strip() for word in words)
         assert [word for word in words if f" {word} " not in text] == []
     assert len(NOUNS) >= 500 and len(DEFECTS) >= 80
@@ -155,7 +155,7 @@ def test_the_corpus_is_the_same_each_time_and_holds_every_word():
         ("a photo of {a} {colour} {noun}", "gear", 1, "a photo of an orange gear"),
         ("{a} {noun} with {colour} and {colour} {part}", "olive", 0, "an olive with red and orange hole"),
         ("{a} {noun}", "usb plug", 0, "a usb plug"),
-        ("{a} {noun} in {colour}", "pin", len(COLOURS), "a pin in red"),
+        ("{a} {noun} in {colour}", "pin", len(COLORS), "a pin in red"),
     ],
 )
 def test_captions_fill_their_slots(template, noun, number, expected):

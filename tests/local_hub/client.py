@@ -22,7 +22,7 @@ class Client:
         self.environment = {**environment, "OMP_NUM_THREADS": "1"}
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
-    def call(self, function: Callable, *arguments: Any, **keywords: Any) -> Any:
+    def call(self, function: Callable, *arguments: object, **keywords: object) -> Any:
         """Run a function over there and return what it returns; its errors are raised here."""
         with _variables(self.environment):  # the process starts with the first call
             return self._pool.submit(function, *arguments, **keywords).result(timeout=120)
@@ -51,28 +51,28 @@ def _run(program: Callable, arguments: list, token: str | None) -> tuple[int, st
     return code, output.getvalue(), errors.getvalue()
 
 
-def push(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
+def push(*arguments: object, token: str | None = None) -> tuple[int, str, str]:
     """Run `python -m hub.publish`: exit code, output, errors."""
     from hub.publish.__main__ import main
 
     return _run(main, list(arguments), token)
 
 
-def push_space(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
+def push_space(*arguments: object, token: str | None = None) -> tuple[int, str, str]:
     """Run `python -m hub.publish.space`: exit code, output, errors."""
     from hub.publish.space import main
 
     return _run(main, list(arguments), token)
 
 
-def anople(*arguments: Any, token: str | None = None) -> tuple[int, str, str]:
+def anople(*arguments: object, token: str | None = None) -> tuple[int, str, str]:
     """Run `anople`: exit code, output, errors."""
     from modeling_anople.cli import main
 
     return _run(main, list(arguments), token)
 
 
-def api(method: str, *arguments: Any, **keywords: Any) -> Any:
+def api(method: str, *arguments: object, **keywords: object) -> Any:
     """Call a method of `HfApi`; what comes one by one is listed."""
     from huggingface_hub import HfApi
 
@@ -80,7 +80,7 @@ def api(method: str, *arguments: Any, **keywords: Any) -> Any:
     return list(answer) if isinstance(answer, Iterator) else answer
 
 
-def files_of(repository: str, **keywords: Any) -> dict[str, str]:
+def files_of(repository: str, **keywords: object) -> dict[str, str]:
     """List a repository: path -> hash (SHA-256 of large files, git's of others)."""
     from huggingface_hub import HfApi, RepoFile
 
@@ -88,7 +88,7 @@ def files_of(repository: str, **keywords: Any) -> dict[str, str]:
     return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
 
 
-def download(repository: str, cache: Path, **keywords: Any) -> dict[str, bytes]:
+def download(repository: str, cache: Path, **keywords: object) -> dict[str, bytes]:
     """Download a repository into a cache and read all of it."""
     from huggingface_hub import snapshot_download
 
@@ -101,7 +101,7 @@ def download_space(repository: str, cache: Path) -> dict[str, bytes]:
     return download(repository, cache, repo_type="space")
 
 
-def answers_of(name: str, paths: list[str], *, load: str = "from_pretrained", **keywords: Any) -> list[dict]:
+def answers_of(name: str, paths: list[str], *, load: str = "from_pretrained", **keywords: object) -> list[dict]:
     """Load a detector by `AnoPLeModel.from_pretrained` or `load_adapter` and judge photographs."""
     from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
@@ -112,7 +112,7 @@ def answers_of(name: str, paths: list[str], *, load: str = "from_pretrained", **
     return judge(model, AnoPLeProcessor.from_pretrained(name, **keywords), paths)
 
 
-def push_plainly(folder: str, repository: str, **keywords: Any) -> None:
+def push_plainly(folder: str, repository: str, **keywords: object) -> None:
     """Push model and processor by transformers' own methods."""
     from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
@@ -120,7 +120,7 @@ def push_plainly(folder: str, repository: str, **keywords: Any) -> None:
     AnoPLeProcessor.from_pretrained(folder).push_to_hub(repository, **keywords)
 
 
-def save_and_push(folder: str, target: str, repository: str, **keywords: Any) -> None:
+def save_and_push(folder: str, target: str, repository: str, **keywords: object) -> None:
     """Save a detector and push it in one call."""
     from modeling_anople import AnoPLeModel
 

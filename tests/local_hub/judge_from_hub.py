@@ -7,13 +7,12 @@ The code that runs is the one that came with the detector; this file imports not
 import hashlib
 import json
 import sys
-from typing import Any
 
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 
-def judge(model: Any, processor: Any, paths: list[str]) -> list[dict[str, Any]]:
+def judge(model: PreTrainedModel, processor: ProcessorMixin, paths: list[str]) -> list[dict]:
     """Answer for each photograph: calibrated score (`None` without a line), raw score, and a hash of the map's values."""
     answers = []
     with torch.inference_mode():

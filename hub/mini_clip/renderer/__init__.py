@@ -18,7 +18,7 @@ from .scenes import compress, draw_scene, expose, focus, sense
 from .textures import TileBank, chance
 
 
-VISIBLE = 8 / 255  # a smaller change of colour does not stand out
+VISIBLE = 8 / 255  # a smaller change of color does not stand out
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Draughtsman:
         last = torch.arange(normals, len(shots.owner), normals + 1)
         kinds, last_shots = draw_kinds(products, generator), pick_instances(shots, last)
         changes, overlay = draw_defects(designs, last_shots, sound.cover[last], self.bank, kinds, generator)
-        spoilt = draw_scene(designs, last_shots, self.bank, size, changes).colour
-        spoilt = torch.lerp(spoilt, overlay.colour, overlay.cover[:, None])
+        spoiled = draw_scene(designs, last_shots, self.bank, size, changes).color
+        spoiled = torch.lerp(spoiled, overlay.color, overlay.cover[:, None])
         blur = designs.blur[shots.owner]
-        pictures = focus(expose(sound.colour, shots.gain), blur)
-        spoilt = focus(expose(spoilt, last_shots.gain), blur[last])
-        masks = (spoilt - pictures[last]).abs().amax(1) > VISIBLE
-        pictures = pictures.index_copy(0, last, spoilt)
+        pictures = focus(expose(sound.color, shots.gain), blur)
+        spoiled = focus(expose(spoiled, last_shots.gain), blur[last])
+        masks = (spoiled - pictures[last]).abs().amax(1) > VISIBLE
+        pictures = pictures.index_copy(0, last, spoiled)
         pictures = sense(pictures, designs.noise[shots.owner], generator)
         packed = chance(generator, 0.5, (products,)).repeat_interleave(normals + 1)
         pictures[packed] = compress(pictures[packed], generator)

@@ -12,7 +12,7 @@ from .textures import TileBank, log_uniform, uniform
 
 KINDS = {  # name -> how often
     "scratch": 3, "crack": 2, "thread": 2, "stain": 3, "contamination": 3, "hole": 2, "texture": 2, "turned": 2,
-    "bent": 2, "worn": 2, "missing part": 2, "wrong colour": 2, "moved part": 2, "broken pattern": 2, "chip": 3,
+    "bent": 2, "worn": 2, "missing part": 2, "wrong color": 2, "moved part": 2, "broken pattern": 2, "chip": 3,
 }  # fmt: skip
 LINES = ("scratch", "crack", "thread")
 POINTS = 7  # of a line
@@ -20,9 +20,9 @@ POINTS = 7  # of a line
 
 @dataclass
 class Overlay:
-    """Colour laid over the finished picture: (images, 3, height, width) and its cover (images, height, width)."""
+    """Color laid over the finished picture: (images, 3, height, width) and its cover (images, height, width)."""
 
-    colour: Tensor
+    color: Tensor
     cover: Tensor
 
 
@@ -79,9 +79,9 @@ def draw_defects(
 ) -> tuple[Changes, Overlay]:
     """Draw a defect of each kind on the instances `shot`, somewhere on their bodies' `cover` (images, height, width)."""
     count, size = len(kinds), cover.shape[-1]
-    centre = _places(cover, _is(kinds, "chip"), generator)
+    center = _places(cover, _is(kinds, "chip"), generator)
     x, y = frame(size)
-    x, y = x - per_image(centre[0]), y - per_image(centre[1])
+    x, y = x - per_image(center[0]), y - per_image(center[1])
     wobble = bank.look_up(
         bank.pick(generator, [("cloud",)] * count), x / 3 + per_image(shot.tile_shift[:, 0, 1]), y / 3
     )
@@ -116,7 +116,7 @@ def _changes(designs: Designs, shot: Instances, kinds: list[str], region: tuple,
     picked = torch.multinomial(there + 1e-3, 1, generator=generator)
     picked = torch.zeros(count, PARTS).scatter_(1, picked, 1.0)
     moves = uniform(generator, -0.25, 0.25, (count, 1, 2)) * _is(kinds, "moved part")[:, None, None]
-    tint = uniform(generator, -0.6, 0.6, (count, 1, 3)) * _is(kinds, "wrong colour")[:, None, None]
+    tint = uniform(generator, -0.6, 0.6, (count, 1, 3)) * _is(kinds, "wrong color")[:, None, None]
     return Changes(
         shift=torch.stack([shift_x, shift_y], dim=1),
         calm=1 - blob * per_image(_is(kinds, "worn")),
@@ -130,10 +130,10 @@ def _changes(designs: Designs, shot: Instances, kinds: list[str], region: tuple,
 
 
 def _overlay(designs, shot, kinds, blob, line, bank, place, generator: Generator) -> Overlay:
-    """Colour what the kinds lay on top. A part that is not there cannot go missing: such pictures get a stain."""
+    """Color what the kinds lay on top. A part that is not there cannot go missing: such pictures get a stain."""
     count, size = len(kinds), blob.shape[-1]
     partless = designs.part_there[shot.owner].sum(1) == 0
-    needs_part = _is(kinds, "missing part", "wrong colour", "moved part").bool()
+    needs_part = _is(kinds, "missing part", "wrong color", "moved part").bool()
     flat = (designs.contrast[shot.owner] < 0.05) & partless & _is(kinds, "broken pattern").bool()
     fallback = ((needs_part & partless) | flat).float()
     opaque = _is(kinds, "contamination", "hole", "crack") + _is(kinds, "thread") * 0.95
@@ -141,17 +141,17 @@ def _overlay(designs, shot, kinds, blob, line, bank, place, generator: Generator
     weak = weak + _is(kinds, "scratch") * uniform(generator, 0.35, 1.0, (count,))
     on_line = _is(kinds, *LINES)
     cover = torch.where(per_image(on_line).bool(), line, blob) * per_image((opaque + weak).clamp(max=1))
-    base = designs.colours[shot.owner, 1]
+    base = designs.colors[shot.owner, 1]
     foreign = torch.rand(count, 3, generator=generator)
     dark, light = base * 0.3, base + (1 - base) * 0.6
     side = torch.rand(count, 1, generator=generator)
-    colour = torch.where(side < 0.4, dark, torch.where(side < 0.7, light, foreign))
-    colour = torch.where(_is(kinds, "crack")[:, None].bool(), dark, colour)
-    ground = designs.colours[shot.owner, 0]
-    colour = torch.where(_is(kinds, "hole")[:, None].bool(), torch.where(side < 0.5, ground, dark), colour)
+    color = torch.where(side < 0.4, dark, torch.where(side < 0.7, light, foreign))
+    color = torch.where(_is(kinds, "crack")[:, None].bool(), dark, color)
+    ground = designs.colors[shot.owner, 0]
+    color = torch.where(_is(kinds, "hole")[:, None].bool(), torch.where(side < 0.5, ground, dark), color)
     tiles = torch.randint(len(bank.tiles), (count,), generator=generator)
     scale = per_image(log_uniform(generator, 0.1, 0.5, (count,)))
     texture = bank.look_up(tiles, place[0] * scale, place[1] * scale)
     strength = per_image(uniform(generator, 0, 0.25, (count,)) * _is(kinds, "contamination", "stain"))
-    painted = colour[:, :, None, None] * (1 + texture * strength)[:, None]
+    painted = color[:, :, None, None] * (1 + texture * strength)[:, None]
     return Overlay(painted.expand(count, 3, size, size), cover)

@@ -28,11 +28,11 @@ class Family:
     roughness: float = 0.5  # strength of the random texture
     parts: tuple[int, int] = (0, 3)
     repeated: float = 0.3  # chance that a part comes in rows or in a circle
-    colourful: float = 0.5  # saturation
+    colorful: float = 0.5  # saturation
 
 
 FAMILIES = (
-    Family(("fabric", "carpet", "cloth", "textile"), full=True, periodic=1.0, tiles=("fibre", "grain"), parts=(0, 1)),
+    Family(("fabric", "carpet", "cloth", "textile"), full=True, periodic=1.0, tiles=("fiber", "grain"), parts=(0, 1)),
     Family(
         ("grid", "wire mesh", "metal grid", "sieve"),
         full=True,
@@ -41,9 +41,9 @@ FAMILIES = (
         roughness=0.2,
         tiles=("grain", "cloud"),
         parts=(0, 0),
-        colourful=0.15,
+        colorful=0.15,
     ),
-    Family(("wood", "wooden board", "plank", "veneer"), full=True, tiles=("fibre",), roughness=1.0, parts=(0, 1)),
+    Family(("wood", "wooden board", "plank", "veneer"), full=True, tiles=("fiber",), roughness=1.0, parts=(0, 1)),
     Family(("leather", "paper", "rubber", "plaster"), full=True, tiles=("cells", "rings", "grain"), parts=(0, 0)),
     Family(
         ("tile", "stone", "marble", "concrete"),
@@ -51,13 +51,13 @@ FAMILIES = (
         tiles=("ridges", "speckle", "cloud"),
         parts=(0, 0),
         roughness=1.0,
-        colourful=0.3,
+        colorful=0.3,
     ),
     Family(
         ("metal plate", "steel sheet", "casting", "magnetic tile"),
-        tiles=("fibre", "grain"),
+        tiles=("fiber", "grain"),
         parts=(0, 4),
-        colourful=0.1,
+        colorful=0.1,
         roughness=0.3,
     ),
     Family(
@@ -65,10 +65,10 @@ FAMILIES = (
         round=True,
         hollow=0.6,
         toothed=0.6,
-        tiles=("fibre", "grain"),
+        tiles=("fiber", "grain"),
         parts=(1, 4),
         repeated=0.6,
-        colourful=0.1,
+        colorful=0.1,
         roughness=0.25,
     ),
     Family(
@@ -87,7 +87,7 @@ FAMILIES = (
         ("hazelnut", "nut", "cashew", "fruit"),
         round=True,
         toothed=0.3,
-        tiles=("fibre", "cloud", "ridges"),
+        tiles=("fiber", "cloud", "ridges"),
         parts=(0, 2),
         roughness=0.9,
     ),
@@ -118,10 +118,10 @@ FAMILIES = (
         periodic=0.3,
     ),
     Family(("label", "package", "box", "card"), tiles=("cloud", "grain"), parts=(2, 5), repeated=0.5, roughness=0.15),
-    Family(("toothbrush", "zipper", "comb", "brush"), periodic=0.7, tiles=("fibre",), parts=(1, 4), repeated=0.8),
+    Family(("toothbrush", "zipper", "comb", "brush"), periodic=0.7, tiles=("fiber",), parts=(1, 4), repeated=0.8),
 )
 
-COLOURS = {  # name -> hue, saturation, value
+COLORS = {  # name -> hue, saturation, value
     "red": (0.0, 0.8, 0.75), "orange": (0.08, 0.8, 0.85), "yellow": (0.15, 0.75, 0.9), "green": (0.36, 0.7, 0.55),
     "blue": (0.6, 0.75, 0.65), "purple": (0.77, 0.6, 0.55), "pink": (0.92, 0.4, 0.9), "brown": (0.07, 0.65, 0.45),
     "beige": (0.1, 0.25, 0.82), "white": (0.1, 0.03, 0.92), "grey": (0.6, 0.05, 0.55), "black": (0.6, 0.1, 0.12),
@@ -147,7 +147,7 @@ class Designs:
     ring: Tensor  # (products,) width of a ring, large for none
     teeth: Tensor  # (products, 2) number and height
     zoom: Tensor  # (products,) half a frame in units of the product
-    colours: Tensor  # (products, 3 uses, 3) ground, body, second colour of the pattern
+    colors: Tensor  # (products, 3 uses, 3) ground, body, second color of the pattern
     tiles: Tensor  # (products, 2 uses)
     tile_scale: Tensor  # (products, 2 uses) tiles in one unit
     roughness: Tensor  # (products, 2 uses)
@@ -163,7 +163,7 @@ class Designs:
     part_corner: Tensor  # (products, PARTS)
     part_ring: Tensor  # (products, PARTS)
     part_angle: Tensor  # (products, PARTS)
-    part_colour: Tensor  # (products, PARTS, 3)
+    part_color: Tensor  # (products, PARTS, 3)
     part_there: Tensor  # (products, PARTS) 1 or 0
     part_repeat: Tensor  # (products, PARTS) 0 once, 1 in rows, 2 in a circle
     part_pitch: Tensor  # (products, PARTS) distance in rows, number in a circle
@@ -176,11 +176,11 @@ class Designs:
     noise: Tensor  # (products,) of the sensor
 
 
-def _colours(names: list[str], generator: Generator, spread: float = 0.05) -> Tensor:
-    """Draw a colour (len(names), 3) near each name's."""
+def _colors(names: list[str], generator: Generator, spread: float = 0.05) -> Tensor:
+    """Draw a color (len(names), 3) near each name's."""
     drawn = []
     for name in names:
-        hue, saturation, value = COLOURS[name]
+        hue, saturation, value = COLORS[name]
         jitter = uniform(generator, -spread, spread, (3,)).tolist()
         hsv = ((hue + jitter[0] / 2) % 1, max(0.0, saturation + jitter[1]), max(0.05, value + jitter[2]))
         drawn.append(colorsys.hsv_to_rgb(*hsv))
@@ -188,9 +188,9 @@ def _colours(names: list[str], generator: Generator, spread: float = 0.05) -> Te
 
 
 def _draw_name(family: Family, generator: Generator) -> str:
-    """Draw a colour name; a colourless family is mostly grey, white or black."""
-    dull = bool(chance(generator, 1 - family.colourful))
-    return choice(generator, ("white", "grey", "black", "beige") if dull else tuple(COLOURS))
+    """Draw a color name; a colorless family is mostly gray, white or black."""
+    dull = bool(chance(generator, 1 - family.colorful))
+    return choice(generator, ("white", "grey", "black", "beige") if dull else tuple(COLORS))
 
 
 def _of(families: list[Family], field: str) -> Tensor:
@@ -202,9 +202,9 @@ def draw_designs(count: int, generator: Generator, bank: TileBank) -> Designs:
     families = [choice(generator, FAMILIES) for _ in range(count)]
     nouns = [choice(generator, family.nouns) for family in families]
     names = [_draw_name(family, generator) for family in families]
-    body = _colours(names, generator)
+    body = _colors(names, generator)
     outline = _draw_outline(families, generator)
-    part_names = [[choice(generator, tuple(COLOURS)) for _ in range(PARTS)] for _ in families]
+    part_names = [[choice(generator, tuple(COLORS)) for _ in range(PARTS)] for _ in families]
     parts = _draw_parts(families, outline["size"], body, part_names, generator)
     captions = []
     for name, noun, others, there in zip(names, nouns, part_names, parts["part_there"].sum(1).tolist(), strict=True):
@@ -234,7 +234,7 @@ def _draw_outline(families: list[Family], generator: Generator) -> dict[str, Ten
 def _draw_parts(
     families: list[Family], size: Tensor, body: Tensor, names: list[list[str]], generator: Generator
 ) -> dict[str, Tensor]:
-    """Draw the parts of products of a size (products, 2) and colour (products, 3); `names` are the parts' colours."""
+    """Draw the parts of products of a size (products, 2) and color (products, 3); `names` are the parts' colors."""
     count, rounded = len(families), _of(families, "round").bool()[:, None]
     number = [int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (f.parts for f in families)]
 
@@ -251,8 +251,8 @@ def _draw_parts(
     part_size = log_uniform(generator, 0.06, 0.5, (count, PARTS, 2)) * torch.where(repeat > 0, 0.35, 1.0)[..., None]
     part_size[..., 1] *= torch.where(toss(0.3), 0.3, 1.0)  # some are slim
     part_size = torch.where(concentric, draw(0.15, 0.8, 1) * extent[..., :1], part_size)
-    colour = torch.stack([_colours(row, generator) for row in names])
-    alike = torch.where(toss(0.4)[..., None], body[:, None] * draw(0.5, 1.4, 1), colour)
+    color = torch.stack([_colors(row, generator) for row in names])
+    alike = torch.where(toss(0.4)[..., None], body[:, None] * draw(0.5, 1.4, 1), color)
     around = torch.randint(4, 20, (count, PARTS), generator=generator).float()
     return {
         "part_place": torch.where(concentric, 0.0, draw(-0.75, 0.75, 2) * extent),
@@ -260,7 +260,7 @@ def _draw_parts(
         "part_corner": torch.where(concentric[..., 0], 1.0, draw(0, 1)),
         "part_ring": torch.where(toss(0.3), draw(0.01, 0.06), 9.0),
         "part_angle": draw(0, 3.14) * toss(0.4),
-        "part_colour": alike.clamp(0.02, 0.98),
+        "part_color": alike.clamp(0.02, 0.98),
         "part_there": (torch.arange(PARTS) < torch.tensor(number)[:, None]).float(),
         "part_repeat": repeat,
         "part_pitch": torch.where(repeat == 2, around, part_size.amax(-1) * draw(2.3, 4.0)),
@@ -269,20 +269,20 @@ def _draw_parts(
 
 
 def _draw_surface(families: list[Family], body: Tensor, generator: Generator, bank: TileBank) -> dict[str, Tensor]:
-    """Draw colours, textures and regular pattern of products whose main colour is `body` (products, 3)."""
+    """Draw colors, textures and regular pattern of products whose main color is `body` (products, 3)."""
     count = len(families)
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return uniform(generator, low, high, (count, *shape))
 
-    ground, second = (_colours([choice(generator, tuple(COLOURS)) for _ in families], generator) for _ in range(2))
-    plain = chance(generator, 0.6, (count, 1))  # most photographs have a grey, white or black ground
+    ground, second = (_colors([choice(generator, tuple(COLORS)) for _ in families], generator) for _ in range(2))
+    plain = chance(generator, 0.6, (count, 1))  # most photographs have a gray, white or black ground
     ground = torch.where(plain, draw(0, 1, 1) + draw(-0.03, 0.03, 3), ground)
     second = torch.where(chance(generator, 0.7, (count, 1)), body * draw(0.5, 1.4, 1), second)
     pattern = torch.nn.functional.one_hot(torch.randint(BASES, (count,), generator=generator), BASES).float()
-    tiles = [family.tiles for family in families], [("cloud", "grain", "fibre")] * count
+    tiles = [family.tiles for family in families], [("cloud", "grain", "fiber")] * count
     return {
-        "colours": torch.stack([ground, body, second], dim=1).clamp(0.02, 0.98),
+        "colors": torch.stack([ground, body, second], dim=1).clamp(0.02, 0.98),
         "tiles": torch.stack([bank.pick(generator, kinds) for kinds in tiles], dim=1),
         "tile_scale": log_uniform(generator, 0.12, 0.6, (count, 2)),
         "roughness": torch.stack([_of(families, "roughness") * draw(0.02, 0.22), draw(0, 0.08)], dim=1),
@@ -339,13 +339,13 @@ def draw_instances(designs: Designs, each: int, generator: Generator) -> Instanc
 
     full = torch.tensor([family.full for family in designs.families])[owner]
     looseness = designs.looseness[owner]
-    centre = uniform(generator, -0.25, 0.25, (count, 2))[owner]  # where on the product the camera looks
+    center = uniform(generator, -0.25, 0.25, (count, 2))[owner]  # where on the product the camera looks
     free = torch.where(full, 0.5, looseness)[:, None]
     return Instances(
         owner=owner,
         turn=designs.turn[owner] * draw(),
         zoom=designs.zoom[owner] * (1 + 0.5 * looseness * draw()),
-        shift=centre * (designs.zoom[owner] < 0.8)[:, None] + free * draw(2),
+        shift=center * (designs.zoom[owner] < 0.8)[:, None] + free * draw(2),
         tile_shift=draw(2, 2),
         pattern_phase=draw(2) * torch.where(full, 3.14, looseness * 3)[:, None],
         part_shift=draw(PARTS, 2) * 0.006,

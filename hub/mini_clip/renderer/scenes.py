@@ -46,9 +46,9 @@ class Place:
 
 @dataclass
 class Picture:
-    """Linear colours (images, 3, height, width) and the body's cover (images, height, width)."""
+    """Linear colors (images, 3, height, width) and the body's cover (images, height, width)."""
 
-    colour: Tensor
+    color: Tensor
     cover: Tensor
 
 
@@ -127,10 +127,10 @@ def _cover(designs: Designs, shot: Instances, place: Place, pattern: Tensor, cha
 def _part(designs: Designs, shot: Instances, number: int, place: Place, changes: Changes | None) -> Tensor:
     """Signed distance to one part, in whichever way it is repeated."""
     owner = shot.owner
-    centre = designs.part_place[owner, number] + shot.part_shift[:, number]
+    center = designs.part_place[owner, number] + shot.part_shift[:, number]
     if changes is not None:
-        centre = centre + changes.part_shift[:, number]
-    u, v = place.u - per_image(centre[:, 0]), place.v - per_image(centre[:, 1])
+        center = center + changes.part_shift[:, number]
+    u, v = place.u - per_image(center[:, 0]), place.v - per_image(center[:, 1])
     repeat, pitch = designs.part_repeat[owner, number], designs.part_pitch[owner, number]
     rows = (repeat == 1).nonzero()[:, 0]
     if len(rows):
@@ -141,7 +141,7 @@ def _part(designs: Designs, shot: Instances, number: int, place: Place, changes:
     if len(circle):
         step = per_image(6.2832 / pitch[circle])
         angle = place.angle[circle] - (place.angle[circle] / step).round_() * step
-        distance = per_image(centre[circle].norm(dim=-1).clamp(min=0.15))
+        distance = per_image(center[circle].norm(dim=-1).clamp(min=0.15))
         u[circle], v[circle] = place.radius[circle] * angle.cos() - distance, place.radius[circle] * angle.sin()
     turn = designs.part_angle[owner, number]
     cosine, sine = per_image(turn.cos()), per_image(turn.sin())
@@ -156,17 +156,17 @@ def _lay_parts(
 ) -> tuple[Tensor, Tensor]:
     """Paint all parts over a surface (images, 3, height, width) and its relief (images, height, width)."""
     for number in range(PARTS):
-        there, colour = designs.part_there[shot.owner, number], designs.part_colour[shot.owner, number]
+        there, color = designs.part_there[shot.owner, number], designs.part_color[shot.owner, number]
         if changes is not None:
             there = there * changes.part_there[:, number]
-            colour = (colour + changes.part_tint[:, number]).clamp(0, 1)
+            color = (color + changes.part_tint[:, number]).clamp(0, 1)
         if not there.any():
             continue
         inside = _edge(_part(designs, shot, number, place, changes), place.pixel) * per_image(there)
         if changes is not None:
             repeated = designs.part_repeat[shot.owner, number] > 0
             inside = inside * (1 - changes.lost * per_image(repeated.float()))
-        surface = torch.lerp(surface, colour[:, :, None, None], inside[:, None])
+        surface = torch.lerp(surface, color[:, :, None, None], inside[:, None])
         height = height + inside * per_image(designs.part_height[shot.owner, number])
     return surface, height
 
@@ -181,17 +181,17 @@ def draw_scene(
         texture = torch.lerp(texture, -2 * ground, changes.swap) * changes.calm
         pattern = pattern * changes.calm * (1 - changes.lost) - changes.lost
     cover = _cover(designs, shot, place, pattern, changes)
-    rough, colours, contrast = designs.roughness[owner], designs.colours[owner], per_image(designs.contrast[owner])
+    rough, colors, contrast = designs.roughness[owner], designs.colors[owner], per_image(designs.contrast[owner])
     texture = texture * per_image(rough[:, 0])
     mix = (pattern * 0.5 + 0.5) * contrast
-    surface = torch.lerp(colours[:, 1, :, None, None], colours[:, 2, :, None, None], mix[:, None])
+    surface = torch.lerp(colors[:, 1, :, None, None], colors[:, 2, :, None, None], mix[:, None])
     height = (texture * 4 + pattern * contrast) * per_image(designs.relief[owner])
     surface, height = _lay_parts(designs, shot, place, surface, height, changes)
     surface = surface * (1 + texture)[:, None]
-    backdrop = colours[:, 0, :, None, None] * (1 + ground * per_image(rough[:, 1]))[:, None]
-    colour = torch.lerp(backdrop, surface, cover[:, None])
+    backdrop = colors[:, 0, :, None, None] * (1 + ground * per_image(rough[:, 1]))[:, None]
+    color = torch.lerp(backdrop, surface, cover[:, None])
     height = height * cover + cover * 0.03
-    return Picture(colour * _shading(height, shot, place.pixel)[:, None], cover)
+    return Picture(color * _shading(height, shot, place.pixel)[:, None], cover)
 
 
 def _shading(height: Tensor, shot: Instances, pixel: Tensor) -> Tensor:
@@ -213,9 +213,9 @@ def brightness(pictures: Tensor) -> Tensor:
     return (pictures * pictures.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
 
 
-def expose(colour: Tensor, gain: Tensor) -> Tensor:
-    """Apply gains (images, 3) to colours (images, 3, height, width)."""
-    return (colour * gain[:, :, None, None]).clamp_(0, 1)
+def expose(color: Tensor, gain: Tensor) -> Tensor:
+    """Apply gains (images, 3) to colors (images, 3, height, width)."""
+    return (color * gain[:, :, None, None]).clamp_(0, 1)
 
 
 def focus(pictures: Tensor, sigma: Tensor) -> Tensor:
@@ -230,12 +230,12 @@ def focus(pictures: Tensor, sigma: Tensor) -> Tensor:
 
 
 def sense(pictures: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
-    """Add Gaussian sensor noise of sigma (images,) and quantise to 8 bits."""
+    """Add Gaussian sensor noise of sigma (images,) and quantize to 8 bits."""
     noise = torch.randn(pictures.shape, generator=generator)
     return (pictures + noise * sigma[:, None, None, None]).clamp_(0, 1).mul_(255).round_().div_(255)
 
 
-# ITU-T T.81, annex K: luminance quantisation
+# ITU-T T.81, annex K: luminance quantization
 LUMINANCE = torch.tensor([
     [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
     [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
@@ -254,7 +254,7 @@ def cosine_basis(size: int) -> Tensor:
 def compress(pictures: Tensor, generator: Generator) -> Tensor:
     """Round the luminance's 8x8 cosine coefficients as JPEG of quality 50 to 95 does; sides are multiples of 8."""
     images, _, height, width = pictures.shape
-    quality = log_uniform(generator, 0.1, 1.0, (images, 1, 1, 1, 1))  # factor of the quantisation table
+    quality = log_uniform(generator, 0.1, 1.0, (images, 1, 1, 1, 1))  # factor of the quantization table
     blocks = brightness(pictures).reshape(images, height // 8, 8, width // 8, 8).transpose(2, 3)
     basis = cosine_basis(8)
     steps = LUMINANCE * quality / 255

@@ -35,16 +35,16 @@ def choice(generator: Generator, items: Sequence[Item]) -> Item:
     return items[int(torch.randint(len(items), (), generator=generator))]
 
 
-# --- Tiles of random texture: fractal noise, fibres, cells, ridges, speckle. Any point of the plane can be looked up ---
+# --- Tiles of random texture: fractal noise, fibers, cells, ridges, speckle. Any point of the plane can be looked up ---
 
 
-KINDS = ("cloud", "grain", "fibre", "cells", "ridges", "speckle", "rings")
+KINDS = ("cloud", "grain", "fiber", "cells", "ridges", "speckle", "rings")
 
 
 def fractal(generator: Generator, size: int, *, slope: float, stretch: float, angle: float) -> Tensor:
     """Draw periodic noise (size, size) of unit variance whose amplitude falls with frequency to the power -`slope`.
 
-    `stretch` above 1 lengthens it along `angle` (radians), as wood fibres or brushed metal are.
+    `stretch` above 1 lengthens it along `angle` (radians), as wood fibers or brushed metal are.
     """
     spectrum = torch.fft.rfft2(torch.randn(size, size, generator=generator))
     rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
@@ -74,8 +74,8 @@ def draw_tile(kind: str, generator: Generator, size: int) -> Tensor:
     if kind in ("cells", "rings"):
         count = int(20 * 20 ** float(uniform(generator, 0, 1)))
         return cells(generator, size, count=count, ridged=kind == "rings")
-    slope = {"cloud": 1.6, "grain": 0.5, "fibre": 0.9, "ridges": 1.4, "speckle": 0.9}[kind]
-    stretch = float(uniform(generator, 6, 30)) if kind == "fibre" else float(uniform(generator, 1, 1.6))
+    slope = {"cloud": 1.6, "grain": 0.5, "fiber": 0.9, "ridges": 1.4, "speckle": 0.9}[kind]
+    stretch = float(uniform(generator, 6, 30)) if kind == "fiber" else float(uniform(generator, 1, 1.6))
     field = fractal(generator, size, slope=slope + float(uniform(generator, -0.3, 0.3)), stretch=stretch, angle=angle)
     if kind == "ridges":
         field = -field.abs().sqrt()
