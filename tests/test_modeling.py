@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from hub.benchmarks.prediction_cost import b16_plus_config
+from hub.benchmarks.measuring import b16_plus_config
 from modeling_anople import AnoPLeConfig, AnoPLeModel
 from modeling_anople.configuration_anople import COUPLING_MODES
 

@@ -88,8 +88,7 @@ def main() -> None:
     from modeling_anople.export import export_detector
     from modeling_anople.export.graph_detector import ExportedDetector
 
-    from .prediction_cost import RESULTS, make_detector
-    from .speed_rows import SIDE, processor_of, row, timed
+    from .measuring import RESULTS, SIDE, make_detector, processor_of, row, timed
 
     about = {
         name: version(name) for name in ("torch", "anomalib", "open_clip_torch", "timm", "onnxruntime", "openvino")

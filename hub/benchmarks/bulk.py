@@ -27,7 +27,7 @@ from PIL import Image as Pillow
 from hub.mini_clip.small_clip import write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
-from .prediction_cost import RESULTS
+from .measuring import RESULTS
 
 
 ROOT = Path(__file__).parents[2]

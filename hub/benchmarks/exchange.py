@@ -29,7 +29,7 @@ from modeling_anople.data import read_dataset
 from modeling_anople.images_anople import load_photograph
 from modeling_anople.training.few_shot import sample_few_shot
 
-from .prediction_cost import RESULTS, keep_table
+from .measuring import RESULTS, keep_table
 from .unknown_products import make_detector
 
 

@@ -20,7 +20,7 @@ from modeling_anople.export.graph_detector import graph_in
 from modeling_anople.prediction import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
-from .prediction_cost import RESULTS
+from .measuring import RESULTS
 
 
 FORMS = {

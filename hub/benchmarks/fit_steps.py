@@ -22,8 +22,7 @@ from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
 from modeling_anople.training.few_shot import StepSampler, choose_shots, collate_views, make_samples
 from modeling_anople.training.options import TrainingConfig
 
-from .prediction_cost import b16_plus_config
-from .speed_rows import write_jpeg
+from .measuring import b16_plus_config, write_jpeg
 
 
 SKIPPED, PROFILED = 20, 5  # steps

@@ -24,7 +24,7 @@ from hub.reproduce.tables import TABLES
 from modeling_anople.data.drawn_products import PRODUCTS, write_dataset
 from modeling_anople.data.public_sets import SETS
 
-from .prediction_cost import RESULTS, b16_plus_config
+from .measuring import RESULTS, b16_plus_config
 
 
 DIFFERENT = {"train": 4, "good": 2, "defective": 6}  # photographs drawn of a product; the others are links to them

@@ -27,7 +27,7 @@ from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, 
 from modeling_anople.scoring_anople import harmonic_mean
 from modeling_anople.tiling_anople import disturbed_copies
 
-from .unknown_products import RESULTS
+from .measuring import RESULTS
 
 
 # --- Raw scores of drawn products' photographs against any choice of good ones, from one pass of the vision tower ---

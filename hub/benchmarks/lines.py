@@ -28,7 +28,7 @@ from modeling_anople.calibration_anople import describe_support
 from modeling_anople.data import read_dataset
 from modeling_anople.training.few_shot import sample_few_shot
 
-from .prediction_cost import RESULTS, keep_table
+from .measuring import RESULTS, keep_table
 from .unknown_products import make_detector, share
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from modeling_anople import AnoPLeModel, memory_anople
 from modeling_anople.data.drawn_products import draw_product
 
-from .prediction_cost import make_detector
-from .speed_rows import processor_of, row, timed
+from .measuring import make_detector, processor_of, row, timed
 
 
 PRODUCT, LIMITS = "circuit board", {2048: None, 1024: 1.3}  # vectors: target

@@ -20,7 +20,7 @@ from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
-from .prediction_cost import RESULTS, paired_ratios
+from .measuring import RESULTS, paired_ratios
 
 
 TARGET = 1.05

@@ -21,7 +21,7 @@ from modeling_anople.prediction import predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 from modeling_anople.training.few_shot import sample_few_shot
 
-from .prediction_cost import RESULTS, keep_table
+from .measuring import RESULTS, keep_table
 
 
 class Answer(NamedTuple):

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import flop_registry
 from hub.reproduce.tables import TABLES
 from modeling_anople.data.public_sets import SETS
 
-from .prediction_cost import RESULTS, make_detector
-from .speed_rows import fit_step
+from .measuring import RESULTS, make_detector
+from .speed import fit_step
 
 
 MVTEC = sum(SETS["mvtec"].totals[1:])  # photographs to test
