@@ -20,7 +20,7 @@ from scipy import optimize, special, stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from hub.mini_clip.renderer import Draughtsman
+from hub.mini_clip.renderer import Renderer
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.calibration_anople import PRIOR_DEGREES, PRIOR_SPREAD, fit_line
 from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, draw_product
@@ -86,12 +86,12 @@ def _nearest(own: Tensor, bank: Tensor) -> Tensor:
     return (1 - torch.einsum("pd,nqd->npq", own, bank).amax(-1)).clamp(min=0) / 2
 
 
-def draughtsman_products(count: int, *, pool: int, tests: int, seed: int) -> list[DrawnProduct]:
-    """Measure designs of the draughtsman: `tests` good test photographs and a defective one of each."""
-    draughtsman = Draughtsman(torch.Generator().manual_seed(seed))
+def rendered_products(count: int, *, pool: int, tests: int, seed: int) -> list[DrawnProduct]:
+    """Measure designs of the renderer: `tests` good test photographs and a defective one of each."""
+    renderer = Renderer(torch.Generator().manual_seed(seed))
     products = []
     for _ in range(count):
-        episode = draughtsman.draw(1, normals=pool + tests, size=128)
+        episode = renderer.draw(1, normals=pool + tests, size=128)
         noun = episode.nouns[0]
         model, processor = AnoPLeModel.from_clip("mini", [noun]), AnoPLeProcessor.from_clip("mini", [noun])
         pictures = [picture.permute(1, 2, 0).mul(255).byte().numpy() for picture in episode.pixels[0].clamp(0, 1)]
@@ -239,7 +239,7 @@ def estimates(products: list[DrawnProduct], draws: int) -> str:
 def main() -> None:
     """Draw, measure, print and keep the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--designs", type=int, default=20, help="Products of the draughtsman.")
+    parser.add_argument("--designs", type=int, default=20, help="Products of the renderer.")
     parser.add_argument("--pool", type=int, default=24, help="Good photographs to choose from.")
     parser.add_argument("--tests", type=int, default=30, help="Good test photographs, and defective ones.")
     parser.add_argument("--draws", type=int, default=20, help="Choices of the photographs shown, for each product.")
@@ -250,13 +250,13 @@ def main() -> None:
     torch.manual_seed(0)
     sizes = {"pool": options.pool, "tests": options.tests}
     sets = {
-        "designs of the draughtsman": draughtsman_products(options.designs, seed=1, **sizes),
+        "designs of the renderer": rendered_products(options.designs, seed=1, **sizes),
         "products of the quick start": quickstart_products(seed=0, **sizes),
     }
     parts = [
         "# Rules for the line, on drawn products\n\n`python -m hub.benchmarks.line_rules`, on the embedded CLIP without "
         f"training, {options.draws} choices of the photographs shown for each product. Each cell: false alarms / those of "
-        "the worst product / detections, percent. A design of the draughtsman has one defective photograph, a product of "
+        "the worst product / detections, percent. A design of the renderer has one defective photograph, a product of "
         f"the quick start {options.tests}."
     ]
     for title, products in sets.items():

@@ -6,7 +6,7 @@ Pretrain the embedded CLIP on drawn pictures, from nothing.
 
 Every picture, bank and learning rate is a function of the seed and the step (with `max_minutes` also of the clock), so
 a run can be killed and resumed at any step. The model never sees a photograph. It is judged on products drawn by
-another draughtsman (`modeling_anople.drawing`), and the best average of weights is kept: over steps, and then with the
+another renderer (`modeling_anople.data.drawn_products`), and the best average of weights is kept: over steps, and then with the
 first weights (`hub.mini_clip.blend` says why).
 """
 
@@ -36,14 +36,14 @@ from .losses import EpisodeLearner, LossWeights
 from .measure import DrawnValidation
 from .optimizer import AveragedMuon
 from .patch_statistics import PATCH
-from .renderer import Draughtsman, Episode
+from .renderer import Episode, Renderer
 from .tokenizer import train_tokenizer
 
 
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "training_log.jsonl"
-TILE_LIFE = 50  # steps after which the draughtsman's textures are drawn anew
+TILE_LIFE = 50  # steps after which the renderer's textures are drawn anew
 FREE_ON_RESUME = {"output_dir", "resume", "steps", "max_minutes", "save_steps", "log_steps", "evaluate_steps",
                   *(entry.name for entry in dataclasses.fields(LossWeights))}  # fmt: skip
 
@@ -102,7 +102,7 @@ class Supply:
 
     def __init__(self, config: PretrainingConfig, process: int):
         self.config, self.process = config, process
-        self.period, self.draughtsman = None, None
+        self.period, self.renderer = None, None
 
     def episode(self, step: int, *, last: bool) -> tuple[Episode, int, tuple[int, int]]:
         """Draw a step's episode, how many photographs fill the memory, and where on the tower's grid they lie."""
@@ -110,10 +110,10 @@ class Supply:
         if step // TILE_LIFE != self.period:
             self.period = step // TILE_LIFE
             generator.manual_seed(self._number(self.period, 1))
-            self.draughtsman = Draughtsman(generator)
-        self.draughtsman.generator = generator.manual_seed(self._number(step, 2))
+            self.renderer = Renderer(generator)
+        self.renderer.generator = generator.manual_seed(self._number(step, 2))
         products, size = (config.last_products, SIDE) if last else (config.products, config.size)
-        episode = self.draughtsman.draw(products, size=size)
+        episode = self.renderer.draw(products, size=size)
         free = (SIDE - size) // PATCH + 1
         row, column = torch.randint(free, (2,), generator=generator).tolist()
         return episode, 1 + step % 2, (row, column)
@@ -168,22 +168,25 @@ def build_learner(config: PretrainingConfig) -> EpisodeLearner:
 
 def pretrain(config: PretrainingConfig) -> Path:
     """Run, or go on with, a pretraining; return the folder of the best checkpoint."""
+    # a loss of weight 0 leaves its head without a gradient, which several processes would wait for
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     set_seed(config.seed)
     folder = Path(config.output_dir)
     log = folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     learner = build_learner(config).to(accelerator.device)
-    first = copy.deepcopy(learner.clip.state_dict())
+    first = copy.deepcopy(learner.clip.state_dict())  # what is judged and kept is averaged with these
     optimizer = AveragedMuon(
         weight_groups(learner, early=config.early), lr=config.learning_rate, average=config.average
     )
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_ON_RESUME}
     start = load_state(folder, settings=settings, model=learner, optimizer=optimizer) if config.resume else 0
+    # lines that a killed piece wrote after its last state would come twice
     if accelerator.is_main_process:
         trim_log(log, start)
     accelerator.wait_for_everyone()
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    # minutes and the best score go on from the pieces before
     clock = Clock(config, before=max((line["minutes"] for line in lines), default=0.0))
     best = max((line["score"] for line in lines if "score" in line), default=-math.inf)
     trained = accelerator.prepare_model(learner)
@@ -196,6 +199,7 @@ def pretrain(config: PretrainingConfig) -> Path:
         losses = trained(episode, config, *places)
         accelerator.backward(sum(losses.values()))
         accelerator.clip_grad_norm_(learner.parameters(), 1.0)
+        # the rate follows progress, which the clock may hasten; a scheduler by steps would not notice
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, progress)
         optimizer.step()
@@ -206,9 +210,10 @@ def pretrain(config: PretrainingConfig) -> Path:
         ended = progress >= 1
         line = {"step": done, "minutes": round(clock.minutes, 3)}
         if done % config.evaluate_steps == 0 or ended:
-            if validation is None:
+            if validation is None:  # drawn once, by the main process, and only if a run gets so far
                 with accelerator.main_process_first():
                     validation = DrawnValidation(folder / "held_out")
+            # judge the running average, blended with the first weights, and go on from the weights as they were
             optimizer.swap_average()
             kept = blend(learner.clip, first, config.first_share)
             line |= validation.measure(kept, learner.layers)

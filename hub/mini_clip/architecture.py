@@ -143,12 +143,14 @@ def start_by_hand(clip: CLIPModel, pixels: Tensor, generator: torch.Generator) -
     vision, width = clip.vision_model, clip.config.vision_config.hidden_size
     filters = vision.embeddings.patch_embedding.weight
     filters.copy_(whitened_cosines(width, filters.shape[-1]))
+    # positions are weak beside the content, and a constant part keeps the norm from lifting flat patches
     grid = clip.config.vision_config.image_size // filters.shape[-1]
     places = 0.05 * wave_positions(grid, width)
     unused = color_rows(width)[1:, 6:].flatten()  # color differences finer than any unit reads
     places[1:, unused] += STEADY / len(unused) ** 0.5
     vision.embeddings.position_embedding.weight.copy_(places)
     vision.pre_layrnorm.weight.fill_(FIRST)
+    # blocks add little at first, so that what the first perceptron says reaches all layers
     for layer in vision.encoder.layers:
         layer.self_attn.out_proj.weight.mul_(LATER)
         layer.mlp.fc2.weight.mul_(LATER)
@@ -165,6 +167,7 @@ def _start_perceptron(clip: CLIPModel, pixels: Tensor, generator: torch.Generato
         raise ValueError(f"{units} units for {outputs} outputs do not fit into {block.mlp}: take a wider tower.")
     paired = torch.stack([rows, -rows], dim=1).flatten(0, 1)
     block.mlp.fc1.weight[:units], block.mlp.fc1.bias[:units] = paired, 0
+    # see what the units answer on pictures, to bring each output to mean 0 and one spread
     patches = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
     window = vision.embeddings.position_embedding.weight[1 : 1 + patches.shape[1]]  # nearly the same everywhere
     hidden = block.layer_norm2(vision.pre_layrnorm(patches + window))

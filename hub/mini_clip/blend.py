@@ -4,7 +4,7 @@ How much of its first weights the embedded CLIP keeps: judged on held-out drawn 
     python -m hub.mini_clip.blend TRAINED out/blended
 
 TRAINED is a checkpoint of a run of `hub.mini_clip --first_share 0`. Three sets of products are drawn by the
-draughtsman that never trains (`modeling_anople.drawing`); no photograph is looked at. The best share's CLIP is written.
+renderer that never trains (`modeling_anople.data.drawn_products`); no photograph is looked at. The best share's CLIP is written.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained, tokenizer = load_clip(options.trained)
     tower = trained.config.vision_config
     config = PretrainingConfig(seed=options.seed, width=tower.hidden_size, layers=tower.num_hidden_layers)
+    # the first weights are a function of the seed and the size: made again, not kept
     learner = build_learner(config)
     first, rows = learner.clip.state_dict(), {}
     sets = [DrawnValidation(options.output_dir / f"drawn{seed}", seed) for seed in SEEDS]

@@ -87,6 +87,7 @@ class EpisodeLearner(nn.Module):
         products, shots = episode.pixels.shape[:2]
         pixels = episode.pixels.flatten(0, 1)
         taps, patches, pooled = self.encode((pixels - 0.5) / 0.5, corner)
+        # a patch is as defective as the mask covers it
         covered = F.avg_pool2d(episode.masks[:, None].float(), PATCH).flatten(1)  # (products, patches)
         losses = {}
         if weights.episodic:
@@ -94,6 +95,7 @@ class EpisodeLearner(nn.Module):
             losses["episodic"] = weights.episodic * self.episodic_loss(features, covered, banks)
         if weights.regression or weights.relation:
             local = weigh(patch_statistics(pixels), self.target_mean, self.target_spread)
+            # the first layer learns each patch's own statistics, deeper ones those of its surroundings
             targets = [local, *[with_neighbors(local)] * (len(taps) - 1)]
         if weights.regression:
             errors = [
@@ -108,6 +110,7 @@ class EpisodeLearner(nn.Module):
                 patches.unflatten(0, (products, shots)), pooled.unflatten(0, (products, shots)), covered, episode.nouns
             )
         if weights.contrast:
+            # one good picture of each product against all captions, both ways
             sound = pooled.unflatten(0, (products, shots))[:, 0]
             logits = sound @ self.embed(episode.captions).T * self.text_scale.exp()
             own = torch.arange(products, device=logits.device)
@@ -128,6 +131,7 @@ class EpisodeLearner(nn.Module):
             queries = tap[:, banks:].flatten(1, 2)
             nearest = (queries @ memory.mT).amax(-1)
             distances.append(((1 - nearest) / 2).unflatten(1, (-1, covered.shape[1])))
+        # layers are judged together, as the memory does, and each alone, so that none rests on the others
         alone = [self._judge(distance, covered) for distance in distances]
         return self._judge(sum(distances) / len(distances), covered) + 0.5 * sum(alone) / len(alone)
 
@@ -140,10 +144,12 @@ class EpisodeLearner(nn.Module):
         spoiled, sound = logits[:, -1], logits[:, :-1]
         positives = F.softplus(-spoiled[positive]).mean() if positive.any() else 0 * logits.sum()
         negatives = torch.cat([F.softplus(spoiled[clear & ~positive]), F.softplus(sound).flatten()])
+        # in a picture whose defect shows, its worst patch must stand above the worst of any good picture
         shown = positive.any(1)
         worst = torch.where(positive, spoiled, -1e4).amax(1)
         best = sound.amax(2).amax(1)
         order = F.softplus((best - worst)[shown]).mean() if shown.any() else 0 * logits.sum()
+        # the image score is a maximum: the few highest good patches weigh more than their number
         hardest = negatives.topk(max(1, len(negatives) // 50)).values.mean()
         return positives + negatives.mean() + 0.5 * hardest + order
 
@@ -160,6 +166,7 @@ class EpisodeLearner(nn.Module):
         whole = torch.einsum("psd,pd->ps", pooled, direction)
         whole_labels = torch.zeros_like(whole)
         whole_labels[:, -1] = positive.any(1).float()
+        # of the usual four pictures one is defective, hence the weight
         images = F.binary_cross_entropy_with_logits(whole, whole_labels, pos_weight=whole.new_tensor(3.0))
         rest = spoiled[~positive].mean() if not positive.all() else 0 * logits.sum()
         return shown + rest + sound + 0.3 * images

@@ -164,6 +164,7 @@ def measure(
         draws = {(k, seed): draw_bank(list(normals), shots=k, seed=seed) for k in shots for seed in seeds}
         anomalous = sum(judged.labels)
         counts[name] = {"train": len(normals), "normal": len(judged.labels) - anomalous, "anomalous": anomalous}
+        # photographs that several draws share are computed once
         places = {path: place for place, path in enumerate(sorted({path for draw in draws.values() for path in draw}))}
         remembered = load_squares([normals[path] for path in places])
         for kind, function in features.items():

@@ -58,6 +58,7 @@ class AveragedMuon(Optimizer):
             momentum = state.setdefault("momentum", torch.zeros_like(weight))
             momentum.lerp_(weight.grad, 1 - group["momentum"])
             shapes.setdefault(weight.shape, []).append(weight)
+        # matrices of one shape are orthogonalized as one batch
         for shape, alike in shapes.items():
             pushed = [
                 weight.grad.lerp(self.state[weight]["momentum"], group["momentum"]) for weight in alike

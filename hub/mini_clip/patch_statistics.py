@@ -60,11 +60,12 @@ def patch_statistics(pixels: Tensor) -> Tensor:
     filters = gabor_filters().to(pixels)
     parts = []
     for octave in range(OCTAVES):
-        stride = 2 if octave < 2 else 1
+        stride = 2 if octave < 2 else 1  # fine octaves have pixels to spare
         answers = F.conv2d(F.pad(layer, [SIDE // 2] * 4, mode="reflect"), filters, stride=stride)
         energy = (torch.hypot(answers[:, 0::2], answers[:, 1::2]) + FLOOR).log()
         parts.append(F.avg_pool2d(energy, PATCH // 2**octave // stride))
         layer = F.avg_pool2d(layer, 2)
+    # brightness, red against green, both against blue
     mixes = pixels.new_tensor([[0.299, 0.587, 0.114], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]])
     colors = torch.einsum("nchw,kc->nkhw", pixels, mixes)
     level = F.avg_pool2d(colors, PATCH)

@@ -71,6 +71,7 @@ def convert(
     weights, output = Path(weights), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is there already: choose another --output, or remove it.")
+    # all that may be refused comes first; nothing is written before every part is there
     model = read_architecture(name)
     content = read_weights(weights)
     digest = check_digest(weights)
@@ -84,6 +85,7 @@ def convert(
         mean=mean or preprocessing.get("mean") or OPENAI_CLIP_MEAN,
         std=std or preprocessing.get("std") or OPENAI_CLIP_STD,
     )
+    # made by the loader that will read the folder, in the dtype asked for
     clip = CLIPModel.from_pretrained(None, config=config, state_dict=converted, dtype=getattr(torch, dtype))
     card = make_card(name, config, images, weights=weights, digest=digest, source=source, license=license)
     write(output, clip, words, images, card)

@@ -211,6 +211,7 @@ def convert_weights(weights: dict[str, Tensor], config: CLIPConfig) -> dict[str,
     shapes = _shapes(config)
     if problems := _problems(weights, _expected(shapes)):
         known = {name: model for name, model in ARCHITECTURES.items() if not model.get("quick_gelu")}
+        # the weights tell all of an architecture but its activation: name the one they are of
         fitting = [
             name for name, model in known.items() if not _problems(weights, _expected(_shapes(clip_config(model))))
         ]

@@ -209,12 +209,14 @@ def _commit(api: HfApi, folder: Path, repo_id: str, options: PushOptions) -> tup
     _make_repository(api, repo_id, options)
     known = api.model_info(repo_id, revision=options.revision)
     _refuse_another_model(api, known)
+    # what an earlier push left, other shards for instance, would be loaded with the new weights
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sent = {path.relative_to(folder).as_posix(): path for path in files}
     gone = [entry.rfilename for entry in known.siblings if entry.rfilename not in sent and is_own(entry.rfilename)]
     operations = [CommitOperationAdd(name, path) for name, path in sent.items()]
     operations += [CommitOperationDelete(name) for name in gone]
     message = options.message or ("Upload AnoPLe adapter" if options.adapter else "Upload AnoPLe detector")
+    # on the revision that was looked at: a push that somebody else made meanwhile is not written over
     commit = api.create_commit(
         repo_id, operations, commit_message=message, revision=options.revision, parent_commit=known.sha
     )

@@ -84,6 +84,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
         ValueError: for evaluations or a gallery that do not fit, and for a card that would be faulty.
     """
     config = model.config
+    # before anything is written: the config goes into several files
     config.fit = _public_fit(config.fit)
     results = Results.read(contents.evaluations, config, detector_sha256(model)) if contents.evaluations else None
     pictures = choose_pictures(Path(contents.gallery)) if contents.gallery else []
@@ -104,6 +105,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
         (folder / SAMPLES).mkdir(exist_ok=True)
         shutil.copy(Path(contents.gallery) / SAMPLES / picture["file"], folder / SAMPLES)
         picture["file"] = f"{SAMPLES}/{picture['file']}"
+    # last, since the card says how large the weights are and shows the pictures
     facts = CardFacts(
         repo_id=contents.repo_id,
         results=results,
@@ -117,7 +119,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
         dataset_id=contents.dataset_id,
     )
     card = make_card(config, facts)
-    check_card(str(card), folder)
+    check_card(str(card), folder)  # before anything is sent
     card.save(folder / "README.md")
 
 

@@ -79,6 +79,7 @@ def write_space(folder: Path, model: str | None = None) -> None:
     if not (demo / "app.py").is_file():
         raise ValueError(f"{demo} holds no demo: run this program from a checkout.")
     (folder / "demo").mkdir(parents=True, exist_ok=True)
+    # the demo and the package as they lie here: what was tested is what runs there
     for path in sorted(demo.glob("*.py")):
         shutil.copy(path, folder / "demo")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]"))

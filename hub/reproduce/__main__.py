@@ -52,6 +52,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     unpack_records(folder)
     commit()  # of the code that runs, whatever is committed meanwhile
     with tqdm(total=len(options.seeds) * sum(map(len, rows.values())), desc="cells") as bar:
+        # seeds outermost: after the first one every table is there, and more seeds only narrow it
         for seed in options.seeds:
             for name, cells in rows.items():
                 for cell in cells:

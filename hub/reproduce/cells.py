@@ -122,6 +122,7 @@ def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str
 
 def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: list[str] | None) -> Path:
     """Fit one detector, unless another cell has done so."""
+    # the folder is named by all that decides the weights, so that cells of other tables find it
     chosen = fit_words(cell, seed, options, options.clip)
     chosen += ["--classes", *classes] if classes else []
     sources = {"data": os.path.abspath(root), "clip_weights": clip_weights(options.clip)}

@@ -63,6 +63,7 @@ def make_set(places: argparse.Namespace, options: DrawnDefectsOptions) -> None:
             )
         count = min(options.test_images, len(known) // 3)  # as many to learn from as of either kind to test
         held_out = sample_few_shot(list(known), 2 * count, seed=options.seed, class_name=name)
+        # a stream of each product's own: another choice of --classes draws the same
         generator = np.random.default_rng([options.seed, *name.encode()])
         order = generator.permutation(len(held_out))
         for path in sorted(known.keys() - set(held_out)):

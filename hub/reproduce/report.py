@@ -79,6 +79,7 @@ def summarize(name: str, table: Table, records: dict[str, Sequence[dict]], optio
     some = next((record for found in records.values() for record in found), {})
     tested, left_out = _tested(some), _why_left_out(table, records, options)
     rows = [_row(cell, records.get(cell.name, ()), options, beside=not left_out) for cell in table.cells]
+    # differences to the reference row, ours beside the paper's
     reference = next(row for row in rows if row["cell"] == table.reference)
     for row in rows:
         row["to_reference"] = _difference(records.get(row["cell"], ()), records.get(table.reference, ()))

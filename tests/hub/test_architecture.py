@@ -17,7 +17,7 @@ from hub.mini_clip.architecture import (
     whitened_cosines,
 )
 from hub.mini_clip.patch_statistics import gabor_pair
-from hub.mini_clip.renderer import Draughtsman
+from hub.mini_clip.renderer import Renderer
 from hub.mini_clip.tokenizer import train_tokenizer
 from modeling_anople.prompting_anople import encode_image
 
@@ -29,7 +29,7 @@ PHASES = [step * math.pi / 4 for step in range(8)]
 @pytest.fixture(scope="module")
 def drawn() -> Tensor:
     """Pictures (96, 3, SIDE, SIDE) from -1 to 1, as many products as a step of the pretraining has."""
-    pixels = Draughtsman(torch.Generator().manual_seed(1)).draw(24, size=SIDE).pixels
+    pixels = Renderer(torch.Generator().manual_seed(1)).draw(24, size=SIDE).pixels
     return pixels.flatten(0, 1) * 2 - 1
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hub.mini_clip.architecture import mini_config, new_mini_clip, start_by_hand
 from hub.mini_clip.losses import EpisodeLearner, LossWeights, relation_loss
 from hub.mini_clip.patch_statistics import TARGETS, patch_statistics, weigh, with_neighbors
-from hub.mini_clip.renderer import Draughtsman, Episode
+from hub.mini_clip.renderer import Episode, Renderer
 from hub.mini_clip.tokenizer import train_tokenizer
 from modeling_anople.prompting_anople import encode_image
 
@@ -26,7 +26,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def episode() -> Episode:
-    drawn = Draughtsman(seeded(3), per_kind=1).draw(3, size=SIDE)
+    drawn = Renderer(seeded(3), per_kind=1).draw(3, size=SIDE)
     assert drawn.masks.any()
     return drawn
 

@@ -16,7 +16,7 @@ from hub.mini_clip import measure, plot
 from hub.mini_clip.__main__ import LOG_FILE, PretrainingConfig, Supply, learning_rate, main, pretrain
 from hub.mini_clip.ablate import SMALL, VARIANTS, figures_of, folder_of, to_markdown
 from hub.mini_clip.architecture import blend, write_checkpoint
-from hub.mini_clip.renderer import Draughtsman
+from hub.mini_clip.renderer import Renderer
 from hub.mini_clip.tokenizer import train_tokenizer
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data.drawn_products import write_dataset
@@ -42,7 +42,7 @@ class WeightValidation:
 @pytest.fixture(autouse=True)
 def small_bank(monkeypatch):
     """A stock of seven tiles is drawn in no time."""
-    monkeypatch.setattr(program, "Draughtsman", partial(Draughtsman, per_kind=1))
+    monkeypatch.setattr(program, "Renderer", partial(Renderer, per_kind=1))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder of a run of four steps."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "Draughtsman", partial(Draughtsman, per_kind=1))
+        patch.setattr(program, "Renderer", partial(Renderer, per_kind=1))
         patch.setattr(program, "DrawnValidation", WeightValidation)
         assert pretrain(tiny(folder)) == folder / "checkpoint"
     return folder
@@ -159,7 +159,7 @@ def test_the_seed_and_the_step_alone_decide_an_episode(step):
         steady.episode(earlier, last=False)
     (ours, *places), (theirs, *same_places) = (supply.episode(step, last=False) for supply in (steady, fresh))
     assert places == same_places and ours.defects == theirs.defects
-    same = torch.equal(steady.draughtsman.bank.tiles, fresh.draughtsman.bank.tiles)
+    same = torch.equal(steady.renderer.bank.tiles, fresh.renderer.bank.tiles)
     assert same, "the stocks of textures differ"
     assert torch.equal(ours.pixels, theirs.pixels)
 

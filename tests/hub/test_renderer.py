@@ -1,4 +1,4 @@
-"""The draughtsman of the pretraining pictures: the same state draws the same, masks tell where, cameras stay cameras."""
+"""The renderer of the pretraining pictures: the same state draws the same, masks tell where, cameras stay cameras."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from hub.mini_clip import renderer as episodes
-from hub.mini_clip.renderer import VISIBLE, Draughtsman, Episode, designs
+from hub.mini_clip.renderer import VISIBLE, Episode, Renderer, designs
 from hub.mini_clip.renderer.defects import KINDS, draw_kinds
 from hub.mini_clip.renderer.designs import FAMILIES
 from hub.mini_clip.renderer.scenes import LUMINANCE, compress, cosine_basis, expose, focus, sense
@@ -22,7 +22,7 @@ def seeded(seed: int) -> Generator:
 
 
 def draw(seed: int, products: int = 3, **how) -> Episode:
-    return Draughtsman(seeded(seed), per_kind=1).draw(products, size=SIDE, **how)
+    return Renderer(seeded(seed), per_kind=1).draw(products, size=SIDE, **how)
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -47,15 +47,15 @@ def test_the_global_generator_has_no_say_and_is_left_alone():
     assert torch.equal(first.pixels, draw(5).pixels)
 
 
-def test_episodes_of_one_draughtsman_differ():
-    draughtsman = Draughtsman(seeded(0), per_kind=1)
-    first, second = (draughtsman.draw(2, size=SIDE).pixels for _ in range(2))
+def test_episodes_of_one_renderer_differ():
+    renderer = Renderer(seeded(0), per_kind=1)
+    first, second = (renderer.draw(2, size=SIDE).pixels for _ in range(2))
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("products", "normals", "size"), [(1, 1, 32), (2, 3, 64), (3, 2, 96)])
 def test_an_episode_has_the_shapes_and_ranges_it_promises(products, normals, size):
-    episode = Draughtsman(seeded(size), per_kind=1).draw(products, normals=normals, size=size)
+    episode = Renderer(seeded(size), per_kind=1).draw(products, normals=normals, size=size)
     assert episode.pixels.shape == (products, normals + 1, 3, size, size) and episode.pixels.dtype == torch.float32
     assert episode.pixels.min() >= 0 and episode.pixels.max() <= 1
     assert episode.masks.shape == (products, size, size) and episode.masks.dtype == torch.bool

@@ -40,7 +40,7 @@ class Episode:
     defects: list[str]
 
 
-class Draughtsman:
+class Renderer:
     """Draw episodes from a generator. The same state draws the same episodes."""
 
     def __init__(self, generator: Generator, *, per_kind: int = 8):
@@ -50,6 +50,7 @@ class Draughtsman:
     def draw(self, products: int, *, normals: int = 3, size: int = 128) -> Episode:
         """Draw `normals` good photographs and a defective one of each of `products` new products."""
         generator = self.generator
+        # all photographs are drawn good; the last of each product is then drawn once more with its defect
         designs = draw_designs(products, generator, self.bank)
         shots = draw_instances(designs, normals + 1, generator)
         sound = draw_scene(designs, shots, self.bank, size)
@@ -58,12 +59,14 @@ class Draughtsman:
         changes, overlay = draw_defects(designs, last_shots, sound.cover[last], self.bank, kinds, generator)
         spoiled = draw_scene(designs, last_shots, self.bank, size, changes).color
         spoiled = torch.lerp(spoiled, overlay.color, overlay.cover[:, None])
+        # the mask is where a defect changes what the camera sees, before its noise; what cannot be seen is no defect
         blur = designs.blur[shots.owner]
         pictures = focus(expose(sound.color, shots.gain), blur)
         spoiled = focus(expose(spoiled, last_shots.gain), blur[last])
         masks = (spoiled - pictures[last]).abs().amax(1) > VISIBLE
         pictures = pictures.index_copy(0, last, spoiled)
         pictures = sense(pictures, designs.noise[shots.owner], generator)
+        # half of the products come as JPEG, so that its blocks are nothing new
         packed = chance(generator, 0.5, (products,)).repeat_interleave(normals + 1)
         pictures[packed] = compress(pictures[packed], generator)
         return Episode(

@@ -80,6 +80,7 @@ def draw_defects(
     """Draw a defect of each kind on the instances `shot`, somewhere on their bodies' `cover` (images, height, width)."""
     count, size = len(kinds), cover.shape[-1]
     center = _places(cover, _is(kinds, "chip"), generator)
+    # every shape is drawn around the defect's own place, for all pictures at once; kinds choose among them below
     x, y = frame(size)
     x, y = x - per_image(center[0]), y - per_image(center[1])
     wobble = bank.look_up(
@@ -112,6 +113,7 @@ def _changes(designs: Designs, shot: Instances, kinds: list[str], region: tuple,
     zoom = per_image(shot.zoom)
     shift_x = (x * turn.cos() - y * turn.sin() - x + near * per_image(push[:, 0])) * zoom
     shift_y = (x * turn.sin() + y * turn.cos() - y + near * per_image(push[:, 1])) * zoom
+    # one part of each product, among those that are there, for the kinds that change a part
     there = designs.part_there[shot.owner]
     picked = torch.multinomial(there + 1e-3, 1, generator=generator)
     picked = torch.zeros(count, PARTS).scatter_(1, picked, 1.0)

@@ -244,6 +244,7 @@ def _draw_parts(
     def toss(probability: float | Tensor) -> Tensor:
         return chance(generator, probability, (count, PARTS))
 
+    # parts come once, in rows, or, on round products, in a circle or around the center
     circle = rounded & toss(0.7)
     repeat = torch.where(toss(_of(families, "repeated")[:, None]), torch.where(circle, 2, 1), 0)
     concentric = (rounded & toss(0.5) & (repeat == 0))[..., None]
@@ -252,6 +253,7 @@ def _draw_parts(
     part_size[..., 1] *= torch.where(toss(0.3), 0.3, 1.0)  # some are slim
     part_size = torch.where(concentric, draw(0.15, 0.8, 1) * extent[..., :1], part_size)
     color = torch.stack([_colors(row, generator) for row in names])
+    # many parts are of the body's own material, lighter or darker
     alike = torch.where(toss(0.4)[..., None], body[:, None] * draw(0.5, 1.4, 1), color)
     around = torch.randint(4, 20, (count, PARTS), generator=generator).float()
     return {

@@ -132,11 +132,13 @@ def _part(designs: Designs, shot: Instances, number: int, place: Place, changes:
         center = center + changes.part_shift[:, number]
     u, v = place.u - per_image(center[:, 0]), place.v - per_image(center[:, 1])
     repeat, pitch = designs.part_repeat[owner, number], designs.part_pitch[owner, number]
+    # in rows: fold the plane into one cell of the grid
     rows = (repeat == 1).nonzero()[:, 0]
     if len(rows):
         step = per_image(pitch[rows])
         for field in (u, v):
             field[rows] -= (field[rows] / step).round_().clamp_(-3, 3) * step
+    # in a circle: fold all sectors into one
     circle = (repeat == 2).nonzero()[:, 0]
     if len(circle):
         step = per_image(6.2832 / pitch[circle])
@@ -180,9 +182,11 @@ def draw_scene(
     if changes is not None:
         texture = torch.lerp(texture, -2 * ground, changes.swap) * changes.calm
         pattern = pattern * changes.calm * (1 - changes.lost) - changes.lost
+    # outline first: what lies outside shows the ground, whatever is painted
     cover = _cover(designs, shot, place, pattern, changes)
     rough, colors, contrast = designs.roughness[owner], designs.colors[owner], per_image(designs.contrast[owner])
     texture = texture * per_image(rough[:, 0])
+    # two colors mixed by the pattern, and a relief of texture and pattern for the light to fall on
     mix = (pattern * 0.5 + 0.5) * contrast
     surface = torch.lerp(colors[:, 1, :, None, None], colors[:, 2, :, None, None], mix[:, None])
     height = (texture * 4 + pattern * contrast) * per_image(designs.relief[owner])
