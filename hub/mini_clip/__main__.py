@@ -6,8 +6,8 @@ Pretrain the embedded CLIP on drawn pictures, from nothing.
 
 Every picture, bank and learning rate is a function of the seed and the step (with `max_minutes` also of the clock), so
 a run can be killed and resumed at any step. The model never sees a photograph. It is judged on products drawn by
-another renderer (`modeling_anople.data.drawn_products`), and the best average of weights is kept: over steps, and then with the
-first weights (`hub.mini_clip.blend` says why).
+another renderer (`modeling_anople.data.drawn_products`), and the best average of weights is kept: over steps, and then
+with the first weights (`hub.mini_clip.blend` says why).
 """
 
 import copy

@@ -3,8 +3,8 @@ How much of its first weights the embedded CLIP keeps: judged on held-out drawn 
 
     python -m hub.mini_clip.blend TRAINED out/blended
 
-TRAINED is a checkpoint of a run of `hub.mini_clip --first_share 0`. Three sets of products are drawn by the
-renderer that never trains (`modeling_anople.data.drawn_products`); no photograph is looked at. The best share's CLIP is written.
+TRAINED is a checkpoint of a run of `hub.mini_clip --first_share 0`. Three sets of products are drawn by the renderer that
+never trains (`modeling_anople.data.drawn_products`); no photograph is looked at. The best share's CLIP is written.
 """
 
 import argparse

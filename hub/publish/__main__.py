@@ -5,81 +5,30 @@ Weights, config, processor, code, figures, pictures and a model card go up in on
 meanwhile gets the revision before or the one after, and a push that is cut off changes nothing and can be repeated.
 """
 
-import contextlib
 import json
 import logging
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime import run_program
-from modeling_anople.runtime.loading import explain, load_detector
+from modeling_anople.runtime.loading import load_detector
 
 from .folder import Contents, is_own, write_folder
-
-
-# --- What one prediction costs on this machine's CPU, measured ---
-
-
-def measure_cost(
-    model: AnoPLeModel, processor: AnoPLeProcessor, *, repeats: int = 20, size: tuple[int, int] = (640, 480)
-) -> str:
-    """
-    Time single photographs from picture to full-size map, and say it in two sentences.
-
-    Args:
-        repeats: photographs timed, after three that warm caches up.
-        size: (width, height) of a photograph.
-    """
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    photograph, name = Image.fromarray(pixels), processor.class_names[0]
-    model, seconds = model.to("cpu").eval(), []
-    with torch.inference_mode():
-        for _ in range(repeats + 3):
-            start = time.perf_counter()
-            outputs = model(**processor(images=photograph, class_names=name))
-            processor.post_process_anomaly_detection(outputs, target_sizes=[size[::-1]])
-            seconds.append(time.perf_counter() - start)
-    quartiles = statistics.quantiles(seconds[3:], n=4)
-    clip = sum(weight.numel() for weight in model.clip.parameters())
-    own = sum(weight.numel() for weight in model.parameters()) - clip
-    threads = torch.get_num_threads()
-    return (
-        f"{_milliseconds(quartiles[1])} for one photograph of {size[0]} x {size[1]} pixels from picture to heat map (median "
-        f"of {repeats}; the middle half took {_milliseconds(quartiles[0])} to {_milliseconds(quartiles[2])}), on "
-        f"{threads} CPU {'thread' if threads == 1 else 'threads'} with torch {torch.__version__}. The CLIP has "
-        f"{clip / 1e6:.1f} million weights, prompts and decoder {own / 1e6:.2f} million."
-    )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms"
-
-
-# --- The program, and the way to the Hub ---
+from .upload import check_repo_id, compare_hashes, explained_failures, tell
 
 
 logger = logging.getLogger(__name__)
 
-NETWORK_ERRORS = (httpx2.TransportError, HfHubHTTPError)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -165,21 +114,6 @@ def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
         return upload(folder, repo_id, options)
 
 
-def check_repo_id(repo_id: str) -> None:
-    """
-    Check that an id names an owner and a repository.
-
-    Raises:
-        ValueError: if it does not, before anything is sent.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no id on the Hub ({error}): give user/name.") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} names no owner: give user/name.")
-
-
 def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
     """Send a folder in one commit, remove what an earlier push left over, and compare hashes."""
     api = HfApi()
@@ -187,22 +121,6 @@ def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
         commit, operations = _commit(api, folder, repo_id, options)
     compare_hashes(api, repo_id, commit.oid, operations)
     return commit.commit_url
-
-
-@contextlib.contextmanager
-def explained_failures(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub refuses before a commit, and a connection that fails, into errors that say what to do."""
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise ValueError(f"{repo_id} {explain(error, revision)}. Nothing was changed there.") from error
-    except (httpx2.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, NETWORK_ERRORS):
-            raise  # no upload that failed, which the client wraps into a RuntimeError
-        raise ValueError(
-            f"{repo_id} was not pushed, because the connection to {constants.ENDPOINT} failed "
-            f"({error.__cause__ or error}). The repository shows its previous revision; push again."
-        ) from error
 
 
 def _commit(api: HfApi, folder: Path, repo_id: str, options: PushOptions) -> tuple[CommitInfo, list]:
@@ -253,30 +171,39 @@ def _refuse_another_model(api: HfApi, known: ModelInfo) -> None:
         raise ValueError(f"{known.id} holds weights of no AnoPLe detector ({weights[0]}): push to another name.")
 
 
-def compare_hashes(
-    api: HfApi, repo_id: str, revision: str, operations: list, *, repo_type: str = constants.REPO_TYPE_MODEL
-) -> None:
+def measure_cost(
+    model: AnoPLeModel, processor: AnoPLeProcessor, *, repeats: int = 20, size: tuple[int, int] = (640, 480)
+) -> str:
     """
-    Ask the Hub what it holds of the large files after a commit, and compare.
+    Time single photographs from picture to full-size map, and say it in two sentences.
 
-    Raises:
-        ValueError: if a file arrived damaged, or the Hub does not answer.
+    Args:
+        repeats: photographs timed, after three that warm caches up.
+        size: (width, height) of a photograph.
     """
-    local = {entry.path_in_repo: entry for entry in operations if isinstance(entry, CommitOperationAdd)}
-    try:
-        there = list(api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=repo_type))
-    except NETWORK_ERRORS as error:
-        raise ValueError(
-            f"{repo_id} was pushed as {revision}, but could not be compared with what was sent ({error}): push again, "
-            "which sends no file twice and compares once more."
-        ) from error
-    for entry in there:
-        sent = local.get(entry.path)
-        if sent and getattr(entry, "lfs", None) and entry.lfs.sha256 != sent.upload_info.sha256.hex():
-            raise ValueError(
-                f"{entry.path} arrived damaged with commit {revision}: SHA-256 {entry.lfs.sha256} in {repo_id}, "
-                f"{sent.upload_info.sha256.hex()} here. Push again."
-            )
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    photograph, name = Image.fromarray(pixels), processor.class_names[0]
+    model, seconds = model.to("cpu").eval(), []
+    with torch.inference_mode():
+        for _ in range(repeats + 3):
+            start = time.perf_counter()
+            outputs = model(**processor(images=photograph, class_names=name))
+            processor.post_process_anomaly_detection(outputs, target_sizes=[size[::-1]])
+            seconds.append(time.perf_counter() - start)
+    quartiles = statistics.quantiles(seconds[3:], n=4)
+    clip = sum(weight.numel() for weight in model.clip.parameters())
+    own = sum(weight.numel() for weight in model.parameters()) - clip
+    threads = torch.get_num_threads()
+    return (
+        f"{_milliseconds(quartiles[1])} for one photograph of {size[0]} x {size[1]} pixels from picture to heat map (median "
+        f"of {repeats}; the middle half took {_milliseconds(quartiles[0])} to {_milliseconds(quartiles[2])}), on "
+        f"{threads} CPU {'thread' if threads == 1 else 'threads'} with torch {torch.__version__}. The CLIP has "
+        f"{clip / 1e6:.1f} million weights, prompts and decoder {own / 1e6:.2f} million."
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -291,15 +218,5 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def tell(address: str, dry_run: str | None) -> None:
-    """Say where what was pushed lies."""
-    logger.info("%s: %s", "Written, not sent" if dry_run else "Pushed", address)
-
-
 if __name__ == "__main__":
     sys.exit(main())
-
-
-__all__ = [
-    "measure_cost",
-]

@@ -18,7 +18,7 @@ import modeling_anople
 from modeling_anople.runtime import run_program
 from modeling_anople.runtime.loading import load_config
 
-from .__main__ import check_repo_id, compare_hashes, explained_failures, tell
+from .upload import check_repo_id, compare_hashes, explained_failures, tell
 
 
 ROOT = Path(__file__).resolve().parents[2]

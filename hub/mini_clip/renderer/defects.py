@@ -100,7 +100,9 @@ def draw_defects(
     return changes, _overlay(designs, shot, kinds, blob, line, bank, (x, y), generator)
 
 
-def _changes(designs: Designs, shot: Instances, kinds: list[str], region: tuple, generator: Generator) -> Changes:
+def _changes(
+    designs: Designs, shot: Instances, kinds: list[str], region: tuple[Tensor, ...], generator: Generator
+) -> Changes:
     """Collect what the kinds change in the drawing itself."""
     blob, x, y, radius = region
     count = len(kinds)
@@ -131,7 +133,16 @@ def _changes(designs: Designs, shot: Instances, kinds: list[str], region: tuple,
     )
 
 
-def _overlay(designs, shot, kinds, blob, line, bank, place, generator: Generator) -> Overlay:
+def _overlay(
+    designs: Designs,
+    shot: Instances,
+    kinds: list[str],
+    blob: Tensor,
+    line: Tensor,
+    bank: TileBank,
+    place: tuple[Tensor, Tensor],
+    generator: Generator,
+) -> Overlay:
     """Color what the kinds lay on top. A part that is not there cannot go missing: such pictures get a stain."""
     count, size = len(kinds), blob.shape[-1]
     partless = designs.part_there[shot.owner].sum(1) == 0
