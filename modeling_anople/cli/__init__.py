@@ -104,7 +104,7 @@ def demo(arguments: list[str]) -> int:
     if not program.is_file():
         raise ValueError(
             f"the demo is not installed with the package (no {program}): run `anople demo` from a checkout that is "
-            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.push_space`."
+            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.publish.space`."
         )
     return runpy.run_path(str(program))["main"](arguments)
 
