@@ -21,7 +21,8 @@ from datasets import Dataset
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.evaluation import add_pixels, test_rows
 from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
-from modeling_anople.prediction import Prediction, predict
+from modeling_anople.pipeline_anople import Prediction, predict
+from modeling_anople.product_store_anople import Product, ProductRecord
 from modeling_anople.training import main as fit
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.finishing import finish
@@ -47,8 +48,9 @@ def averaged(models: Sequence[AnoPLeModel], processor: AnoPLeProcessor, config: 
     for name, weight in model.named_parameters():
         if not name.startswith("clip."):
             weight.copy_(torch.stack([weight, *(other[name] for other in others)]).mean(0))
-    for class_id in range(len(model.config.class_names)):
-        model.memory.clear(class_id)
+    for number, product in enumerate(list(model.products)):  # the same products, of which nothing is known
+        model.products[number] = Product(ProductRecord(product.name), model.config)
+        model.products[number].prompt_ids = product.prompt_ids
     finish(model, processor, choose_shots(config), None, config)
     return model
 

@@ -27,7 +27,7 @@ from PIL import Image as Pillow
 from hub.mini_clip.small_clip import write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
-from .measuring import RESULTS
+from .measuring import RESULTS, know, noise
 
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,7 @@ def write_detector(folder: Path) -> Path:
     """Write a detector of one product."""
     clip = write_small_clip(folder / "clip", **SMALL)
     model, processor = AnoPLeModel.from_clip(str(clip), ["part"]), AnoPLeProcessor.from_clip(str(clip), ["part"])
-    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model.remember(pixels, 0)
-    model.calibrate(pixels, 0)
+    know(model, processor, noise(4, 32))
     model.save_pretrained(folder / "detector")
     processor.save_pretrained(folder / "detector")
     return folder / "detector"

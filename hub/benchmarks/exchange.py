@@ -29,7 +29,7 @@ from modeling_anople.data import read_dataset
 from modeling_anople.images_anople import load_photograph
 from modeling_anople.training.few_shot import sample_few_shot
 
-from .measuring import RESULTS, keep_table
+from .measuring import RESULTS, detector_of, keep_table
 from .unknown_products import make_detector
 
 
@@ -50,7 +50,7 @@ def score_all(
 ) -> list[Scored]:
     """Score the good photographs of one product, {(split, path): image}, but those that were shown."""
     rows = {key: image for key, image in rows.items() if key[0] == "test" or key[1] not in shown}
-    results = model.as_pipeline(processor)(iter(rows.values()), class_name=name, batch_size=8, on_error="raise")
+    results = detector_of(model, processor)(iter(rows.values()), class_name=name, batch_size=8, on_error="raise")
     return [
         Scored(split, path, result["raw_score"], mean_gray(image))
         for ((split, path), image), result in zip(rows.items(), results, strict=True)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from modeling_anople.evaluation import evaluate, test_rows
 from modeling_anople.export import export_detector
 from modeling_anople.export.graph_detector import graph_in
-from modeling_anople.prediction import predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .measuring import RESULTS

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.enrollment_anople import add_normals
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.heat_maps import overlay
-from modeling_anople.prediction import full_size_map, predict
 from modeling_anople.tiling_anople import plan_tiles
 
 
@@ -59,11 +60,11 @@ def measure(size: tuple[int, int], normals: int) -> tuple[list[dict], np.ndarray
         model = AnoPLeModel.from_clip("mini", ["board"], tiling=way)
         start = time.perf_counter()
         boards = (draw_board(number, size) for number in range(normals))
-        model.add_normals("board", boards, processor=processor)
+        add_normals(model, processor, "board", boards)
         learned = time.perf_counter() - start
         for number, spot in enumerate((spots[0], None, spots[1], None), start=100):
             found = next(predict(model, processor, [draw_board(number, size, spot)], class_names="board"))
-            values = full_size_map(found)
+            values = found.full_size_map()
             top, left = (int(place) for place in np.unravel_index(values.argmax(), values.shape))
             at = "" if spot is None else round(max(abs(left - spot[0] - 15), abs(top - spot[1] - 15)))
             row = {"tiling": way or "none", "board": "defective" if spot else "good", "raw": found.raw_score}

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from hub.mini_clip.renderer import Renderer
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.calibration_anople import PRIOR_DEGREES, PRIOR_SPREAD, fit_line
+from modeling_anople.calibration_anople import PRIOR_DEGREES, PRIOR_SPREAD, fit_threshold
 from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, draw_product
 from modeling_anople.scoring_anople import harmonic_mean
-from modeling_anople.tiling_anople import disturbed_copies
+from modeling_anople.tiling_anople import jittered_copies
 
 from .measuring import RESULTS
 
@@ -36,7 +36,7 @@ from .measuring import RESULTS
 @dataclass
 class DrawnProduct:
     """
-    A product's photographs: `pool` good ones to learn from, each followed by its disturbed copies, and test ones.
+    A product's photographs: `pool` good ones to learn from, each followed by its jittered copies, and test ones.
 
     Args:
         texts: (photographs,) text scores.
@@ -59,17 +59,14 @@ class DrawnProduct:
 @torch.no_grad()
 def measure(model: AnoPLeModel, pool: Tensor, tests: Tensor, defective: Tensor) -> DrawnProduct:
     """Encode (photographs, 3, side, side) pixel values of good photographs and of tests, and compare all with the pool."""
-    copies = torch.stack(
-        [torch.cat([each[None], disturbed_copies(each)]) for each in pool]
-    )  # (pool, 5, 3, side, side)
+    copies = torch.stack([torch.cat([each[None], jittered_copies(each)]) for each in pool])  # (pool, 5, 3, side, side)
     pixels = torch.cat([copies.flatten(0, 1), tests])
     features, texts = [], []
     for part in pixels.split(32):
-        encoded = model.encode_views(part)
-        taps = model.memory_taps(part, encoded)
-        features.append(F.normalize(torch.stack([taps[layer] for layer in model.memory.layers]), dim=-1))
-        logits = F.normalize(encoded.pooled, dim=-1) @ model.class_embeddings[0].T / model.config.temperature
-        texts.append(logits.softmax(1)[:, 1])
+        encoded = model.encode_image(part)
+        features.append(model.memory_features(encoded))
+        text = model.products.text_embeddings([0]).expand(len(part), -1, -1)
+        texts.append(model.score_text(F.normalize(encoded.pooled, dim=-1), text))
     features = torch.cat(features, dim=1)
     bank = features[:, : copies.shape[0] * copies.shape[1] : copies.shape[1]]
     distances = torch.stack(
@@ -164,8 +161,8 @@ def _gumbel(scores: list[float], rate: float) -> float:
 
 def _ours(one: Draw, rate: float) -> float:
     copies = [] if one.scores else one.copies
-    line = fit_line(one.scores, one.scores, max_false_alarm_rate=rate, image_copies=copies, map_copies=copies)
-    return line.image_line
+    jittered = {"jittered_image_scores": copies, "jittered_map_maxima": copies}
+    return fit_threshold(one.scores, one.scores, max_false_alarm_rate=rate, **jittered).image_threshold
 
 
 RULES: dict[str, Callable[[Draw, float], float | None]] = {
@@ -210,7 +207,7 @@ def to_table(products: list[DrawnProduct], shots: list[int], rate: float, draws:
 
 def estimates(products: list[DrawnProduct], draws: int) -> str:
     """
-    Estimate the constants of [`fit_line`], by the moments of log variances (Smyth 2004, section 6.2), and say how the
+    Estimate the constants of [`fit_threshold`], by the moments of log variances (Smyth 2004, section 6.2), and say how the
     spread within a photograph's copies goes with that between photographs.
     """
     between, within, lone = [], [], []

@@ -16,7 +16,6 @@ import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +23,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.calibration_anople import describe_support
+from modeling_anople.calibration_anople import describe_guarantee
 from modeling_anople.data import read_dataset
+from modeling_anople.enrollment_anople import calibrate
 from modeling_anople.training.few_shot import sample_few_shot
 
-from .measuring import RESULTS, keep_table
+from .measuring import RESULTS, detector_of, keep_table
 from .unknown_products import make_detector, share
 
 
@@ -48,12 +48,12 @@ class Count(NamedTuple):
 
 def lines_of(model: AnoPLeModel, name: str, *, more: int = 0) -> dict[str, float]:
     """Return the lines of a product, by name, in raw scores."""
-    fitted = model.config.calibration[name]
+    fitted = model.products.named(name).record.threshold
     if more:
-        return {f"ours, {more} more": fitted["image_line"]}
-    scores = fitted["image_scores"]
+        return {f"ours, {more} more": fitted.image_threshold}
+    scores = fitted.image_scores
     return {
-        "ours": fitted["image_line"],
+        "ours": fitted.image_threshold,
         "largest": max(scores),
         "mean + 3 sigma": statistics.fmean(scores) + 3 * statistics.stdev(scores),
     }
@@ -61,7 +61,7 @@ def lines_of(model: AnoPLeModel, name: str, *, more: int = 0) -> dict[str, float
 
 def judge(model: AnoPLeModel, processor: AnoPLeProcessor, test: Dataset, *, more: int = 0) -> list[Count]:
     """Compare the raw scores of all test photographs with the lines of their products."""
-    results = model.as_pipeline(processor)(
+    results = detector_of(model, processor)(
         (row["image"] for row in test), class_names=test["class_name"][:], batch_size=8, on_error="raise"
     )
     counts = []
@@ -81,8 +81,8 @@ def calibrate_more(
         known = sample_few_shot(list(images), shots, seed=seed, class_name=name)
         others = [path for path in images if path not in known]
         chosen = sample_few_shot(others, min(more, len(others)), seed=seed, class_name=name)
-        line = model.refine_line(name, [images[path] for path in chosen], processor=processor)
-        logger.info("%s, seed %d: %s", name, seed, describe_support(asdict(line)))
+        line = calibrate(model, processor, name, [images[path] for path in chosen])
+        logger.info("%s, seed %d: %s", name, seed, describe_guarantee(line))
 
 
 def to_table(counts: Sequence[Count]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data import read_dataset
 
+from .measuring import detector_of
 from .unknown_products import make_detector
 
 
@@ -36,16 +37,21 @@ class Scores(NamedTuple):
 
 def score(model: AnoPLeModel, processor: AnoPLeProcessor, test: Dataset) -> list[Scores]:
     """Score all test photographs, the product of each being given."""
-    results = model.as_pipeline(processor)(
+    results = detector_of(model, processor)(
         (row["image"] for row in test), class_names=test["class_name"][:], batch_size=8, on_error="raise"
     )
     found: dict[tuple[str, bool], list[float]] = {}
     for name, label, result in zip(test["class_name"], test["label"], results, strict=True):
         found.setdefault((name, bool(label)), []).append(result["raw_score"])
-    lines = model.config.calibration
     return [
-        Scores(name, lines[name]["image_scores"], found[name, False], found[name, True], lines[name]["image_line"])
-        for name in model.config.class_names
+        Scores(
+            product.name,
+            product.record.threshold.image_scores,
+            found[product.name, False],
+            found[product.name, True],
+            product.record.threshold.image_threshold,
+        )
+        for product in model.products
     ]
 
 
@@ -102,7 +108,7 @@ def main() -> None:
     train, test = (read_dataset(options.data, split=split) for split in ("train", "test"))
     names = sorted(set(train["class_name"]))
     model, processor = make_detector(train, names, shots=options.shots, seed=options.seed, clip=options.clip)
-    rate = next(iter(model.config.calibration.values()))["max_false_alarm_rate"]
+    rate = model.products[0].record.threshold.max_false_alarm_rate
     title = (
         f"{options.shots} good photographs each (seed {options.seed}), untrained, budget {100 * rate:g} % false alarms"
     )

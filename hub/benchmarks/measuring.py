@@ -12,7 +12,9 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hub.mini_clip.small_clip import byte_tokenizer
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.inference_anople import TiledImage
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,11 +52,28 @@ def make_detector(shots: int = 4, classes: int = 2) -> AnoPLeModel:
     torch.manual_seed(0)
     clip = CLIPModel(b16_plus_config(len(tokenizer), tokenizer.eos_token_id)).eval()
     model = AnoPLeModel.from_clip(clip, [f"product {number}" for number in range(classes)], tokenizer=tokenizer)
+    processor = processor_of(model.config.class_names)
     for class_id in range(classes):
-        photographs = torch.randn(shots, 3, 240, 240)
-        model.remember(photographs, class_id)
-        model.calibrate(photographs, class_id)
+        know(model, processor, noise(shots, SIDE, seed=class_id), class_id)
     return model
+
+
+def noise(count: int, side: int, *, seed: int = 0) -> list[Image.Image]:
+    """Draw photographs of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(each) for each in pixels]
+
+
+def know(model: AnoPLeModel, processor: AnoPLeProcessor, photographs: list[Image.Image], class_id: int = 0) -> None:
+    """Let a product know photographs as wholes, however alike they are, and fit its threshold."""
+    images = [TiledImage.of(photograph, processor, None) for photograph in photographs]
+    remember(model, images, class_id)
+    calibrate_product(model, images, class_id)
+
+
+def detector_of(model: AnoPLeModel, processor: AnoPLeProcessor, **options) -> AnomalyDetectionPipeline:
+    """Put model and processor together, where the model is."""
+    return AnomalyDetectionPipeline(model, processor=processor, device=model.device, **options)
 
 
 def processor_of(names: list[str], side: int = SIDE) -> AnoPLeProcessor:

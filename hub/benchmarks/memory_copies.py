@@ -66,7 +66,7 @@ def start(data: str) -> tuple[dict[str, dict[str, dict]], AnoPLeModel, AnoPLePro
 @torch.no_grad()
 def features(model: AnoPLeModel, pixels: Tensor, layers: list[int]) -> dict[int, Tensor]:
     """Encode photographs: layer -> (photographs, patches, width), of unit length."""
-    parts = [encode_image(model.clip, part, tap_layers=layers).taps for part in pixels.split(16)]
+    parts = [encode_image(model.clip, part, out_indices=layers).intermediate for part in pixels.split(16)]
     return {layer: F.normalize(torch.cat([part[layer] for part in parts]), dim=-1) for layer in layers}
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--test_images", type=int, default=12, help="Good, and as many defective, per product.")
     options = parser.parse_args()
     rows, model, processor = start(options.data)
-    layers = list(model.memory.layers)
+    layers = list(model.config.memory_layers)
     figures: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:
         for name in sorted(rows):

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--test_images", type=int, default=12, help="Good, and as many defective, per product.")
     options = parser.parse_args()
     rows, model, processor = start(options.data)
-    layers, side = list(model.memory.layers), model.config.image_size
+    layers, side = list(model.config.memory_layers), model.config.image_size
     figures: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:
         for name in sorted(rows):

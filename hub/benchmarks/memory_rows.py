@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modeling_anople import AnoPLeModel, memory_anople
 from modeling_anople.data.drawn_products import draw_product
+from modeling_anople.memory_anople import MemoryBank, memory_distances
 
 from .measuring import make_detector, processor_of, row, timed
 
@@ -28,14 +29,9 @@ def boards(count: int, side: int, seed: int = 0) -> list:
     return [draw_product(PRODUCT, generator, side)[0] for _ in range(count)]
 
 
-def features(model: AnoPLeModel, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return unit features (layers, vectors, width) of photographs, and the taps of the first."""
-    parts, first = [], None
-    for part in pixels.split(8):
-        taps = model.memory_taps(part, model.walk_views(part))
-        first = first or {layer: values[:1] for layer, values in taps.items()}
-        parts.append(torch.stack([taps[layer].flatten(0, 1) for layer in model.memory.layers]))
-    return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=-1), first
+def features(model: AnoPLeModel, pixels: Tensor) -> Tensor:
+    """Return unit features (layers, photographs, patches, width)."""
+    return torch.cat([model.memory_features(model.encode_image(part)) for part in pixels.split(8)], dim=1)
 
 
 def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterator[dict]:
@@ -43,47 +39,50 @@ def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterat
     patches, limit, side = model.config.grid_size**2, model.config.memory_limit, model.config.image_size
     process = processor_of(["product"], side)
     pixels = process(boards(2 + limit // patches, side))["pixel_values"].to(model.device)
-    known, _ = features(model, pixels[1:])
-    _, taps = features(model, pixels[:1])
-    ids, kept = torch.zeros(1, dtype=torch.long, device=model.device), model.memory
-    few = copy_of(model, known[:, : 4 * patches])
+    known, asked = features(model, pixels[1:]).flatten(1, 2), features(model, pixels[:1])
+    ids, kept = torch.zeros(1, dtype=torch.long, device=model.device), model.products[0].bank
+    few = bank_of(known[:, : 4 * patches])
+
+    def look_up(bank: MemoryBank) -> Tensor:
+        return memory_distances(asked, [bank], ids, chunk_size=model.config.memory_chunk_size)
+
     for normals in (64, 1024):
         bank = known[:, : min(normals * patches, limit)].clone()
-        many = copy_of(model, bank)
+        many = bank_of(bank)
         note = f"{name}; {bank.shape[1]} vectors, {bank.numel() * 4 / 1e6:.0f} MB, at most "
-        note += f"{4 * many.chunk_size / 1e6:.0f} MB of similarities at once"
+        note += f"{4 * model.config.memory_chunk_size / 1e6:.0f} MB of similarities at once"
 
-        def judge(memory: memory_anople.NormalMemory) -> None:
-            model.memory = memory
+        def judge(memory: MemoryBank) -> None:
+            model.products[0].bank = memory
             model(pixels[:1], class_ids=ids)
 
         pairs = timed(lambda many=many: judge(many), lambda: judge(few), repeats, model.device)
         yield row(f"predict, {normals} normals", "4 normals", pairs, 1.3, note)
-        pairs = timed(lambda many=many: many(taps, ids), lambda: few(taps, ids), 10 * repeats, model.device)
+        pairs = timed(lambda many=many: look_up(many), lambda: look_up(few), 10 * repeats, model.device)
         yield row(f"look-up alone, {normals} normals", "4 normals", pairs, 1.3, note)
 
         def compare_all(many=many) -> Tensor:
             with mock.patch.object(memory_anople, "MANY", 10**9):
-                return many(taps, ids)
+                return look_up(many)
 
-        away = float((compare_all() - many(taps, ids)).abs().max())
-        pairs = timed(compare_all, lambda: few(taps, ids), 2 * repeats, model.device)
+        away = float((compare_all() - look_up(many)).abs().max())
+        pairs = timed(compare_all, lambda: look_up(few), 2 * repeats, model.device)
         note = f"{name}; as before the search by bounds, whose distances differ by {away:.0e}"
         yield row(f"look-up alone, {normals} normals, all compared", "4 normals", pairs, None, note)
-    thin = copy_of(model, known[:, : 64 * patches])
+    thin = bank_of(known[:, : 64 * patches])
     note = f"{name}; what that costs in AUROC: `python -m hub.benchmarks.memory_limits`"
     for size, target in LIMITS.items():
-        thin.reduce(0, size)
-        pairs = timed(lambda: thin(taps, ids), lambda: few(taps, ids), 10 * repeats, model.device)
+        thin.reduce(size)
+        pairs = timed(lambda: look_up(thin), lambda: look_up(few), 10 * repeats, model.device)
         yield row(f"look-up alone, 64 normals, `memory_limit` {size:,}", "4 normals", pairs, target, note)
-    model.memory = kept
+    model.products[0].bank = kept
 
 
-def copy_of(model: AnoPLeModel, bank: Tensor) -> memory_anople.NormalMemory:
-    """Make a memory like the model's, whose first product has this bank."""
-    memory = memory_anople.NormalMemory(model.config).to(model.device)
-    memory.restore([(bank.contiguous(), [bank.shape[1]], None)])
-    return memory
+def bank_of(vectors: Tensor) -> MemoryBank:
+    """Make a bank (layers, vectors, width) of one photograph."""
+    bank = MemoryBank(len(vectors), vectors.shape[-1]).to(vectors.device)
+    bank.add(vectors, [vectors.shape[1]])
+    return bank
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
-from .measuring import RESULTS, paired_ratios
+from .measuring import RESULTS, detector_of, know, noise, paired_ratios
 
 
 TARGET = 1.05
@@ -31,15 +31,13 @@ def make_detector(products: int, shots: int = 4, clip: str = "mini") -> tuple[An
     names = [f"product {number}" for number in range(products)]
     torch.manual_seed(0)
     model, processor = AnoPLeModel.from_clip(clip, names), AnoPLeProcessor.from_clip(clip, names)
-    side = model.config.image_size
-    photographs = torch.randn(shots, 3, side, side, generator=torch.Generator().manual_seed(0))
-    model.remember(photographs, 0)
-    model.calibrate(photographs, 0)
-    bank, counts, _ = model.memory.contents[0]
-    model.memory.restore([(bank.clone(), counts) for _ in names])
-    model.class_prototypes = model.class_prototypes[:1].repeat(products, 1)
-    model.note_memory()
-    model.config.calibration = dict.fromkeys(names, model.config.calibration[names[0]])
+    know(model, processor, noise(shots, model.config.image_size))
+    first = model.products[0]
+    for product in list(model.products)[1:]:
+        product.bank.add(first.bank.vectors, first.bank.image_vectors)
+        product.prototype = first.prototype.clone()
+        product.record.threshold = first.record.threshold
+    model.products.write()
     return model, processor
 
 
@@ -49,7 +47,7 @@ def make_calls(model: AnoPLeModel, processor: AnoPLeProcessor, batch: int) -> di
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 255, (256, 256, 3), dtype=np.uint8)) for _ in range(batch)]
     pixels = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
-    detect = model.as_pipeline(processor, class_name=f"product {last}", batch_size=batch)
+    detect = detector_of(model, processor, class_name=f"product {last}", batch_size=batch)
     class_ids = torch.full((batch,), last)
     return {"model": lambda: model(pixels, class_ids=class_ids), "pipeline": lambda: detect(images)}
 

@@ -35,7 +35,7 @@ from modeling_anople.export.graph_detector import ExportedDetector
 from modeling_anople.runtime.loading import one_order_of_sums
 
 from . import product_count
-from .measuring import RESULTS, SIDE, make_detector, processor_of, row, timed, write_jpeg
+from .measuring import RESULTS, SIDE, detector_of, make_detector, processor_of, row, timed, write_jpeg
 from .memory_rows import memory_rows
 
 
@@ -64,7 +64,7 @@ def predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
     """The model on ready tensors, and the whole way from files."""
     for batch in (1, 8):
         yield predict_row(model, repeats, batch)
-    detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
+    detect = detector_of(model, processor_of(model.config.class_names), class_name=model.config.class_names[0])
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
         path = write_jpeg(Path(folder) / "photograph.jpg")
@@ -107,7 +107,7 @@ def fit_step(model: AnoPLeModel, kind: str, photographs: int = 1) -> Callable[[]
         seen = pixels.clone().requires_grad_()
         model.clip.vision_model(seen).last_hidden_state.sum().backward()
         start = model.clip.text_model.encoder.layers[0].layer_norm1.weight.requires_grad_()  # the way back ends there
-        model.clip.text_model(model.class_token_ids).last_hidden_state.sum().backward()
+        model.clip.text_model(model.products.prompt_ids()).last_hidden_state.sum().backward()
         start.requires_grad_(False)
 
     return {"fit": fit, "bare": bare}[kind]
@@ -220,7 +220,7 @@ def form_row(usual: Callable, repeats: int, device: torch.device, name: str, oth
 def compiled_tower(model: AnoPLeModel, pixels: torch.Tensor, class_ids: torch.Tensor) -> tuple[Callable, str]:
     """Return predictions of these images with a compiled vision tower, and a note how long that took."""
     compiled, start = copy.deepcopy(model), time.perf_counter()
-    compiled.walk_views = torch.compile(compiled.walk_views, dynamic=False)
+    compiled.prompted_pass = torch.compile(compiled.prompted_pass, dynamic=False)
     compiled(pixels, class_ids=class_ids)
     note = f"compiled in {time.perf_counter() - start:.0f} s"
     return lambda: compiled(pixels, class_ids=class_ids), note
@@ -256,7 +256,7 @@ def gpu_predict_rows(model: AnoPLeModel, repeats: int) -> Iterator[dict]:
         for batch in BATCHES:
             yield predict_row(precise, repeats, batch, what)
     pixels = torch.randn(BATCHES[-1], 3, SIDE, SIDE, device=model.device)
-    detect = model.as_pipeline(processor_of(model.config.class_names), class_name=model.config.class_names[0])
+    detect = detector_of(model, processor_of(model.config.class_names), class_name=model.config.class_names[0])
     with tempfile.TemporaryDirectory() as folder:
         paths = [write_jpeg(Path(folder) / f"{number}.jpg") for number in range(BATCHES[-1])]
         pairs = timed(

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.data import read_dataset
-from modeling_anople.prediction import predict
+from modeling_anople.enrollment_anople import add_normals, enroll
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.processing_anople import UNKNOWN_PRODUCT
 from modeling_anople.training.few_shot import sample_few_shot
 
@@ -43,8 +44,8 @@ def make_detector(
         rows = train.select([row for row, owner in enumerate(train["class_name"]) if owner == name])
         images = {row["path"]: row["image"] for row in rows if row["label"] == 0}
         chosen = sample_few_shot(list(images), shots, seed=seed, class_name=name)
-        add = model.enroll if name in others else model.add_normals
-        add(name, [images[path] for path in chosen], processor=processor)
+        add = enroll if name in others else add_normals
+        add(model, processor, name, [images[path] for path in chosen])
     return model, processor
 
 

@@ -109,8 +109,8 @@ def tower_features(clip: CLIPModel, layers: Sequence[int], *, mean: list[float],
 
     @torch.no_grad()
     def features(images: Tensor) -> list[Tensor]:
-        taps = encode_image(clip, (images.to(clip.device) - mean) / std, tap_layers=layers).taps
-        return [taps[layer].float().cpu() for layer in layers]
+        intermediate = encode_image(clip, (images.to(clip.device) - mean) / std, out_indices=layers).intermediate
+        return [intermediate[layer].float().cpu() for layer in layers]
 
     return features
 

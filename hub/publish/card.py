@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.backbone_anople import MINI_CLIP
-from modeling_anople.calibration_anople import describe_support, percent
+from modeling_anople.calibration_anople import ProductThreshold, describe_guarantee, percent
 from modeling_anople.training.options import field_helps
 
 
@@ -122,7 +122,7 @@ def _license_sentence(kind: str | None, name: str | None, link: str | None, lice
 
 def photograph_counts(config: AnoPLeConfig) -> list[int]:
     """Count the photographs that each product was shown; where memory is limited, fewer vectors are kept of each."""
-    return [len(counts) for counts in config.memory_photographs]
+    return [len(product["image_vectors"]) for product in config.products]
 
 
 def shown_files(config: AnoPLeConfig, name: str) -> list[str]:
@@ -157,16 +157,18 @@ def shots_table(config: AnoPLeConfig) -> list[tuple[str, str]]:
 
 def describe_line(config: AnoPLeConfig) -> str | None:
     """Say how the lines were set and what they can promise, product by product; `None` before calibration."""
-    lines = {name: config.calibration[name] for name in config.class_names if name in config.calibration}
+    lines = {
+        product["name"]: ProductThreshold.from_dict(product["threshold"])
+        for product in config.products
+        if product["threshold"]
+    }
     if not lines:
         return None
     statements: dict[str, list[str]] = {}
     for name, line in lines.items():
-        statements.setdefault(describe_support(line), []).append(code(name))
+        statements.setdefault(describe_guarantee(line), []).append(code(name))
     support = "\n".join(f"- {joined(names, 'and')}: {text}" for text, names in statements.items())
-    budget = joined(
-        [percent(rate) for rate in sorted({line["max_false_alarm_rate"] for line in lines.values()})], "or"
-    )
+    budget = joined([percent(rate) for rate in sorted({line.max_false_alarm_rate for line in lines.values()})], "or")
     return (
         "No defect was needed to set the line between good and bad. It was set from good photographs alone and aims at "
         f"**{budget} false alarms** at most. What that rests on:\n\n{support}\n\n"

@@ -25,6 +25,7 @@ from datasets import Dataset
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
 from modeling_anople.data import read_source, source_classes
+from modeling_anople.enrollment_anople import enroll, forget
 from modeling_anople.evaluation import METRICS, evaluate, test_rows
 from modeling_anople.evaluation.metrics import mean_metrics
 from modeling_anople.prompting_anople import class_words, encode_text
@@ -48,15 +49,14 @@ FRAMES = ("a photo of a {}.", "a close-up photo of a {}.", "a bright photo of th
 @torch.inference_mode()
 def write_prompts(model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
     """Replace a detector's class embeddings by the mean embedding of all written prompts of each class and branch."""
-    rows = []
-    for name in model.config.class_names:
+    for product in model.products:
+        rows = []
         for states in (NORMAL, ABNORMAL):
-            texts = [frame.format(state.format(class_words(name))) for state in states for frame in FRAMES]
+            texts = [frame.format(state.format(class_words(product.name))) for state in states for frame in FRAMES]
             ids = processor.tokenizer(texts, padding=True, return_tensors="pt").input_ids.to(model.device)
             vectors = torch.nn.functional.normalize(encode_text(model.clip, ids), dim=-1)
             rows.append(torch.nn.functional.normalize(vectors.mean(0), dim=-1))
-    # (classes x 2, width) -> (classes, 2, width)
-    model.class_embeddings = torch.stack(rows).unflatten(0, (-1, 2)).to(model.class_embeddings)
+        product.text_embeddings = torch.stack(rows).to(product.text_embeddings)  # (2, width)
 
 
 # --- Fit what a cell asks for and measure it; test photographs are opened only once its weights are on the disk ---
@@ -115,8 +115,8 @@ def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str
     if model.config.class_names == [name]:
         raise ValueError(f"{root} has a product named like the only one that was fitted, {name}: rename its folder.")
     if name in model.config.class_names:  # another set's
-        model.forget(name, processor=processor)
-    model.enroll(name, [images[path] for path in files], processor=processor)
+        forget(model, processor, name)
+    enroll(model, processor, name, [images[path] for path in files])
     return files
 
 

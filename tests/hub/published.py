@@ -61,6 +61,7 @@ def fitted_anew(folder: Path, target: Path) -> Path:
     """Copy a detector with its prototypes changed, as another fit would have left them; no Hub knows these weights yet."""
     shutil.copytree(folder, target)
     weights = load_file(target / "model.safetensors")
-    weights["class_prototypes"] += 0.1 + zlib.crc32(str(target).encode()) / 2**32
+    for name in (name for name in weights if name.endswith(".prototype")):
+        weights[name] += 0.1 + zlib.crc32(str(target).encode()) / 2**32
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     return target

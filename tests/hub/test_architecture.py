@@ -52,7 +52,7 @@ def started(config, drawn) -> CLIPModel:
 def features(clip: CLIPModel, pixels: Tensor) -> Tensor:
     """One inner patch after block 0: (images, width), of pictures from 0 to 1."""
     with torch.no_grad():
-        return encode_image(clip, pixels * 2 - 1, tap_layers=(0,)).taps[0][:, 5]
+        return encode_image(clip, pixels * 2 - 1, out_indices=(0,)).intermediate[0][:, 5]
 
 
 def wave(wavelength: float, phase: float, angle: float = 0.0) -> Tensor:

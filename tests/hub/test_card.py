@@ -55,7 +55,9 @@ def config(published) -> AnoPLeConfig:
 def bare(published) -> str:
     """The card of a detector of which nothing but the config is known."""
     config = AnoPLeConfig.from_pretrained(published.detector)
-    config.fit, config.clip_source, config.calibration = None, None, {}
+    config.fit, config.clip_source = None, None
+    for product in config.products:
+        product["threshold"] = None
     return str(make_card(config, CardFacts("me/bolts")))
 
 
@@ -200,8 +202,8 @@ def test_an_adapters_card_says_what_it_needs(published, tmp_path):
 
 def test_any_name_stays_in_its_cell(config, tmp_path):
     names = ['a|b "c"', "日本 `x`\n# y"]
-    config.class_names = names
-    config.calibration = dict(zip(names, config.calibration.values(), strict=True))
+    for product, name in zip(config.products, names, strict=True):
+        product["name"] = name
     config.fit = {**config.fit, "files": {names[0]: ["a|`b.png"], names[1]: ["\udcfc.png"]}}
     text = check_card(str(make_card(config, CardFacts("me/bolts"))), tmp_path).text
     rows = [line for line in text.splitlines() if line.startswith("| `") and ".png" in line]
@@ -306,7 +308,9 @@ def log(action: str, *files: str | None, name: str = "bolt") -> dict:
 def test_an_evaluation_names_the_state_that_it_measured(report, published, tmp_path):
     model, _ = load_detector(str(published.detector))
     assert report["detector_sha256"] == detector_sha256(model) and report["clip"] == "small"
-    model.config.calibration["bolt"]["centre"] = 7.0
+    product = model.products.named("bolt")
+    product.record.threshold.image_threshold = 7.0
+    model.products.write()
     assert report["detector_sha256"] != detector_sha256(model)
     other, _ = load_detector(str(fitted_anew(published.detector, tmp_path / "new")))
     assert report["detector_sha256"] != detector_sha256(other)
@@ -349,8 +353,8 @@ def test_unknown_shots_and_seed_are_left_out(report, config, tmp_path):
 
 def test_photographs_are_counted_not_computed(config):
     """A memory that is limited keeps some vectors of each photograph."""
-    config.memory_photographs = [[5, 3, 8, 0], [16]]
-    config.memory_sizes = [16, 16]
+    for product, counts in zip(config.products, ([5, 3, 8, 0], [16]), strict=True):
+        product["image_vectors"] = counts
     assert photograph_counts(config) == [4, 1]
     text = str(make_card(config, CardFacts("me/bolts")))
     assert "1 or 4 good photographs of each product" in text
@@ -358,7 +362,7 @@ def test_photographs_are_counted_not_computed(config):
 
 def test_each_product_has_its_own_statement_and_equal_ones_are_said_once(config):
     assert describe_line(config).count("\n- ") == 1
-    config.calibration["nut"] = vars(fit_threshold([0.1] * 24, [0.1] * 24, max_false_alarm_rate=0.025))
+    config.products[1]["threshold"] = vars(fit_threshold([0.1] * 24, [0.1] * 24, max_false_alarm_rate=0.025))
     text = describe_line(config)
     assert "**2.5 % or 5 % false alarms**" in text
     assert (

@@ -150,9 +150,9 @@ def test_encoding_at_full_size_is_the_packages_own(learner):
     pixels = torch.rand(2, 3, 96, 96, generator=seeded(1)) * 2 - 1
     with torch.no_grad():
         taps, patches, pooled = learner.encode(pixels, (0, 0))
-        expected = encode_image(learner.clip.eval(), pixels, tap_layers=(0, 1))
+        expected = encode_image(learner.clip.eval(), pixels, out_indices=(0, 1))
     for layer, tap in zip((0, 1), taps, strict=True):
-        torch.testing.assert_close(tap, expected.taps[layer], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tap, expected.intermediate[layer], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(patches, F.normalize(expected.patches, dim=-1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled, F.normalize(expected.pooled, dim=-1), atol=1e-5, rtol=1e-5)
 

@@ -140,7 +140,7 @@ def test_a_product_left_out_is_measured_by_a_detector_that_did_not_learn_it(run,
     assert run("unseen", "--seeds", "0", "--cells", "1") == 0
     (record,) = records(tmp_path / "out").values()
     assert record["products"].keys() == {"bolt", "nut"}
-    fits = [json.loads(path.read_text())["class_names"] for path in (tmp_path / "out/fits").glob("*/config.json")]
+    fits = [AnoPLeConfig.from_pretrained(path).class_names for path in (tmp_path / "out/fits").iterdir()]
     assert sorted(fits) == [["bolt"], ["nut"]]
 
 
@@ -188,7 +188,7 @@ def test_a_detector_is_taken_to_other_pictures(run, tmp_path, photograph):
     for record in made.values():
         (files,) = record["files"].values()
         assert len(record["products"]) == 1 and len(files) == 1 and "no/0 no.jpg" in files[0]
-    fits = [json.loads(path.read_text())["class_names"] for path in (tmp_path / "out/fits").glob("*/config.json")]
+    fits = [AnoPLeConfig.from_pretrained(path).class_names for path in (tmp_path / "out/fits").iterdir()]
     assert sorted(map(len, fits)) == [1, 1, 2]  # of the products, and twice of the scans
     table = (tmp_path / "out/transfer.md").read_text(encoding="utf-8")
     assert "--transfer_root scans" in table and "enrolled without a step" in table

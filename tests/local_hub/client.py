@@ -144,17 +144,21 @@ def push_clip(folder: str, repository: str, *, change: float = 0.0) -> str:
 
 def start_detector(clip: str, folder: str) -> dict:
     """Start a detector on a CLIP from the Hub and save it; return where it says its CLIP came from."""
+    import numpy as np
     import torch
+    from PIL import Image
 
     from modeling_anople import AnoPLeModel, AnoPLeProcessor
+    from modeling_anople.enrollment_anople import add_normals
 
     torch.manual_seed(0)
     model = AnoPLeModel.from_clip(clip, ["bolt", "nut"])
     processor = AnoPLeProcessor.from_clip(clip, ["bolt", "nut"])
-    pixels = torch.randn(3, 3, model.config.image_size, model.config.image_size)
-    for class_id in range(2):
-        model.remember(pixels, class_id)
-        model.calibrate(pixels, class_id)
+    pictures = [
+        Image.fromarray(pixels) for pixels in np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), np.uint8)
+    ]
+    for name in model.config.class_names:
+        add_normals(model, processor, name, pictures)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model.config.clip_source
