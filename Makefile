@@ -2,7 +2,7 @@
 # make test         run all tests
 # make quality      check style; make style mends it
 # make reproduce-small  one cell of each of the paper's tables, in minutes (PHOTOGRAPHS=folder for your own)
-# make benchmark    measure speed and memory as ratios, into tests/benchmarks/results/speed.md
+# make benchmark    measure speed and memory as ratios, into hub/benchmarks/results/speed.md
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,12 +22,12 @@ VIEW_PATTERN ?= $(if $(filter file,$(origin PHOTOGRAPHS)),([0-9])[.][A-Za-z]+$$)
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
 # open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
-$(VENV)/ready: pyproject.toml tests/open_clip_requirements.txt
+$(VENV)/ready: pyproject.toml tests/hub/open_clip_requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/open_clip --requirement tests/open_clip_requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/open_clip --requirement tests/hub/open_clip_requirements.txt
 	touch $@
 
 quickstart: $(VENV)/ready
@@ -60,7 +60,7 @@ reproduce-small: $(VENV)/ready
 	$(if $(VIEW_PATTERN),--view_pattern '$(VIEW_PATTERN)')
 
 benchmark: $(VENV)/ready
-	$(BIN)/python -m tests.benchmarks.speed
+	$(BIN)/python -m hub.benchmarks.speed
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

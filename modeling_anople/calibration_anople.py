@@ -91,7 +91,7 @@ def _place(rank: int) -> str:
 
 
 # How the logarithms of normal scores are spread on drawn products, and those of a lone photograph's product about the
-# mean of its copies: `python -m tests.benchmarks.line_rules`. See fit_threshold.
+# mean of its copies: `python -m hub.benchmarks.line_rules`. See fit_threshold.
 PRIOR_SPREAD, PRIOR_DEGREES = 0.25, 4
 LONE_SHIFT, LONE_SPREAD = 0.16, 0.44
 SMALLEST_SPREAD = 0.05

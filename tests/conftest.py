@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
-from hub.local_hub import LocalHub
-from hub.small_clip import byte_tokenizer, write_small_clip
+from hub.mini_clip.small_clip import byte_tokenizer, write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 
 from .detectors import fit
-from .hub_client import Client
-from .hub_faults import Faults
-from .published import Published, write_published
+from .hub.published import Published, write_published
+from .local_hub import LocalHub
+from .local_hub.client import Client
+from .local_hub.faults import Faults
 
 
 if torch.cuda.is_available():  # what tests compare bit for bit is computed on the CPU; those of test_cuda.py undo this

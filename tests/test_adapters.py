@@ -16,8 +16,8 @@ from modeling_anople.checkpoint_anople import align_weights, hash_weights
 from modeling_anople.runtime.loading import load_detector
 
 from .contract import assert_same, fill, judge, learnables
-from .hub_client import answers_of, api, push, push_clip, start_detector
-from .test_push import answers_here, push_well
+from .hub.test_publish import answers_here, push_well
+from .local_hub.client import answers_of, api, push, push_clip, start_detector
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd
 from modeling_anople.cli import main
 
 from .detectors import write_detector
-from .hub_client import Client, anople, api
+from .local_hub.client import Client, anople, api
 from .shards import answers_in, image_files, without_time, write_shards
 from .test_sharding import launch
 

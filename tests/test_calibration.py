@@ -16,7 +16,9 @@ def make_calibration(**fields) -> ScoreCalibration:
 
 def lines(calibration: ScoreCalibration) -> tuple[ProductThreshold, ProductThreshold]:
     bolt = fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=0.05, memory_scale=0.5)
-    nut = fit_threshold([10 * score for score in IMAGES], [0.1, 0.9, 0.5, 0.2], max_false_alarm_rate=0.1, memory_scale=0.25)
+    nut = fit_threshold(
+        [10 * score for score in IMAGES], [0.1, 0.9, 0.5, 0.2], max_false_alarm_rate=0.1, memory_scale=0.25
+    )
     calibration.set("bolt", bolt)
     calibration.set("nut", nut)
     return bolt, nut
@@ -66,7 +68,9 @@ def test_lines_survive_the_config_file_to_the_last_digit(tmp_path):
     assert read.config.calibration == calibration.config.calibration
     scores, ids = torch.tensor([0.2, 0.7]), torch.tensor([0, 1])
     assert torch.equal(read.images(scores, ids), calibration.images(scores, ids))
-    assert ProductThreshold(**read.config.calibration["bolt"]) == ProductThreshold(**calibration.config.calibration["bolt"])
+    assert ProductThreshold(**read.config.calibration["bolt"]) == ProductThreshold(
+        **calibration.config.calibration["bolt"]
+    )
 
 
 def test_an_edited_line_counts_at_once():
@@ -92,7 +96,9 @@ def test_the_pooled_line_is_drawn_from_the_scores_of_all_classes():
         memory_scale=0.5,
     )
     pooled = ProductThreshold(**calibration.config.calibration[POOLED])
-    assert pooled.image_threshold == pytest.approx(both.image_threshold) and pooled.map_threshold == pytest.approx(both.map_threshold)
+    assert pooled.image_threshold == pytest.approx(both.image_threshold) and pooled.map_threshold == pytest.approx(
+        both.map_threshold
+    )
     assert pooled.image_scores == both.image_scores and pooled.photographs == 8
     calibration.set("nut", nut)  # once more: replaces, does not add
     assert ProductThreshold(**calibration.config.calibration[POOLED]) == pooled

@@ -18,9 +18,9 @@ from PIL import Image
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
 from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
-from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
 from modeling_anople.images_anople import list_photographs
-from modeling_anople.pipeline_anople import full_size_map, predict
+from modeling_anople.pipeline_anople import predict
+from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
 
 from .detectors import normals_of, write_detector
 from .fitting import one_process

@@ -90,7 +90,7 @@ def test_pictures_that_are_judged_where_they_lie_stay(capsys, checkpoint, pictur
 
 
 def test_own_lines_are_shown_and_those_of_libraries_are_not(capsys):
-    loggers = [logging.getLogger(name) for name in ("modeling_anople.training", "hub.push", "onnxscript", "httpx2")]
+    loggers = [logging.getLogger(name) for name in ("modeling_anople.training", "hub.publish", "onnxscript", "httpx2")]
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers.clear()
@@ -103,7 +103,7 @@ def test_own_lines_are_shown_and_those_of_libraries_are_not(capsys):
         root.handlers[:], root.level = before
     assert capsys.readouterr().err.splitlines() == [
         "an info of modeling_anople.training",
-        "an info of hub.push",
+        "an info of hub.publish",
         "a warning",
     ]
 

@@ -143,7 +143,9 @@ def test_accents_may_be_composed_or_apart(make_detector, photograph):
     assert processor.class_id(apart) == processor.class_id(composed) == 2
     assert model.config.calibration[composed]["max_false_alarm_rate"] == 0.1
     last = model.config.history[-1]
-    assert last["max_false_alarm_rate"] == 0.1 and last["line"] == model.config.calibration[composed]["image_threshold"]
+    assert (
+        last["max_false_alarm_rate"] == 0.1 and last["line"] == model.config.calibration[composed]["image_threshold"]
+    )
     assert model.config.history[-2]["max_false_alarm_rate"] == 0.05
     model.forget(apart, processor=processor)
     assert composed not in model.config.class_names

@@ -14,8 +14,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from modeling_anople import evaluation
 from modeling_anople.data import read_dataset
 from modeling_anople.evaluation import EvaluationReport, evaluate, make_gallery
-from modeling_anople.runtime.heat_maps import GAP, PANEL_TEXT_HEIGHT, PICTURE_HEIGHT
 from modeling_anople.pipeline_anople import predict
+from modeling_anople.runtime.heat_maps import GAP, PANEL_TEXT_HEIGHT, PICTURE_HEIGHT
 from modeling_anople.scoring_anople import resize_maps
 
 from .detectors import fit, normals_of

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, CLIPModel
 
-from hub.small_clip import write_small_clip
+from hub.mini_clip.small_clip import write_small_clip
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import clip_source
 from modeling_anople.cli import main

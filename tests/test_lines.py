@@ -16,13 +16,13 @@ from modeling_anople.calibration_anople import (
     LONE_SPREAD,
     PRIOR_DEGREES,
     PRIOR_SPREAD,
+    attainable_rate,
     describe_guarantee,
-    fit_threshold,
     fit_novelty_thresholds,
+    fit_threshold,
     rank_from_top,
     scores_needed,
     student_quantile,
-    attainable_rate,
 )
 
 
@@ -127,7 +127,9 @@ def test_a_lone_photograph_has_a_line_from_its_copies_and_no_promise():
 
 
 def test_copies_do_not_count_once_there_are_two_photographs():
-    with_copies = fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=0.05, jittered_image_scores=[0.9], jittered_map_maxima=[0.9])
+    with_copies = fit_threshold(
+        IMAGES, MAXIMA, max_false_alarm_rate=0.05, jittered_image_scores=[0.9], jittered_map_maxima=[0.9]
+    )
     assert with_copies == fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=0.05)
 
 
@@ -207,6 +209,13 @@ def test_the_statement_says_what_the_photographs_can_promise():
 
 def test_a_line_of_an_earlier_version_promises_nothing():
     line = dataclasses.asdict(fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=0.05))
-    for name in ("photographs", "held_out", "estimate", "attainable_rate", "jittered_image_scores", "jittered_map_maxima"):
+    for name in (
+        "photographs",
+        "held_out",
+        "estimate",
+        "attainable_rate",
+        "jittered_image_scores",
+        "jittered_map_maxima",
+    ):
         del line[name]
     assert describe_guarantee(line).startswith("An earlier version set this line and counted moved and relit copies")

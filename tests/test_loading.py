@@ -8,7 +8,7 @@ from modeling_anople.cli import main
 from modeling_anople.runtime.loading import load_detector, split_revision
 
 from .fitting import start
-from .hub_client import anople
+from .local_hub.client import anople
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_offline_the_variable_is_named(capsys):
 
 
 def test_what_is_not_there_or_no_detector(client, published):
-    from .hub_client import api
+    from .local_hub.client import api
 
     client.call(api, "create_repo", "me/empty")
     picture = published.photographs[0]
@@ -61,7 +61,7 @@ def test_what_is_not_there_or_no_detector(client, published):
 
 
 def test_evaluate_takes_an_id_too(client, published):
-    from .test_push import push_well
+    from .hub.test_publish import push_well
 
     push_well(client, published.detector, "me/evaluated")
     data = published.evaluation.with_name("drawn")
@@ -73,7 +73,7 @@ def test_evaluate_takes_an_id_too(client, published):
 
 
 def test_without_a_network_the_cache_is_used_and_that_is_said(client, published, tmp_path):
-    from .test_push import push_well
+    from .hub.test_publish import push_well
 
     push_well(client, published.detector, "me/cached")
     code, there, errors = client.call(anople, "predict", "me/cached", published.photographs[0], "--class", "bolt")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from hub.benchmarks.measuring import b16_plus_config
 from modeling_anople import AnoPLeConfig, AnoPLeModel
 from modeling_anople.configuration_anople import COUPLING_MODES
 
-from .benchmarks.prediction_cost import b16_plus_config
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
 
 

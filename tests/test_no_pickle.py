@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from .fitting import REPOSITORY
-from .hub_client import download
-from .test_push import push_well
+from .hub.test_publish import push_well
+from .local_hub.client import download
 
 
 FILES = sorted(

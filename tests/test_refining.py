@@ -88,7 +88,14 @@ def test_new_normals_join_before_those_held_out(detector, photograph):
 def test_scores_of_earlier_versions_are_dropped_because_they_count_copies(detector, photograph):
     model, processor = detector
     entry = model.config.calibration["nut"]
-    for name in ("photographs", "held_out", "estimate", "attainable_rate", "jittered_image_scores", "jittered_map_maxima"):
+    for name in (
+        "photographs",
+        "held_out",
+        "estimate",
+        "attainable_rate",
+        "jittered_image_scores",
+        "jittered_map_maxima",
+    ):
         del entry[name]
     [result] = model.as_pipeline(processor)([photograph(70)], class_name="nut")
     assert result["label"] and result["p_value"] is None

@@ -11,7 +11,7 @@ from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 from modeling_anople.explanation_anople import explain
 from modeling_anople.inference_anople import Views, judge_views
-from modeling_anople.pipeline_anople import full_size_map, predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles, tiling_text
 
 from .detectors import fit, write_detector

@@ -11,7 +11,7 @@ from PIL import Image
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
 from modeling_anople.inference_anople import Views, judge_views
-from modeling_anople.pipeline_anople import full_size_map, predict
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
 from modeling_anople.training.options import TrainingConfig
 

@@ -53,7 +53,11 @@ def test_normals_have_p_values_spread_evenly():
 
 
 def test_a_lone_photograph_gives_no_evidence_and_an_earlier_version_no_p_value():
-    lone = vars(fit_threshold([], [], max_false_alarm_rate=0.05, jittered_image_scores=[0.1, 0.2], jittered_map_maxima=[0.1, 0.2]))
+    lone = vars(
+        fit_threshold(
+            [], [], max_false_alarm_rate=0.05, jittered_image_scores=[0.1, 0.2], jittered_map_maxima=[0.1, 0.2]
+        )
+    )
     assert p_value(0.9, lone) == 1.0
     earlier = line_of([0.1, 0.2])
     del earlier["photographs"]

@@ -5,7 +5,8 @@ The paper's tables and our ablations, each cell fitted and measured as a person 
     python -m hub.reproduce coupling,scale,alignment --data_root DATA
     python -m hub.reproduce all --data_root DATA --cells 1
 
-Cells that are done are kept in output_dir, so a stopped run goes on where it stopped. Nothing is chosen by a figure.
+Cells that are done are kept in output_dir, so a stopped run goes on where it stopped. The JSON file of a table holds the
+records of its cells, so that a folder of tables alone is enough to go on from. Nothing is chosen by a figure.
 """
 
 import argparse
@@ -19,10 +20,9 @@ from tqdm.auto import tqdm
 from modeling_anople.backbone_anople import load_clip_config
 from modeling_anople.runtime import run_program
 
-from .cells import cell_file, commit, run_cell
+from .cells import cell_file, commit, run_cell, unpack_records
 from .options import ReproduceOptions
-from .paper_data import count_tests, unlike_paper
-from .report import summarise, write
+from .report import count_tests, summarize, unlike_paper, write
 from .tables import TABLES, Cell, Table, tables_of
 
 
@@ -49,8 +49,10 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}
     if not options.collect:  # which needs no data
         warn_if_unlike(options)
+    unpack_records(folder)
     commit()  # of the code that runs, whatever is committed meanwhile
     with tqdm(total=len(options.seeds) * sum(map(len, rows.values())), desc="cells") as bar:
+        # seeds outermost: after the first one every table is there, and more seeds only narrow it
         for seed in options.seeds:
             for name, cells in rows.items():
                 for cell in cells:
@@ -59,7 +61,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
                     tqdm.write(f"{name}: {cell.name}, seed {seed}", file=sys.stderr)
                     records[name].setdefault(cell.name, []).append(run_cell(cell, seed, options))
                     bar.update()
-                write(summarise(name, tables[name], records[name], options), folder)
+                write(summarize(name, tables[name], records[name], options), folder)
     logger.info("Tables are in %s.", folder)
 
 

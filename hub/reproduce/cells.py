@@ -1,7 +1,7 @@
 """
-Run one cell: fit as `anople fit` does, measure as `anople evaluate` does, and keep a JSON file of both.
+Run one cell: fit as `anople fit` does, measure as `anople evaluate` does, and keep a record of both.
 
-A fit is shared by all cells that need the same one.
+A fit is shared by all cells that need the same one. Test photographs are opened only once its weights are on the disk.
 """
 
 import functools
@@ -11,22 +11,249 @@ import logging
 import os
 import platform
 import re
+import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from modeling_anople.backbone_anople import name_of
+import torch
+from datasets import Dataset
 
-from .measuring import fit_command, measure_cell
-from .options import ReproduceOptions
+from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.backbone_anople import name_of
+from modeling_anople.data import read_source, source_classes
+from modeling_anople.enrollment_anople import enroll, forget
+from modeling_anople.evaluation import METRICS, evaluate, test_rows
+from modeling_anople.evaluation.metrics import mean_metrics
+from modeling_anople.prompting_anople import class_words, encode_text
+from modeling_anople.runtime.loading import computing_device
+from modeling_anople.training import main as fit
+from modeling_anople.training.few_shot import sample_few_shot
+
+from .options import ReproduceOptions, clip_weights
 from .tables import Cell
+
+
+# --- Class embeddings from written prompts: the text side of WinCLIP, for comparison with learned ones ---
+
+
+# States and frames as in WinCLIP's compositional ensemble, in words of our own.
+NORMAL = ("{}", "perfect {}", "flawless {}", "intact {}", "{} without a defect", "{} without damage")
+ABNORMAL = ("damaged {}", "{} with a flaw", "{} with a defect", "broken {}", "{} with damage")
+FRAMES = ("a photo of a {}.", "a close-up photo of a {}.", "a bright photo of the {}.", "a dark photo of the {}.")
+
+
+@torch.inference_mode()
+def write_prompts(model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
+    """Replace a detector's class embeddings by the mean embedding of all written prompts of each class and branch."""
+    for product in model.products:
+        rows = []
+        for states in (NORMAL, ABNORMAL):
+            texts = [frame.format(state.format(class_words(product.name))) for state in states for frame in FRAMES]
+            ids = processor.tokenizer(texts, padding=True, return_tensors="pt").input_ids.to(model.device)
+            vectors = torch.nn.functional.normalize(encode_text(model.clip, ids), dim=-1)
+            rows.append(torch.nn.functional.normalize(vectors.mean(0), dim=-1))
+        product.text_embeddings = torch.stack(rows).to(product.text_embeddings)  # (2, width)
+
+
+# --- Fit what a cell asks for and measure it; test photographs are opened only once its weights are on the disk ---
+
+
+def measure_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
+    """Return a cell's figures: `mean` over products, those of all `products`, and the `files` of their shots."""
+    if cell.kind == "left_out":
+        return _left_out(cell, seed, options)
+    if cell.kind == "transfer":
+        return _transferred(cell, seed, options)
+    classes, files = {}, {}
+    for root in options.transfer_root if cell.kind == "target" else [options.data_root]:
+        chosen = None if cell.kind == "target" else options.classes
+        model, processor = _load(fit_cell(cell, seed, options, root, chosen), cell, options)
+        classes |= _measure(model, processor, cell, options, root, chosen)
+        files |= model.config.fit["files"]
+    return _figures(classes, files)
+
+
+def _left_out(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
+    """For each product: fit the others, enroll it from its shots without a step, measure it alone."""
+    names = options.classes or source_classes(options.data_root)
+    if len(names) < 2:
+        raise ValueError(f"{options.data_root} has only {names}: to leave one product out takes at least two.")
+    classes, files = {}, {}
+    for name in names:
+        folder = fit_cell(cell, seed, options, options.data_root, [other for other in names if other != name])
+        model, processor = _load(folder, cell, options)
+        files[name] = _enroll(model, processor, name, options.data_root, cell.shots or options.shots, seed)
+        classes |= _measure(model, processor, cell, options, options.data_root, [name])
+    return _figures(classes, files)
+
+
+def _transferred(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
+    """Fit the products, enroll those of other sets from their shots without a step, and measure these."""
+    model, processor = _load(fit_cell(cell, seed, options, options.data_root, options.classes), cell, options)
+    classes, files = {}, {}
+    for root in options.transfer_root:
+        names = source_classes(root)
+        if twice := sorted(set(names) & files.keys()):
+            raise ValueError(
+                f"Two sets of --transfer_root have products named {', '.join(twice)}: give one at a time."
+            )
+        for name in names:
+            files[name] = _enroll(model, processor, name, root, cell.shots or options.shots, seed)
+        classes |= _measure(model, processor, cell, options, root, names)
+    return _figures(classes, files)
+
+
+def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str, shots: int, seed: int) -> list[str]:
+    """Enroll a product from the shots that a fit would take, instead of one of that name, and return their names."""
+    train = read_source(root, split="train", classes=[name])
+    images = {row["path"]: row["image"] for row in train if row["label"] == 0}
+    files = sample_few_shot(list(images), shots, seed=seed, class_name=name)
+    if model.config.class_names == [name]:
+        raise ValueError(f"{root} has a product named like the only one that was fitted, {name}: rename its folder.")
+    if name in model.config.class_names:  # another set's
+        forget(model, processor, name)
+    enroll(model, processor, name, [images[path] for path in files])
+    return files
+
+
+def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: list[str] | None) -> Path:
+    """Fit one detector, unless another cell has done so."""
+    # the folder is named by all that decides the weights, so that cells of other tables find it
+    chosen = fit_words(cell, seed, options, options.clip)
+    chosen += ["--classes", *classes] if classes else []
+    sources = {"data": os.path.abspath(root), "clip_weights": clip_weights(options.clip)}
+    key = json.dumps({**sources, "fit": chosen}, sort_keys=True)
+    folder = Path(options.output_dir) / "fits" / hashlib.sha256(key.encode()).hexdigest()[:12]
+    if not (folder / "processor_config.json").exists():  # written last
+        if options.num_workers is not None:  # which changes nothing in a fit
+            chosen += ["--num_workers", str(options.num_workers)]
+        fit(["--data_root", root, "--output_dir", str(folder), *chosen, "--overwrite"])
+    return folder
+
+
+def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> list[str]:
+    """Write the options with which `anople fit` makes a cell's detector."""
+    steps = options.max_steps if cell.trained else 0
+    values = {"clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
+    values |= {"batch_size": options.batch_size, "monitor_images": 0, "save_steps": max(1, steps)}
+    if cell.per_view:
+        values["view_pattern"] = options.view_pattern
+    if options.mixed_precision != "no":
+        values["mixed_precision"] = options.mixed_precision
+    return [*(word for name, value in values.items() for word in (f"--{name}", str(value))), *cell.fit]
+
+
+def fit_command(cell: Cell, seed: int, options: ReproduceOptions) -> str:
+    """Write the command of a cell's fit, folders by their names alone; what is left out then is told by its settings."""
+    root = options.transfer_root[0] if cell.kind == "target" else options.data_root
+    return f"anople fit {name_of(root)} {' '.join(fit_words(cell, seed, options, name_of(options.clip)))}"
+
+
+def _load(folder: Path, cell: Cell, options: ReproduceOptions) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+    model, processor = AnoPLeModel.from_pretrained(folder, **cell.changes), AnoPLeProcessor.from_pretrained(folder)
+    if cell.kind == "hand_written":
+        write_prompts(model, processor)
+    return model.to(computing_device(options.device)), processor
+
+
+def _measure(
+    model: AnoPLeModel,
+    processor: AnoPLeProcessor,
+    cell: Cell,
+    options: ReproduceOptions,
+    root: str,
+    classes: list[str] | None,
+) -> dict[str, dict]:
+    """Return the figures of each product."""
+    rows = test_rows(root, model.config.class_names, classes)
+    if options.test_images:
+        rows = rows.select(thin_rows(rows["class_name"][:], rows["label"][:], options.test_images))
+    if cell.defects == "together":
+        return _evaluate(model, processor, cell, options, rows)
+    return {
+        name: _over_defects(_each_defect(model, processor, cell, options, rows, name), cell.defects)
+        for name in sorted(set(rows["class_name"][:]))
+    }
+
+
+def _evaluate(
+    model: AnoPLeModel, processor: AnoPLeProcessor, cell: Cell, options: ReproduceOptions, rows: Dataset
+) -> dict[str, dict]:
+    report = evaluate(model, processor, rows, part=cell.part, evaluation_size=options.evaluation_size, progress=False)
+    kept = (*METRICS, "normal", "anomalous")
+    return {name: {key: entry[key] for key in kept} for name, entry in report.classes.items()}
+
+
+def _each_defect(
+    model: AnoPLeModel,
+    processor: AnoPLeProcessor,
+    cell: Cell,
+    options: ReproduceOptions,
+    rows: Dataset,
+    name: str,
+) -> dict[str, dict]:
+    """Measure each kind of defect of a product against its good photographs."""
+    owners, defects, labels = rows["class_name"][:], rows["defect"][:], rows["label"][:]
+    of_class = [number for number, owner in enumerate(owners) if owner == name]
+    found = {}
+    for defect in sorted({defects[number] for number in of_class if labels[number]}):
+        chosen = [number for number in of_class if not labels[number] or defects[number] == defect]
+        found[defect] = _evaluate(model, processor, cell, options, rows.select(chosen))[name]
+    return found
+
+
+def _over_defects(found: dict[str, dict], how: str) -> dict:
+    """Take the mean of each figure over kinds of defect, or the kind with the lowest image AUROC; keep all."""
+    if not found:
+        raise ValueError("A product has no defective test photograph: the table defects needs some.")
+    kinds = {
+        name: {key: entry[key] for key in ("image_auroc", "pixel_auroc", "anomalous")} for name, entry in found.items()
+    }
+    if how == "worst":
+        name = min(found, key=lambda kind: found[kind]["image_auroc"])
+        return {**found[name], "defect": name, "defects": kinds}
+    mean = {key: _mean([entry[key] for entry in found.values()]) for key in METRICS}
+    counts = {
+        "normal": next(iter(found.values()))["normal"],
+        "anomalous": sum(entry["anomalous"] for entry in found.values()),
+    }
+    return {**mean, **counts, "defects": kinds}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def thin_rows(names: list[str], labels: list[int], most: int) -> list[int]:
+    """Keep at most `most` good and `most` defective rows of each class, evenly spaced."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+        groups.setdefault((name, bool(label)), []).append(row)
+    return sorted(
+        rows[place * len(rows) // min(most, len(rows))]
+        for rows in groups.values()
+        for place in range(min(most, len(rows)))
+    )
+
+
+def _figures(classes: dict[str, dict], files: dict[str, list[str]]) -> dict:
+    figures = {name: {key: entry[key] for key in METRICS} for name, entry in classes.items()}
+    return {"mean": mean_metrics(figures), "products": classes, "files": files}
+
+
+# --- A cell's record: where it is kept, and when it is made ---
 
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn")
+# what a record holds beside the settings that make its cell another one
+FOUND = {"cell", "command", "mean", "products", "files", "seconds", "date", "commit", "versions"}
 
 
 def cell_settings(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
@@ -48,8 +275,22 @@ def cell_file(cell: Cell, seed: int, options: ReproduceOptions) -> Path:
     folder = Path(options.output_dir) / "cells"
     if done := sorted(folder.glob(f"*-{_digest(settings)}.json")):
         return done[0]
-    words = re.sub(r"\W+", "_", cell.name)[:40].strip("_")
-    return folder / f"{words}-seed{seed}-{_digest(settings)}.json"
+    return _new_file(folder, cell.name, settings)
+
+
+def _new_file(folder: Path, name: str, settings: dict) -> Path:
+    words = re.sub(r"\W+", "_", name)[:40].strip("_")
+    return folder / f"{words}-seed{settings['seed']}-{_digest(settings)}.json"
+
+
+def unpack_records(folder: Path) -> None:
+    """Make the files of cells anew from the records that a folder's tables hold, where it has come without them."""
+    if (folder / "cells").exists():
+        return
+    for table in sorted(folder.glob("*.json")):
+        for record in json.loads(table.read_text(encoding="utf-8")).get("records", ()):
+            settings = {key: value for key, value in record.items() if key not in FOUND}
+            _write_record(_new_file(folder / "cells", record["cell"], settings), record)
 
 
 def _digest(settings: dict) -> str:
@@ -72,11 +313,15 @@ def run_cell(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
         "seconds": round(time.perf_counter() - start, 1),
         **provenance(),
     }
+    _write_record(file, record)
+    return record
+
+
+def _write_record(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(part, file)  # a killed run leaves no half of a cell
-    return record
 
 
 def provenance() -> dict:
@@ -100,4 +345,15 @@ def commit() -> str | None:
         return None
 
 
-__all__ = ["cell_file", "cell_settings", "commit", "run_cell"]
+__all__ = [
+    "cell_file",
+    "cell_settings",
+    "commit",
+    "fit_cell",
+    "fit_command",
+    "measure_cell",
+    "run_cell",
+    "thin_rows",
+    "unpack_records",
+    "write_prompts",
+]

@@ -2,14 +2,66 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from modeling_anople.cli import compare
+from modeling_anople.data import read_source
+from modeling_anople.data.public_sets import SETS
+
 from .options import ReproduceOptions
-from .paper_data import unlike_paper
 from .tables import Cell, Table
+
+
+# --- Whether what is tested is what the paper tested, told by names and numbers: no photograph is opened ---
+
+
+def count_tests(source: str, classes: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
+    """Count the good and the defective test photographs of each class."""
+    rows = read_source(source, split="test", classes=classes)
+    names = rows["class_name"][:]
+    counts = Counter(zip(names, rows["label"][:], strict=True))
+    return {name: (counts[name, 0], counts[name, 1]) for name in dict.fromkeys(names)}
+
+
+def unlike_paper(tested: Mapping[str, tuple[int, int]], options: ReproduceOptions) -> str | None:
+    """
+    Say why the paper's figures do not stand beside ours: what is tested is not the whole set that `data_set` names.
+
+    Args:
+        tested: class -> good and defective test photographs.
+
+    Returns:
+        A sentence; `None` where it is that set, as far as official numbers are known, and where `data_set` names none.
+    """
+    if options.data_set == "other":
+        return None
+    facts = SETS[options.data_set]
+    reasons = [f"--{name} was given" for name in ("classes", "test_images") if getattr(options, name)]
+    if missing := [name for name in facts.classes if name not in tested]:
+        reasons.append(f"missing: {', '.join(missing)}")
+    if others := [name for name in tested if name not in facts.classes]:
+        reasons.append(f"no classes of it: {', '.join(others)}")
+    known = [name for name in tested if name in facts.classes]
+    differ = [name for name in known if not _agrees(tested[name], facts.classes[name])]
+    if differ and not options.test_images:
+        reasons.append(f"other numbers of test photographs than the official ones: {', '.join(differ)}")
+    total = tuple(map(sum, zip(*tested.values(), strict=True)))
+    if not reasons and not _agrees(total, facts.totals):
+        reasons.append("another number of test photographs in all than the official one")
+    left_out = f"The paper's figures are left out, for what is tested is not the whole {facts.title}"
+    return f"{left_out} ({'; '.join(reasons)})." if reasons else None
+
+
+def _agrees(tested: tuple[int, ...], official: tuple | None) -> bool:
+    """Compare the numbers of test photographs alone, where they are known."""
+    return compare((None, *tested), official and (None, *official[1:]), None)[1]
+
+
+# --- The table, its Markdown and its plot ---
 
 
 COLUMNS = {"image_auroc": "I-AUROC", "image_ap": "I-AP", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
@@ -17,7 +69,7 @@ COLUMNS = {"image_auroc": "I-AUROC", "image_ap": "I-AP", "pixel_auroc": "P-AUROC
 TRIAL_STEPS = 10  # a fit of so few teaches nothing
 
 
-def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
+def summarize(name: str, table: Table, records: dict[str, Sequence[dict]], options: ReproduceOptions) -> dict:
     """
     Gather a table from its cells' records.
 
@@ -27,6 +79,7 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
     some = next((record for found in records.values() for record in found), {})
     tested, left_out = _tested(some), _why_left_out(table, records, options)
     rows = [_row(cell, records.get(cell.name, ()), options, beside=not left_out) for cell in table.cells]
+    # differences to the reference row, ours beside the paper's
     reference = next(row for row in rows if row["cell"] == table.reference)
     for row in rows:
         row["to_reference"] = _difference(records.get(row["cell"], ()), records.get(table.reference, ()))
@@ -50,6 +103,8 @@ def summarise(name: str, table: Table, records: dict[str, Sequence[dict]], optio
         "notes": list(table.notes),
         "command": options.command(name),
         **kept,
+        # rows of several tables may share a record: it goes by the name of this table's row
+        "records": [{**record, "cell": cell} for cell, found in records.items() for record in found],
     }
 
 
@@ -92,6 +147,15 @@ def _difference(left: Sequence[dict], right: Sequence[dict]) -> float | None:
     first, second = ({record["seed"]: record["mean"]["image_auroc"] for record in found} for found in (left, right))
     common = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
     return 100 * statistics.fmean(first[seed] - second[seed] for seed in common) if common else None
+
+
+def to_json(summary: dict) -> str:
+    """Render a table with the records of its cells: a line for each entry, row and record, so that changes can be read."""
+    entries = []
+    for key, value in summary.items():
+        rows = ",\n".join(map(json.dumps, value)) if key in ("rows", "records") else None
+        entries.append(f"{json.dumps(key)}: " + (json.dumps(value) if rows is None else f"[\n{rows}\n]"))
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def to_markdown(summary: dict) -> str:
@@ -173,10 +237,18 @@ def write(summary: dict, folder: Path) -> Path:
     """Write NAME.json, NAME.md and NAME.png; return the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{summary['table']}.md"
-    target.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    target.with_suffix(".json").write_text(to_json(summary), encoding="utf-8")
     target.write_text(to_markdown(summary), encoding="utf-8")
     draw(summary).savefig(target.with_suffix(".png"), dpi=100)
     return target
 
 
-__all__ = ["draw", "summarise", "to_markdown", "write"]
+__all__ = [
+    "count_tests",
+    "draw",
+    "summarize",
+    "to_json",
+    "to_markdown",
+    "unlike_paper",
+    "write",
+]

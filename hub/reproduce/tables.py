@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 
 Kind = Literal["known", "left_out", "hand_written", "transfer", "target"]
@@ -21,9 +21,9 @@ class Cell:
         part: which score and map are measured.
         shots: good photographs per product, where the row fixes them.
         trained: whether there are any steps; without, the CLIP stays as it is.
-        kind: `known` measures the products fitted on; `left_out` fits once for each product without it, enrols it from
+        kind: `known` measures the products fitted on; `left_out` fits once for each product without it, enrolls it from
             its shots and measures it alone; `hand_written` measures with an ensemble of written prompts; `transfer` fits
-            the products and enrols those of `transfer_root` from their shots; `target` fits only the latter.
+            the products and enrolls those of `transfer_root` from their shots; `target` fits only the latter.
         defects: all kinds of defect of a product `together` against its good photographs; or each kind `alone`, the mean
             over kinds; or the `worst` of them by image AUROC.
         per_view: draw so many shots of each view.
@@ -33,7 +33,7 @@ class Cell:
 
     name: str
     fit: tuple[str, ...] = ()
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
     part: Literal["fused", "memory", "decoder", "text"] = "fused"
     shots: int | None = None
     trained: bool = True
@@ -101,9 +101,6 @@ TABLES = {
             ),
             Cell("multi-scale, no prefix", ("--prefix", "none"), paper={"mvtec": 91.8}),
             Cell("multi-scale, prefix", paper=FULL),
-            Cell("multi-scale, prefix set at every block", ("--prefix", "deep_token")),
-            Cell("multi-scale, prefix added to the prompts", ("--prefix", "add")),
-            Cell("sub-images with the pixel loss alone", ("--sub_image_losses", "pixel")),
         ),
         "multi-scale, prefix",
     ),
@@ -137,7 +134,6 @@ TABLES = {
             Cell("latent alone", ("--pixel_anomaly", "none")),
             Cell("pixels alone", ("--latent_noise", "0")),
             Cell("latent noise 0.05", ("--latent_noise", "0.05")),
-            Cell("latent noise on patches, too", ("--latent_noise_target", "patches")),
         ),
         "pixels: Perlin noise, latent noise 0.015",
         ("The paper's recipes are not known.",),
@@ -201,7 +197,7 @@ TABLES = {
         (
             Cell("best: memory of eighth turns", ("--recipe", "best")),
             Cell("paper", paper=FULL),
-            Cell("memory of quarter turns", ("--memory_copies", "quarter_turns")),
+            Cell("memory of quarter turns", ("--memory_rotations", "quarter_turns")),
             Cell("training turned by eighths", ("--normal_turns", "eighth_turns")),
             Cell("tiles of half the side", ("--tiling", "2,2")),
         ),
@@ -251,7 +247,6 @@ TABLES = {
             Cell("text", part="text"),
             Cell("all", paper=FULL),
             Cell("all, image score from the fused map", changes={"image_map": "fused"}),
-            Cell("all, memory on the scale of its normals", changes={"fusion_scale": "normal", "image_map": "fused"}),
             Cell("decoder head: convolution", ("--decoder_head", "conv")),
             Cell("no image loss", ("--image_loss_weight", "0")),
         ),

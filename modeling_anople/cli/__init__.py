@@ -100,11 +100,11 @@ def compare(ours: tuple, official: tuple | None, both_splits: tuple | None) -> t
 
 def demo(arguments: list[str]) -> int:
     """Run `demo/app.py` of the checkout that this package lies in."""
-    program = Path(__file__).resolve().parents[1] / "demo" / "app.py"
+    program = Path(__file__).resolve().parents[2] / "demo" / "app.py"
     if not program.is_file():
         raise ValueError(
             f"the demo is not installed with the package (no {program}): run `anople demo` from a checkout that is "
-            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.push_space`."
+            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.publish.space`."
         )
     return runpy.run_path(str(program))["main"](arguments)
 

@@ -19,8 +19,8 @@ from ..tiling_anople import Rotations
 
 Recipe = Literal["paper", "best"]
 
-# What each change did to good photographs with drawn defects: `python -m tests.benchmarks.memory_copies`, and
-# `python -m hub.reproduce recipe` on a set of `hub.drawn_defects`.
+# What each change did to good photographs with drawn defects: `python -m hub.benchmarks.memory_copies`, and
+# `python -m hub.reproduce recipe` on a set of `hub.reproduce.drawn_defects`.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "best": {"memory_rotations": "eighth_turns"},

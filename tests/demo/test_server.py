@@ -19,8 +19,9 @@ from demo.inspect_tab import inspect_image
 from demo.server import start_malloc_trim
 from demo.session import PREDICT_PRODUCT
 from demo.teach_tab import teach_product
+from hub.benchmarks.demo_program import new_client
 
-from .demo_app import new_client, running, session_of
+from .demo_app import running, session_of
 
 
 @pytest.fixture(scope="module")

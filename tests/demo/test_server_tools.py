@@ -11,9 +11,10 @@ from demo.examples import Examples
 from demo.inspect_tab import inspect_image
 from demo.server import KeyedSessions
 from demo.teach_tab import teach_product
+from hub.benchmarks.demo_program import free_port, running_program
 
 from ..detectors import write_detector
-from .demo_app import free_port, running, running_program, session_of
+from .demo_app import running, session_of
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,1 +1,0 @@
-"""Draw products, their instances and their defects, whole batches at once in torch."""

@@ -1,0 +1,1 @@
+"""Turn checkpoints of open_clip into CLIPModel folders."""

@@ -1,0 +1,1 @@
+"""Render the model card of a detector, and publish detector and demo."""
