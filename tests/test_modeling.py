@@ -184,6 +184,8 @@ def test_a_folder_and_the_model_in_it_start_the_same_detector(small_clip_folder,
     [
         ({"promt_length": 4, "shots": 2}, r"\['promt_length', 'shots'\], which are no fields of AnoPLeConfig"),
         ({"dtype": "bfloat16"}, r"\['dtype'\]"),
+        ({"memory_copies": "none"}, "memory_copies is called memory_rotations now"),
+        ({"dice_symmetric": True}, r"dice_symmetric is no longer there.*leave it out \(it is False now\)"),
         ({"class_names": []}, r"at least one class name, got \[\]"),
         ({"class_names": "bolt"}, "list with at least one class name, got 'bolt'"),
         ({"class_names": ["bolt", "bolt"]}, r"more than once: \['bolt'\]"),
