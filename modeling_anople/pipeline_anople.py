@@ -113,6 +113,8 @@ def predict(
     """
     if explain and not isinstance(detector, AnoPLeModel):
         raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
+    if isinstance(detector, AnoPLeModel):
+        detector.eval()  # in training it looks nothing up in its memory
     threshold = detector.config.threshold if threshold is None else threshold
     start = time.perf_counter()
     batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
