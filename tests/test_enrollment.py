@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor, ImageError
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
 from modeling_anople.fitting_anople import calibrate_product
@@ -510,11 +510,11 @@ def test_a_processor_of_another_detector_is_refused(make_detector, make_processo
         detector_of(model, make_processor(class_names=["x"]))
 
 
-@pytest.mark.parametrize(
-    "verb", ["enroll", "add_normals", "refine_line", "forget", "set_ignore_mask", "as_pipeline"]
-)
+@pytest.mark.parametrize("verb", ["enroll", "add_normals", "refine_line", "forget", "set_ignore_mask", "as_pipeline"])
 def test_the_model_says_where_its_former_verbs_are(make_model, verb):
     model = make_model()
     assert not hasattr(model, verb)
-    with pytest.raises(AttributeError, match=f'{verb} is a verb of the detector.*pipeline\\("image-anomaly-detection"'):
+    with pytest.raises(
+        AttributeError, match=f'{verb} is a verb of the detector.*pipeline\\("image-anomaly-detection"'
+    ):
         getattr(model, verb)
