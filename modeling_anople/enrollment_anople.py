@@ -7,6 +7,7 @@ what `pipeline("image-anomaly-detection", ...)` returns.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,7 @@ from .images_anople import (
     source_path,
     with_masks,
 )
-from .inference_anople import TiledImage, predict_tiles
+from .inference_anople import TILES_AT_ONCE, TiledImage, prepare_tiles
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, new_name
@@ -139,11 +140,27 @@ def reject_near_duplicates(model: AnoPLeModel, normals: NormalImages, class_id: 
         return
     rounding, copies = max(LARGEST_ROUNDING, torch.finfo(model.dtype).eps / 16), []
     for number, (image, file) in enumerate(zip(normals.images, normals.files, strict=True), start=1):
-        image.class_id = class_id
-        judged = predict_tiles(model, [image], exclude=(class_id, slice(0, 0)))[0]
-        if judged is not None and float(judged.output.memory_maps.max()) <= rounding:
+        if _farthest_patch(model, image, class_id) <= rounding:
             copies.append(file or f"image {number}")
     _reject(copies)
+
+
+@torch.no_grad()
+def _farthest_patch(model: AnoPLeModel, image: TiledImage, class_id: int) -> float:
+    """
+    Measure how far the oddest patch of an image is from a product's memory; infinite where none counts.
+
+    Distances are measured in single precision, or the rounding of half precision would be larger than they are.
+    """
+    farthest = -1.0
+    for numbers in torch.arange(len(image.boxes)).split(TILES_AT_ONCE):
+        pixels, masks = prepare_tiles([(image, number) for number in numbers.tolist()])
+        features = model.memory_features(model.encode_image(pixels.to(model.device, model.dtype))).float()
+        distances = model.memory_maps(features, torch.full((len(pixels),), class_id)).cpu()
+        if masks is not None:
+            distances = distances.masked_fill(ignored_patches(masks, model.config.grid_size), -1)
+        farthest = max(farthest, float(distances.max()))
+    return math.inf if farthest < 0 else farthest
 
 
 def known_digests(history: Iterable[dict], class_name: str, *, held_out: bool = True) -> list[str]:

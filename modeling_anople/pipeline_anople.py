@@ -27,7 +27,7 @@ from .images_anople import ImageError, ImageSource, is_one_photograph, mask_out_
 from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_image
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
-from .product_store_anople import SAME, ProductRecord
+from .product_store_anople import SAME, ProductRecord, composed
 from .scoring_anople import Detector, resize_maps
 from .tiling_anople import Tiling, tiling_text
 
@@ -113,6 +113,8 @@ def predict(
     """
     if explain and not isinstance(detector, AnoPLeModel):
         raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
+    if isinstance(detector, AnoPLeModel):
+        detector.eval()  # in training it looks nothing up in its memory
     threshold = detector.config.threshold if threshold is None else threshold
     start = time.perf_counter()
     batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
@@ -218,13 +220,20 @@ class AnomalyDetectionPipeline(Pipeline):
             processor: the detector's; by default the one that lies where the model was loaded from.
 
         Raises:
-            ValueError: for a processor of another kind, or of another detector.
+            ValueError: for a processor of another kind, or of another detector: one with products that this never had.
         """
         processor = model.load_processor() if processor is None else processor
         if not hasattr(processor, "post_process_anomaly_detection"):
             raise ValueError(
                 f"This pipeline needs the detector's processor, got {type(processor).__name__}: give "
                 "processor=AnoPLeProcessor.from_pretrained(...)."
+            )
+        config = model.config
+        had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
+        if not had.issuperset(map(composed, processor.class_names)):
+            raise ValueError(
+                f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
+                "processor that belongs to this model."
             )
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows

@@ -85,7 +85,7 @@ def test_it_says_all_that_is_asked_of_a_card(full):
 def test_its_head_can_be_filtered_by(full, published):
     card, folder = full
     data = card.data.to_dict()
-    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-segmentation"
+    assert data["library_name"] == "transformers" and "pipeline_tag" not in data
     assert {"anomaly-detection", "few-shot", "custom_code"} <= set(data["tags"])
     assert (data["license"], data["license_name"]) == ("other", "see-backbone")  # a local CLIP's terms are not known
     report = json.loads(published.evaluation.read_text(encoding="utf-8"))
@@ -392,7 +392,7 @@ def test_names_are_of_what_the_product_knows_now(config, history, row):
 # --- What the Hub would refuse in a card, and what no reader should find there, is refused without a network ---
 
 
-HEAD = "---\nlicense: mit\npipeline_tag: image-segmentation\ntags: [a]\n---\n# Title\n"
+HEAD = "---\nlicense: mit\ntags: [a]\n---\n# Title\n"
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ HEAD = "---\nlicense: mit\npipeline_tag: image-segmentation\ntags: [a]\n---\n# T
     [
         (HEAD.replace("mit", "mine"), "license 'mine' is none"),
         (HEAD.replace("mit", "other"), "needs a license_name"),
-        (HEAD.replace("image-segmentation", "anomalies"), "no task"),
+        (HEAD.replace("tags", "pipeline_tag: image-segmentation\ntags"), "a snippet that does not run"),
         (HEAD.replace("[a]", "a"), "tags must be a list"),
         (HEAD.replace("tags: [a]", "tags: [a]\nbase_model: a/b/c"), "'a/b/c' is no id"),
         (HEAD.replace("[a]", "[a"), "cannot be read"),
