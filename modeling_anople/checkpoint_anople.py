@@ -20,7 +20,7 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import CLIPModel
 from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_part
 from .configuration_anople import AnoPLeConfig
@@ -279,14 +279,9 @@ class CheckpointMixin:
                 f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
             )
         if known.get("class_names") and "products" not in known:
-            config, kwargs = AnoPLeConfig.from_pretrained(place, return_unused_kwargs=True, **kwargs)
-            try:
-                tensors = load_state_dict_from_file(cached_file(place, SAFE_WEIGHTS_NAME, **hub), safe=True)
-            except OSError as error:
-                raise ValueError(
-                    f"{place} was saved by anople 0.1, and its weights are not in one {SAFE_WEIGHTS_NAME} ({error}): load it "
-                    "with anople 0.1, and save it in one piece (max_shard_size, no variant)."
-                ) from error
+            fields = {name: kwargs.pop(name) for name in AnoPLeConfig.__annotations__ if name in kwargs}
+            config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub, **fields)
+            tensors = _read_weights(place, hub)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", config.dtype)
@@ -299,6 +294,18 @@ class CheckpointMixin:
             model.name_or_path = str(place)
         align_weights(model)
         return loaded
+
+
+def _read_weights(place: str | os.PathLike, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights of a detector's folder, whole or in parts."""
+    index = None
+    if cached_file(place, SAFE_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
+        index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        files = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
+    parts = [load_state_dict_from_file(cached_file(place, file, **hub), safe=True) for file in files]
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def _todays_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
