@@ -324,12 +324,17 @@ def _refuse_removed(values: dict) -> None:
 
 def _earlier_products(earlier: dict, *, patches: int) -> list[dict]:
     """Make products of names alone, or of what version 0.1 kept of them."""
-    names = list(earlier.get("class_names") or [])
+    names = earlier.get("class_names") or []
+    _require(not isinstance(names, str), f"class_names must be a list of names, got {names!r}.")
     sizes = earlier.get("memory_sizes") or [0] * len(names)
+    boxes = earlier.get("memory_boxes") or [False] * len(names)
+    for field, values in (("memory_sizes", sizes), ("memory_boxes", boxes)):
+        _require(len(values) == len(names), f"{field} has {len(values)} entries for {len(names)} classes: give one each.")
     counts = earlier.get("memory_photographs")
     if counts is None:  # saved before it was kept: whole images
         counts = [[min(patches, size - start) for start in range(0, size, patches)] for size in sizes]
-    boxes = earlier.get("memory_boxes") or [False] * len(names)
+    counted = [sum(vectors) for vectors in counts]
+    _require(counted == sizes, f"memory_photographs adds up to {counted}, but memory_sizes is {sizes}: give that alone.")
     tilings, masks = earlier.get("product_tilings") or {}, earlier.get("ignore_mask_sizes") or {}
     thresholds = earlier.get("calibration") or {}
     return [

@@ -30,7 +30,7 @@ from .scoring_anople import AnoPLeOutput, Detector, fuse_scores
 
 
 # Verbs that were methods of the model: they need the processor too, and are verbs of the detector, which has both.
-VERBS = ("enroll", "add_normals", "refine_line", "forget", "set_ignore_mask", "as_pipeline")
+VERBS = {name: name for name in ("enroll", "add_normals", "forget", "set_ignore_mask")} | {"refine_line": "calibrate"}
 
 
 class AnoPLePreTrainedModel(PreTrainedModel):
@@ -84,9 +84,12 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         self.post_init()
 
     def __getattr__(self, name: str):
-        if name in VERBS:
+        if name in VERBS or name == "as_pipeline":
+            what = (
+                f"{VERBS[name]} is a verb of the detector" if name in VERBS else "The model is a part of the detector"
+            )
             raise AttributeError(
-                f"{name} is a verb of the detector, which has model and processor: "
+                f"{what}, which has model and processor: "
                 'detector = pipeline("image-anomaly-detection", FOLDER), or AnomalyDetectionPipeline(model, processor=...).'
             )
         return super().__getattr__(name)

@@ -21,14 +21,14 @@ def make_decoder(**fields) -> AnomalyDecoder:
 
 def make_inputs(batch: int = 2) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
     torch.manual_seed(1)
-    taps = {block: torch.randn(batch, GRID**2, VISION) for block in range(3)}
-    return torch.randn(batch, GRID**2, JOINT), taps, F.normalize(torch.randn(batch, 2, JOINT), dim=-1)
+    intermediate = {block: torch.randn(batch, GRID**2, VISION) for block in range(3)}
+    return torch.randn(batch, GRID**2, JOINT), intermediate, F.normalize(torch.randn(batch, 2, JOINT), dim=-1)
 
 
 @torch.no_grad()
 def test_logits_compare_unit_length_features_with_both_texts_at_each_place():
-    decoder, (patches, taps, texts) = make_decoder(temperature=0.05), make_inputs()
-    decoded = decoder(patches, taps, texts)
+    decoder, (patches, intermediate, texts) = make_decoder(temperature=0.05), make_inputs()
+    decoded = decoder(patches, intermediate, texts)
     assert decoded.features.shape == (2, JOINT, 4 * GRID, 4 * GRID) and decoded.logits.shape == (2, 2, 16, 16)
     torch.testing.assert_close(decoded.features.norm(dim=1), torch.ones(2, 16, 16))
     for image in range(2):
@@ -41,44 +41,43 @@ def test_logits_compare_unit_length_features_with_both_texts_at_each_place():
 @torch.no_grad()
 @pytest.mark.parametrize(("row", "column"), [(0, 3), (3, 0), (3, 3)])
 def test_a_changed_patch_changes_the_map_at_its_place(row, column):
-    decoder, (patches, taps, texts) = make_decoder(), make_inputs(1)
+    decoder, (patches, intermediate, texts) = make_decoder(), make_inputs(1)
     other = patches.clone()
     other[0, row * GRID + column] *= -1
-    change = (decoder(other, taps, texts).features - decoder(patches, taps, texts).features).norm(dim=1)[0]
+    change = (decoder(other, intermediate, texts).features - decoder(patches, intermediate, texts).features).norm(dim=1)[0]
     quarter = change.unfold(0, 8, 8).unfold(1, 8, 8).sum((-1, -2)).argmax()  # one number for each 8 x 8 places
     assert divmod(int(quarter), 2) == (row // 2, column // 2)
 
 
 @torch.no_grad()
 def test_the_length_of_patch_tokens_does_not_count():
-    decoder, (patches, taps, texts) = make_decoder(), make_inputs()
-    torch.testing.assert_close(decoder(7 * patches, taps, texts).logits, decoder(patches, taps, texts).logits)
+    decoder, (patches, intermediate, texts) = make_decoder(), make_inputs()
+    torch.testing.assert_close(decoder(7 * patches, intermediate, texts).logits, decoder(patches, intermediate, texts).logits)
 
 
 @torch.no_grad()
 def test_images_of_a_batch_do_not_meet():
-    decoder, (patches, taps, texts) = make_decoder(), make_inputs(3)
+    decoder, (patches, intermediate, texts) = make_decoder(), make_inputs(3)
     alone = decoder(patches[1:2], {}, texts[1:2]).logits
-    torch.testing.assert_close(decoder(patches, taps, texts).logits[1:2], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder(patches, intermediate, texts).logits[1:2], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_named_blocks_feed_it_instead_of_the_final_patches():
-    decoder, (patches, taps, texts) = make_decoder(decoder_layers=[0, 2]), make_inputs()
-    before = decoder(patches, taps, texts).logits
-    assert torch.equal(decoder(torch.zeros_like(patches), taps, texts).logits, before)
-    assert torch.equal(decoder(patches, {**taps, 1: torch.zeros_like(taps[1])}, texts).logits, before)
+    decoder, (patches, intermediate, texts) = make_decoder(decoder_layers=[0, 2]), make_inputs()
+    before = decoder(patches, intermediate, texts).logits
+    assert torch.equal(decoder(torch.zeros_like(patches), intermediate, texts).logits, before)
+    assert torch.equal(decoder(patches, {**intermediate, 1: torch.zeros_like(intermediate[1])}, texts).logits, before)
     for block in (0, 2):
-        assert not torch.allclose(decoder(patches, {**taps, block: taps[block].flip(1)}, texts).logits, before)
+        assert not torch.allclose(decoder(patches, {**intermediate, block: intermediate[block].flip(1)}, texts).logits, before)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prior", [0.03, 0.5, 0.9])
-def test_an_untrained_conv_head_answers_the_prior_everywhere(prior):
-    decoder, inputs = make_decoder(decoder_head="conv", decoder_prior=prior), make_inputs()
+def test_an_untrained_conv_head_answers_the_prior_everywhere():
+    decoder, inputs = make_decoder(decoder_head="conv"), make_inputs()
     decoder.reset_head()
     decoded = decoder(*inputs)
-    torch.testing.assert_close(decoded.logits.softmax(1)[:, 1], torch.full((2, 16, 16), prior))
+    torch.testing.assert_close(decoded.logits.softmax(1)[:, 1], torch.full((2, 16, 16), 0.03))
     assert decoded.features.shape == (2, JOINT, 16, 16)
     torch.nn.init.normal_(decoder.head.weight)
     assert float(decoder(*inputs).logits.std()) > 0.1
@@ -88,32 +87,26 @@ def test_an_untrained_conv_head_answers_the_prior_everywhere(prior):
 def test_any_widths_find_groups(widths):
     clip = CLIPConfig(vision_config={"hidden_size": VISION, "image_size": 32, "patch_size": 8}, projection_dim=JOINT)
     decoder = AnomalyDecoder(AnoPLeConfig(clip_config=clip, decoder_widths=widths))
-    patches, taps, texts = make_inputs()
-    assert decoder(patches, taps, texts).logits.isfinite().all()
+    patches, intermediate, texts = make_inputs()
+    assert decoder(patches, intermediate, texts).logits.isfinite().all()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["text", "conv"])
-@pytest.mark.parametrize("decoder_input", ["centred", "unit"])
-def test_logits_without_features_are_the_same(head, decoder_input):
-    decoder, (patches, taps, texts) = make_decoder(decoder_head=head, decoder_input=decoder_input), make_inputs()
+def test_logits_without_features_are_the_same(head):
+    decoder, (patches, intermediate, texts) = make_decoder(decoder_head=head), make_inputs()
     torch.nn.init.normal_(decoder.project.bias)
     if head == "conv":
         torch.nn.init.normal_(decoder.head.weight)
-    whole, quick = decoder(patches, taps, texts), decoder(patches, taps, texts, need_features=False)
+    whole, quick = decoder(patches, intermediate, texts), decoder(patches, intermediate, texts, need_features=False)
     assert quick.features is None and whole.features is not None
     torch.testing.assert_close(quick.logits, whole.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_centred_input_has_no_part_that_all_patches_share():
-    patches, taps, texts = make_inputs()
-    seen = {}
-    for name in ("centred", "unit"):
-        decoder = make_decoder(decoder_input=name)
-        decoder.body.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
-        decoder(patches + 3, taps, texts)
-    torch.testing.assert_close(seen["centred"].mean(dim=(2, 3)), torch.zeros(2, JOINT), atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen["centred"].var(dim=(1, 2, 3), correction=0), torch.ones(2), atol=1e-2, rtol=0)
-    assert seen["unit"].mean(dim=(2, 3)).min() > 0.5  # the shared part stays
-    torch.testing.assert_close(seen["unit"].norm(dim=1), torch.full((2, GRID, GRID), JOINT**0.5))
+def test_what_is_decoded_has_no_part_that_all_patches_share():
+    decoder, (patches, intermediate, texts), seen = make_decoder(), make_inputs(), []
+    decoder.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    decoder(patches + 3, intermediate, texts)
+    torch.testing.assert_close(seen[0].mean(dim=(2, 3)), torch.zeros(2, JOINT), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].var(dim=(1, 2, 3), correction=0), torch.ones(2), atol=1e-2, rtol=0)

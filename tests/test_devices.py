@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hub.reproduce.options import ReproduceOptions
-from modeling_anople import runtime as processes
 from modeling_anople.cli import main
 from modeling_anople.data import shards as bulk
 from modeling_anople.runtime import loading
@@ -54,7 +53,7 @@ def test_the_programs_say_so_before_they_judge(tmp_path, small_clip_folder, phot
 def test_processes_are_joined_before_a_device_is_taken(monkeypatch, tmp_path):
     """Each of several processes has its own GPU only after that."""
     done = []
-    monkeypatch.setattr(processes, "join_processes", lambda: done.append("joined"))
+    monkeypatch.setattr(loading, "join_processes", lambda: done.append("joined"))
     monkeypatch.setattr(loading, "load_judge", lambda *arguments: done.append("loaded") or (None, None))
     monkeypatch.setattr(bulk, "predict_shards", lambda *arguments, **options: 0)
     (tmp_path / "shard.parquet").touch()

@@ -258,7 +258,7 @@ def test_a_processor_needs_the_pixels_statistics(folder):
 
 def test_a_tokenizer_may_come_from_elsewhere(folder, tokenizer):
     (folder / "tokenizer.json").unlink()
-    assert AnoPLeModel.from_clip(str(folder), ["bolt"], tokenizer=tokenizer).class_token_ids.any()
+    assert AnoPLeModel.from_clip(str(folder), ["bolt"], tokenizer=tokenizer).products.prompt_ids().any()
 
 
 def test_a_misspelt_option_of_the_processor_is_refused(folder):
@@ -286,10 +286,10 @@ def test_checkpoints_as_they_were_published_in_2021_load(folder, tokenizer):
     processor = AnoPLeProcessor.from_clip(str(folder), ["bolt", "metal nut"])
     texts = ["bolt.", "abnormal bolt.", "metal nut.", "abnormal metal nut."]
     ids = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
-    assert torch.equal(model.class_token_ids, ids)
+    assert torch.equal(model.products.prompt_ids(), ids)
     features = CLIPModel.from_pretrained(folder).get_text_features(ids).pooler_output  # at the largest id, for eos 2
     expected = torch.nn.functional.normalize(features, dim=-1).unflatten(0, (2, 2))
-    torch.testing.assert_close(model.class_embeddings, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.products.text_embeddings(), expected, atol=1e-5, rtol=0)
     assert tuple(processor.image_processor.image_std) == (0.4, 0.5, 0.6) and processor.image_size == 32
 
 

@@ -24,7 +24,7 @@ assert type(AutoModel.from_config(AutoConfig.for_model("anople", class_names=["a
         "import modeling_anople; modeling_anople.AnoPLeConfig" + REGISTERED,
         "from transformers import pipeline, AutoModel; import modeling_anople" + REGISTERED,
         "import transformers; import modeling_anople" + REGISTERED,
-        "import modeling_anople.loading" + REGISTERED,
+        "import modeling_anople.runtime.loading" + REGISTERED,
         "import modeling_anople.training" + REGISTERED,
     ],
     ids=["nothing heavy", "a name", "an attribute", "after its models", "after transformers", "loading", "training"],

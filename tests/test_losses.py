@@ -66,23 +66,20 @@ def slow_dice(probability: Tensor, mask: Tensor) -> float:
     return 1 - (2 * float((probability * mask).sum()) + 1) / (float(probability.sum()) + float(mask.sum()) + 1)
 
 
-@pytest.mark.parametrize("views", ["positive", "all"])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_dice_loss(views, symmetric):
+def test_dice_loss():
     probability, masks = values(3, 6, 6).sigmoid(), square_masks()
-    expected = [slow_dice(p, m) + symmetric * slow_dice(1 - p, 1 - m) for p, m in zip(probability, masks, strict=True)]
-    check(dice_loss(probability, masks, views=views, symmetric=symmetric), expected[views == "positive" :])
+    check(dice_loss(probability, masks), [slow_dice(p, m) for p, m in zip(probability[1:], masks[1:], strict=True)])
 
 
 def test_dice_of_unmarked_views_moves_nothing():
     probability = values(3, 6, 6).sigmoid().requires_grad_()
-    dice_loss(probability, square_masks(), views="positive", symmetric=False).total.backward()
+    dice_loss(probability, square_masks()).total.backward()
     assert not probability.grad[0].any() and probability.grad[1].all() and probability.grad[2].all()
 
 
 def test_a_term_without_samples_is_zero_with_a_gradient_of_zero():
     probability = torch.full((2, 4, 4), 0.5, requires_grad=True)
-    term = dice_loss(probability, torch.zeros(2, 4, 4), views="positive", symmetric=True)
+    term = dice_loss(probability, torch.zeros(2, 4, 4))
     term.mean.backward()
     assert float(term.mean.detach()) == 0 and int(term.count) == 0 and not probability.grad.any()
 
@@ -119,12 +116,8 @@ def test_labels_follow_the_share_of_marked_pixels():
     masks[1, 0, 0] = masks[2, 0, 0] = masks[2, 5, 5] = 1
     masks[3] = 1
     config = AnoPLeConfig(min_positive_fraction=0.02)
-    assert view_labels(masks, None, config).tolist() == [0, -1, 1, 1]
-    views = torch.tensor([0, 0, 0, 4])
-    assert view_labels(masks, views, config).tolist() == [0, -1, 1, 1]
-    config = AnoPLeConfig(min_positive_fraction=0.02, sub_image_losses="pixel")
-    assert view_labels(masks, views, config).tolist() == [0, -1, 1, -1]
-    assert view_labels(masks, torch.tensor([1, 2, 3, 4]), config).tolist() == [-1] * 4
+    assert view_labels(masks, config).tolist() == [0, -1, 1, 1]
+    assert view_labels(masks, AnoPLeConfig(min_positive_fraction=0.01)).tolist() == [0, 1, 1, 1]
 
 
 def test_noise_belongs_to_its_seed_and_not_to_its_place():
@@ -160,14 +153,13 @@ class Batch:
         self.seeds = torch.arange(100, 100 + VIEWS)
 
     def terms(self, rows: slice = slice(None), **replaced) -> dict[str, LossTerm]:
-        patches, text = self.patches[rows], self.text[rows]
-        decoded = self.decoder(patches, {}, text)
+        text = self.text[rows]
+        decoded = self.decoder(self.patches[rows], {}, text)
         return detector_losses(
             self.config,
-            Answers(self.pooled[rows], patches, text, decoded.features, decoded.logits),
+            Answers(self.pooled[rows], text, decoded.features, decoded.logits),
             masks=self.masks[rows],
-            labels=view_labels(self.masks[rows], None, self.config),
-            decode=lambda noisy: self.decoder(noisy, {}, text).logits,
+            labels=view_labels(self.masks[rows], self.config),
             **{"seeds": self.seeds[rows], **replaced},
         )
 
@@ -201,24 +193,8 @@ def test_latent_noise_has_the_configured_size():
     assert float(noisy.terms()["image"].total) - before == pytest.approx(expected, rel=1e-4)
 
 
-def test_noisy_patches_of_normals_are_wholly_anomalous_maps():
-    batch = Batch(latent_noise=0.2, latent_noise_target="patches")
-    before, after = Batch(latent_noise=0.2).terms(), batch.terms()
-    assert int(after["focal"].count) == 6 + 3 and int(after["dice"].count) == 3 + 3
-    expected = 0.0
-    for view in (0, 1, 3):
-        patches = F.normalize(batch.patches[view : view + 1], dim=-1)
-        noise = torch.randn(GRID**2, WIDTH, generator=torch.Generator().manual_seed(100 + view))
-        logits = batch.decoder(patches + 0.2 * noise, {}, batch.text[view : view + 1]).logits
-        margins = F.interpolate(logits[:, 1:] - logits[:, :1], size=(32, 32), mode="bilinear")[:, 0]
-        expected += float(focal_loss(margins, torch.ones(1, 32, 32), gamma=2.0).total.detach())
-    assert float((after["focal"].total - before["focal"].total).detach()) == pytest.approx(expected, rel=1e-4)
-    assert torch.equal(after["image"].total, before["image"].total)
-
-
-@pytest.mark.parametrize("target", ["global", "patches"])
-def test_losses_do_not_depend_on_who_computes_which_view(target):
-    batch = Batch(latent_noise=0.1, latent_noise_target=target, dice_symmetric=True)
+def test_losses_do_not_depend_on_who_computes_which_view():
+    batch = Batch(latent_noise=0.1)
     whole, again = batch.terms(), batch.terms()
     parts = [batch.terms(slice(0, 2)), batch.terms(slice(2, 3)), batch.terms(slice(3, None))]
     other = batch.terms(seeds=batch.seeds + 1)
@@ -227,7 +203,7 @@ def test_losses_do_not_depend_on_who_computes_which_view(target):
         torch.testing.assert_close(sum(part[name].total for part in parts), term.total, atol=1e-5, rtol=1e-5)
         assert int(sum(part[name].count for part in parts)) == int(term.count)
     assert not torch.equal(other["image"].total, whole["image"].total)
-    assert torch.equal(other["focal"].total, whole["focal"].total) == (target == "global")
+    assert torch.equal(other["focal"].total, whole["focal"].total)
 
 
 def test_maps_are_compared_with_masks_at_the_masks_size():
@@ -236,7 +212,7 @@ def test_maps_are_compared_with_masks_at_the_masks_size():
     assert logits.shape[-2:] == (16, 16)
     margins = F.interpolate(logits[:, 1:] - logits[:, :1], size=(32, 32), mode="bilinear")[:, 0]
     torch.testing.assert_close(batch.terms()["focal"].total, focal_loss(margins, batch.masks, gamma=2.0).total)
-    dice = dice_loss(margins.sigmoid(), batch.masks, views="positive", symmetric=False)
+    dice = dice_loss(margins.sigmoid(), batch.masks)
     torch.testing.assert_close(batch.terms()["dice"].total, dice.total)
 
 

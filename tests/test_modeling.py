@@ -1,16 +1,20 @@
-"""The contract of the model: what every configuration must do, what learns, and how one starts from a CLIP."""
+"""The contract of the model: what every configuration must do, what learns, what a fitted one answers, and from what."""
 
 from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from hub.benchmarks.measuring import b16_plus_config
 from modeling_anople import AnoPLeConfig, AnoPLeModel
 from modeling_anople.configuration_anople import COUPLING_MODES
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.modeling_anople import VERBS
 
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
+from .detectors import detector_of, pixel_images
 
 
 CHOICES = [
@@ -18,29 +22,21 @@ CHOICES = [
     *({"coupling": mode} for mode in COUPLING_MODES if mode != "both"),
     {"coupling_projection": "per_layer"},
     {"coupling": "text_to_vision", "coupling_projection": "per_layer", "prompt_depth": 1},
-    *({"prefix": mode} for mode in ("deep_token", "add", "none")),
-    {"prefix": "deep_token", "coupling": "none"},
+    {"prefix": "none"},
     {"view_grid": 1},
     {"view_grid": 3},
-    {"sub_image_losses": "pixel"},
     {"decoder_head": "conv"},
-    {"decoder_input": "unit"},
     {"decoder_layers": [1, 3]},
     {"decoder_layers": [0, 1, 2, 3], "decoder_head": "conv", "decoder_widths": [7, 3]},
-    {"value_attention_layers": 2},
     {"latent_noise": 0.0},
-    {"latent_noise_target": "patches"},
-    {"dice_views": "all", "dice_symmetric": True},
     {"alignment_detach": "none"},
     {"alignment_detach": "map"},
-    {"memory_features": "frozen"},
     {"memory_layers": [3]},
     {"map_fusion": "memory"},
     {"map_fusion": "decoder"},
     {"image_map": "fused"},
     {"image_fusion": "map"},
     {"image_fusion": "text"},
-    {"fusion_scale": "normal"},
     {"smoothing": 0.0},
     {"class_identity": "predicted"},
     {"class_identity": "predicted", "class_prediction": "text"},
@@ -101,8 +97,8 @@ def test_prediction_uses_the_global_prefix_alone(make_model, make_pixels):
     "choice",
     [
         {},
-        {"coupling_projection": "per_layer", "prefix": "add", "decoder_layers": [0, 3]},
-        {"prefix": "deep_token", "alignment_detach": "none", "value_attention_layers": 1},
+        {"coupling_projection": "per_layer", "decoder_layers": [0, 3]},
+        {"alignment_detach": "none"},
     ],
     ids=["default", "per_layer", "literal"],
 )
@@ -188,6 +184,8 @@ def test_a_folder_and_the_model_in_it_start_the_same_detector(small_clip_folder,
     [
         ({"promt_length": 4, "shots": 2}, r"\['promt_length', 'shots'\], which are no fields of AnoPLeConfig"),
         ({"dtype": "bfloat16"}, r"\['dtype'\]"),
+        ({"memory_copies": "none"}, "memory_copies is called memory_rotations now"),
+        ({"dice_symmetric": True}, r"dice_symmetric is no longer there.*leave it out \(it is False now\)"),
         ({"class_names": []}, r"at least one class name, got \[\]"),
         ({"class_names": "bolt"}, "list with at least one class name, got 'bolt'"),
         ({"class_names": ["bolt", "bolt"]}, r"more than once: \['bolt'\]"),
@@ -218,9 +216,187 @@ def test_backbones_of_any_patch_size_and_resolution(tokenizer, make_pixels, side
     )
     model = AnoPLeModel.from_clip(CLIPModel(config), ["bolt"], tokenizer=tokenizer, decoder_widths=[8, 4])
     pixels, grid = make_pixels(2, side=side), side // patch
-    model.remember(pixels, 0)
-    model.calibrate(pixels, 0)
+    remember(model, pixel_images(pixels), 0)
+    calibrate_product(model, pixel_images(pixels), 0)
     with torch.no_grad():
         output = model(pixels)
     assert output.memory_maps.shape == (2, grid, grid) and output.anomaly_maps.shape == (2, side, side)
     assert float(output.memory_maps.max()) < 1e-5
+
+
+# -- what it answers, and from what -----------------------------------------------------------------------------------
+
+
+def test_prediction_never_runs_the_text_tower(make_model, make_pixels):
+    model = fill(make_model(), make_pixels)
+    before = judge(model, make_pixels)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the text tower ran")
+
+    for module in model.clip.text_model.modules():
+        module.register_forward_pre_hook(refuse)
+    assert_same(before, judge(model, make_pixels))
+    assert "products.1.text_embeddings" in model.state_dict() and model.products.text_embeddings().any()
+    with pytest.raises(AssertionError, match="the text tower ran"):
+        model.embed_text()
+
+
+@torch.no_grad()
+def test_stored_text_embeddings_are_renewed_on_demand(make_model):
+    model = make_model()
+    assert torch.equal(model.products.text_embeddings(), model.embed_text())
+    model.prompts.text.normal_()
+    assert not torch.allclose(model.products.text_embeddings(), model.embed_text(), atol=1e-4)
+    model.store_text_embeddings()
+    assert torch.equal(model.products.text_embeddings(), model.embed_text())
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_batch(make_model, make_pixels):
+    model = fill(make_model(), make_pixels)
+    pixels, ids = make_pixels(4, seed=7), torch.tensor([0, 1, 1, 0])
+    whole = model(pixels, class_ids=ids)
+    for number in range(4):
+        single = model(pixels[number : number + 1], class_ids=ids[number : number + 1])
+        for name in ANSWERS:
+            torch.testing.assert_close(single[name][0], whole[name][number], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_text_and_memory_meet_as_the_configured_formula_says(make_model, make_pixels):
+    model = fill(make_model(smoothing=0.0), make_pixels)
+    output = judge(model, make_pixels)
+    texts = model.products.text_embeddings([0, 1, 0])
+    normal, abnormal = ((texts[:, branch] * output.image_embeds).sum(1) / 0.07 for branch in (0, 1))
+    torch.testing.assert_close(output.text_scores, abnormal.exp() / (normal.exp() + abnormal.exp()))
+    peak = output.memory_maps.flatten(1).max(1).values
+    torch.testing.assert_close(output.image_scores, 2 * output.text_scores * peak / (output.text_scores + peak))
+    fine = nn.functional.interpolate(output.memory_maps[:, None], size=(16, 16), mode="bilinear")[:, 0]
+    fused = 2 * fine * output.decoder_maps / (fine + output.decoder_maps)
+    large = nn.functional.interpolate(fused[:, None], size=(32, 32), mode="bilinear")[:, 0]
+    torch.testing.assert_close(output.anomaly_maps, large, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_normal_image_scores_lower_than_a_strange_one(make_model, make_pixels):
+    model, ids = make_model(), torch.tensor([0, 0, 0])
+    normals = make_pixels(1) + 0.1 * make_pixels(6, seed=1)
+    remember(model, pixel_images(normals[:3]), 0)
+    calibrate_product(model, pixel_images(normals[:3]), 0)
+    normal, strange = model(normals[3:], class_ids=ids), model(make_pixels(3, seed=2), class_ids=ids)
+    assert normal.image_scores.max() < strange.image_scores.min()
+    assert normal.calibrated_scores.max() < 0.5 < strange.calibrated_scores.min()
+    assert normal.calibrated_maps.max() < 0.5 < strange.calibrated_maps.amax((1, 2)).min()
+
+
+@torch.no_grad()
+def test_without_a_class_it_is_predicted(make_model, make_pixels):
+    model = fill(make_model(), make_pixels)
+    pixels = torch.cat([make_pixels(2, seed=1), make_pixels(2, seed=0)])
+    output = model(pixels)
+    assert output.class_ids.tolist() == [1, 1, 0, 0]  # the remembered images themselves
+    assert_same(output, model(pixels, class_ids=torch.tensor([1, 1, 0, 0])))
+    other = model(pixels, class_ids=torch.tensor([0, 0, 1, 1]))
+    assert other.class_ids.tolist() == [0, 0, 1, 1] and not torch.equal(other.memory_maps, output.memory_maps)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_id", [-1, 2])
+def test_an_impossible_class_id_is_refused(make_model, make_pixels, class_id):
+    with pytest.raises(ValueError, match=f"within 0 and 1, got .0, {class_id}."):
+        make_model()(make_pixels(2), class_ids=torch.tensor([0, class_id]))
+
+
+@torch.no_grad()
+def test_before_anything_is_remembered_the_decoder_answers_alone(make_model, make_pixels):
+    output = judge(make_model(smoothing=0.0), make_pixels)
+    assert output.memory_maps is None and output.calibrated_scores is None
+    large = nn.functional.interpolate(output.decoder_maps[:, None], size=(32, 32), mode="bilinear")[:, 0]
+    torch.testing.assert_close(output.anomaly_maps, large)
+
+
+@torch.no_grad()
+def test_losses_can_be_measured_in_evaluation_too(make_model, make_pixels):
+    model = fill(make_model(), make_pixels)
+    batch = training_batch(model, make_pixels)
+    measured = model(**batch)
+    assert measured.image_scores is not None
+    torch.testing.assert_close(measured.loss, model.train()(**batch).loss)
+    batch["mask_labels"] = torch.zeros_like(batch["mask_labels"])
+    labelled = model(**batch, labels=torch.tensor([0, -1, -1, -1, -1] * 2)).loss_terms
+    assert int(labelled["image"].count) == 4 and int(labelled["alignment"].count) == 0
+
+
+# -- hidden states --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_hidden_states_and_attentions_are_the_vision_towers_alone(make_model, make_pixels, training):
+    model = fill(make_model(), make_pixels)
+    model.set_attn_implementation("eager")
+    batch = {"pixel_values": make_pixels(2), "class_ids": torch.tensor([0, 1])}
+    plain = model(**batch)
+    assert plain.hidden_states is None and plain.attentions is None
+    output = model.train(training)(**batch, output_hidden_states=True, output_attentions=True)
+    tokens = 1 + 16 + 8 + 1  # class token, patches, prompts, prefix
+    assert [tuple(state.shape) for state in output.hidden_states] == [(2, tokens, 32)] * 5
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, tokens, tokens)] * 4
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, tokens))
+    last = model.clip.vision_model.post_layernorm(output.hidden_states[-1][:, 0])
+    pooled = nn.functional.normalize(model.clip.visual_projection(last), dim=-1)
+    torch.testing.assert_close(pooled, output.image_embeds)
+
+
+def test_an_answer_may_be_a_tuple(make_model, make_pixels):
+    model = make_model()
+    batch = training_batch(model, make_pixels)
+    answer, output = model(**batch, return_dict=False), model(**batch)
+    assert isinstance(answer, tuple) and torch.equal(answer[0], output.loss)  # the loss comes first
+    assert torch.equal(answer[2], output.image_scores) and torch.equal(answer[3], output.anomaly_maps)
+
+
+# -- what it leaves to others -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_memory_holds_unit_vectors_of_the_configured_blocks(make_model, make_pixels):
+    model = make_model(memory_layers=[3, 1])
+    encoded = model.encode_image(make_pixels(2))
+    features = model.memory_features(encoded)
+    assert features.shape == (2, 2, 16, 32)
+    for row, block in enumerate((3, 1)):
+        torch.testing.assert_close(features[row], nn.functional.normalize(encoded.intermediate[block], dim=-1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_id", [0, 1])
+def test_a_known_class_is_not_predicted(make_model, make_pixels, class_id):
+    model = fill(make_model(class_identity="predicted"), make_pixels)
+    pixels, ids = make_pixels(2, seed=7), torch.tensor([class_id] * 2)
+    known = model(pixels, class_ids=ids, class_is_known=True)
+    assert known.class_ids.tolist() == ids.tolist() and known.is_known_class is None
+    model.config.class_identity = "given"
+    assert_same(known, model(pixels, class_ids=ids))
+
+
+REMEDY = r'which has model and processor: detector = pipeline\("image-anomaly-detection", FOLDER\)'
+
+
+@pytest.mark.parametrize(("earlier", "verb"), VERBS.items())
+def test_verbs_that_need_the_processor_name_the_object_that_has_it(make_model, make_processor, earlier, verb):
+    model = make_model()
+    with pytest.raises(AttributeError, match=f"^{verb} is a verb of the detector, {REMEDY}"):
+        getattr(model, earlier)
+    assert not hasattr(model, earlier)
+    assert callable(getattr(detector_of(model, make_processor()), verb))
+
+
+def test_a_model_says_what_a_pipeline_is_made_of(make_model):
+    with pytest.raises(AttributeError, match=f"^The model is a part of the detector, {REMEDY}"):
+        make_model().as_pipeline(None)
+
+
+def test_any_other_missing_name_is_missing_as_usual(make_model):
+    with pytest.raises(AttributeError, match="'AnoPLeModel' object has no attribute 'enrol'"):
+        make_model().enrol  # noqa: B018

@@ -3,16 +3,6 @@
 import pytest
 
 from modeling_anople.cli import main
-from modeling_anople.product_store_anople import did_you_mean
-
-
-@pytest.mark.parametrize(
-    ("word", "meant"),
-    [("botle", " Did you mean bottle?"), ("GRID", " Did you mean Grid?"), ("screw", ""), ("", "")],
-)
-def test_the_nearest_known_name_is_offered(word, meant):
-    assert did_you_mean(word, ["bottle", "Grid"]) == meant
-    assert did_you_mean(word, []) == ""
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,8 @@ from modeling_anople.training.options import RECIPES, Recipe, model_options, par
 # by the program, not by a person
 KEPT = {
     "clip_config",
-    "class_names",
-    "memory_sizes",
-    "memory_photographs",
-    "memory_boxes",
-    "product_tilings",
-    "ignore_mask_sizes",
-    "calibration",
+    "products",
+    "pooled_threshold",
     "fit",
     "history",
     "custom_pipelines",
@@ -44,7 +39,7 @@ def test_every_field_a_person_may_choose_is_an_option():
     names = {field.name for field in dataclasses.fields(model_options())}
     assert names == set(OWN_FIELDS)
     assert {"coupling", "prefix", "decoder_layers", "alignment_detach", "image_map", "threshold"} <= names
-    assert not names & {"clip_config", "memory_sizes", "fit", "hidden_size", "architectures"}
+    assert not names & {"clip_config", "products", "fit", "hidden_size", "architectures"}
 
 
 def test_options_are_named_once():
@@ -104,9 +99,6 @@ def test_a_wrong_choice_is_refused_with_the_right_ones(name, capsys):
         (["--memory_layers", "0", "2"], {"memory_layers": [0, 2]}),
         (["--decoder_layers", "3"], {"decoder_layers": [3]}),
         (["--decoder_widths", "8", "4"], {"decoder_widths": [8, 4]}),
-        (["--dice_symmetric"], {"dice_symmetric": True}),
-        (["--dice_symmetric", "true"], {"dice_symmetric": True}),
-        (["--dice_symmetric", "false"], {}),
         (["--temperature", "0.5", "--prompt_length", "2"], {"temperature": 0.5, "prompt_length": 2}),
         (["--alignment_loss_weight", "0"], {"alignment_loss_weight": 0.0}),
     ],

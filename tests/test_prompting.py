@@ -64,7 +64,7 @@ def test_without_prompts_features_are_those_of_clip(tokenizer, make_pixels, atte
         clip.set_attn_implementation(attention)
     tower = model.clip.vision_model
     assert tower.config._attn_implementation == model.clip.text_model.config._attn_implementation == attention
-    pixels, ids = make_pixels(2, side=30), model.class_token_ids
+    pixels, ids = make_pixels(2, side=30), model.products.prompt_ids()
     with torch.no_grad():
         image = reference.get_image_features(pixels).pooler_output
         text = reference.get_text_features(ids).pooler_output
@@ -72,7 +72,7 @@ def test_without_prompts_features_are_those_of_clip(tokenizer, make_pixels, atte
         torch.testing.assert_close(encode_text(model.clip, ids), text, atol=1e-6, rtol=0)
         unit = F.normalize(text, dim=-1).view(2, 2, -1)
         torch.testing.assert_close(model.embed_text(), unit, atol=1e-6, rtol=0)
-        torch.testing.assert_close(model.class_embeddings, unit, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.products.text_embeddings(), unit, atol=1e-6, rtol=0)
 
 
 def test_checkpoints_that_name_end_token_two_mean_the_highest_id(tokenizer):
@@ -84,14 +84,14 @@ def test_checkpoints_that_name_end_token_two_mean_the_highest_id(tokenizer):
     assert not torch.equal(expected[0], expected[1])
 
 
-def test_taps_are_the_hidden_states_after_the_named_blocks(clip_model, make_pixels):
+def test_intermediate_patches_are_the_hidden_states_after_the_named_blocks(clip_model, make_pixels):
     pixels = make_pixels(2)
     with torch.no_grad():
         hidden = clip_model.get_image_features(pixels, output_hidden_states=True).hidden_states
-        taps = encode_image(clip_model, pixels, tap_layers=(0, 2)).taps
-    assert sorted(taps) == [0, 2]
-    for block, tap in taps.items():
-        torch.testing.assert_close(tap, hidden[block + 1][:, 1:], atol=1e-6, rtol=0)
+        intermediate = encode_image(clip_model, pixels, out_indices=(0, 2)).intermediate
+    assert sorted(intermediate) == [0, 2]
+    for block, patches in intermediate.items():
+        torch.testing.assert_close(patches, hidden[block + 1][:, 1:], atol=1e-6, rtol=0)
 
 
 # -- the prompts ----------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_both_towers_see_as_many_tokens_as_the_coupling_says(make_model, make_pi
     assert {block.shape[1] for block in vision.blocks} == {1 + 16 + vision_count + 1}  # class token, patches, prefix
 
 
-@pytest.mark.parametrize(("prefix", "extra"), [("token", 1), ("deep_token", 1), ("add", 0), ("none", 0)])
+@pytest.mark.parametrize(("prefix", "extra"), [("token", 1), ("none", 0)])
 def test_each_prefix_mode_reaches_its_slots(make_model, make_pixels, prefix, extra):
     model = make_model(prefix=prefix, prompt_length=2, prompt_depth=3, coupling="uncoupled", prompt_std=1.0)
     seen = Inputs(model.clip.vision_model)
@@ -192,11 +192,10 @@ def test_each_prefix_mode_reaches_its_slots(make_model, make_pixels, prefix, ext
     views = None if prefix == "none" else model.prefix.embeddings.detach()[view_ids]
     assert {block.shape[1] for block in seen.blocks} == {first + 2 + extra}
     for number in (1, 2):  # block 0 sees them behind the first norm
-        expected = free[number].expand(2, -1, -1) + (views[:, None] if prefix == "add" else 0)
-        assert torch.equal(seen.blocks[number][:, first : first + 2], expected)
-        if extra:
-            assert torch.equal(seen.blocks[number][:, -1], views) == (prefix == "deep_token")
-    tokens = free[0].expand(2, -1, -1) + (views[:, None] if prefix == "add" else 0)
+        assert torch.equal(seen.blocks[number][:, first : first + 2], free[number].expand(2, -1, -1))
+        if extra:  # it flows on, and is not put there anew
+            assert not torch.equal(seen.blocks[number][:, -1], views)
+    tokens = free[0].expand(2, -1, -1)
     tokens = torch.cat([tokens, views[:, None]], dim=1) if extra else tokens
     with torch.no_grad():
         normed = model.clip.vision_model.pre_layrnorm(tokens)
@@ -236,7 +235,7 @@ def test_where_the_other_tower_ends_projected_tokens_flow_on(make_model, make_pi
 
 def test_ids_of_placeholders_and_behind_the_end_have_no_effect(make_model):
     model = make_model()
-    ids, prompts = model.class_token_ids, model.prompts()[0]
+    ids, prompts = model.products.prompt_ids(), model.prompts()[0]
     count = model.config.text_prompt_count
     with torch.no_grad():
         expected = encode_text(model.clip, ids, prompts=prompts)
@@ -249,23 +248,3 @@ def test_ids_of_placeholders_and_behind_the_end_have_no_effect(make_model):
         words = ids.clone()
         words[:, 1 + count] += 1
         assert not torch.allclose(encode_text(model.clip, words, prompts=prompts), expected, atol=1e-4)
-
-
-def test_value_attention_moves_patches_only_and_mixes_values_by_values(clip_model, make_pixels):
-    pixels = make_pixels(1)
-    with torch.no_grad():
-        plain = encode_image(clip_model, pixels, tap_layers=(1, 2, 3))
-        two = encode_image(clip_model, pixels, tap_layers=(1, 2, 3), value_attention_layers=2)
-        stream = clip_model.get_image_features(pixels, output_hidden_states=True).hidden_states[2]
-        for layer in clip_model.vision_model.encoder.layers[2:]:  # the slow way: head by head
-            attention = layer.self_attn
-            values = attention.v_proj(layer.layer_norm1(stream))
-            heads = []
-            for head in values.split(attention.head_dim, dim=-1):
-                heads.append((head @ head.transpose(1, 2) * attention.head_dim**-0.5).softmax(-1) @ head)
-            stream = stream + attention.out_proj(torch.cat(heads, dim=-1))
-        expected = clip_model.visual_projection(clip_model.vision_model.post_layernorm(stream[:, 1:]))
-    torch.testing.assert_close(two.patches, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(two.pooled, plain.pooled)
-    assert all(torch.equal(two.taps[block], plain.taps[block]) for block in (1, 2, 3))
-    assert not torch.allclose(two.patches, plain.patches, atol=1e-3)
