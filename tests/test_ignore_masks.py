@@ -422,11 +422,12 @@ def test_a_fit_takes_a_folder_of_masks(tmp_path, small_clip_folder, photograph, 
 
 def test_the_demo_uses_the_kept_mask(tmp_path, small_clip_folder, photograph, marked):
     session = start_session(str(write_detector(tmp_path / "detector", small_clip_folder, photograph)))
-    session.detector.set_ignore_mask("bolt", marked)
+    detector = detector_of(session.model, session.processor)
+    detector.set_ignore_mask("bolt", marked)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths[:2]):
         with_another_number(photograph(3), number).save(path)
     photograph(3, size=(60, 60)).save(paths[2])
     first, second, other = inspect_images(session, [str(path) for path in paths], "bolt")
-    [given] = session.detector(paths[:1], class_name="bolt", ignore_mask=marked)
+    [given] = detector(paths[:1], class_name="bolt", ignore_mask=marked)
     assert first.score == second.score == given["score"] and "keeps an ignore_mask" in other.error
