@@ -166,7 +166,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
     def store_text_embeddings(self) -> None:
         """Keep the products' text embeddings, so that prediction needs neither the text tower nor a tokenizer."""
         for product, embeddings in zip(self.products, self.embed_text().detach(), strict=True):
-            product.text_embeddings = embeddings.to(product.text_embeddings, copy=True)  # a file takes no views
+            # a copy for each: rows of one storage could not be saved as an adapter
+            product.text_embeddings = embeddings.to(product.text_embeddings, copy=True)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
