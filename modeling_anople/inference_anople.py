@@ -86,10 +86,10 @@ def open_batches(
     masked = with_masks(_with_names(sources, class_names), ignore_mask)
     while several := list(itertools.islice(masked, batch_size)):
         images = _open_each([source for (source, _), _ in several], processor.white_value)
-        nameless, batch = all(name is None for (_, name), _ in several), []
+        batch = []
         for ((source, name), mask), image in zip(several, images, strict=True):
-            # a batch is named whole or not at all: no name among names is an unknown one
-            name = None if nameless else processor.class_names[processor.class_id(name)]
+            # where classes are given at all, each is: no name among names is an unknown one
+            name = None if class_names is None else processor.class_names[processor.class_id(name)]
             opened = OpenedImage(source, class_name=name)
             if isinstance(image, str):
                 opened.error = image
