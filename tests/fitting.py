@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +77,25 @@ def launch(arguments: list, folder: Path, **environment: str) -> None:
     process = start(arguments, folder, **environment)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
+
+
+def launch_processes(
+    processes: int, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run a module in several processes; on the CPU they go through torchrun (multi_gpu)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    usual = "-m accelerate.commands.accelerate_cli launch --num_machines 1 --mixed_precision no --dynamo_backend no"
+    spread = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", port]
+    return subprocess.run(
+        [sys.executable, *usual.split(), *spread, "-m", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **(environment or {}), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def read_log(detector: Path) -> list[dict[str, float]]:

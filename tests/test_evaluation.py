@@ -12,13 +12,15 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from modeling_anople import evaluation
+from modeling_anople.cli import main
 from modeling_anople.data import read_dataset
 from modeling_anople.evaluation import EvaluationReport, evaluate, make_gallery
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.heat_maps import GAP, PANEL_TEXT_HEIGHT, PICTURE_HEIGHT
 from modeling_anople.scoring_anople import resize_maps
 
-from .detectors import fit, normals_of
+from .detectors import fit, normals_of, write_detector
+from .fitting import launch_processes
 
 
 IMAGE_METRICS = {"image_auroc", "image_ap", "image_f1_max"}
@@ -147,7 +149,7 @@ def test_the_files_have_the_promised_keys(tmp_path, detector, data):
     assert {row["defect"] for row in rows} == {"good", "scratch"}
 
 
-def test_rates_count_the_labels_at_the_line(detector, data):
+def test_rates_count_the_labels_at_the_threshold(detector, data):
     report = measure(detector, data)
     middle = np.median([row.score for row in report.rows])
     detector[0].config.threshold = float(middle)
@@ -171,7 +173,7 @@ def test_what_cannot_be_measured_is_null(tmp_path, detector, data):
     assert report.to_markdown().splitlines()[-1].count("n/a") == 3
 
 
-def test_without_a_line_there_are_no_rates(make_model, make_processor, data):
+def test_without_a_threshold_there_are_no_rates(make_model, make_processor, data):
     report = measure((make_model(), make_processor()), data)
     assert report.mean["false_alarm_rate"] is None and report.mean["detection_rate"] is None
     assert report.mean["image_auroc"] is not None and (report.protocol["shots"], report.protocol["seed"]) == (
@@ -277,7 +279,7 @@ def test_gallery_keeps_single_pictures_of_errors_and_of_a_success(tmp_path, dete
 
 
 def test_gallery_of_photographs_in_a_table_with_gaps(tmp_path, make_model, make_processor, data):
-    """No files, no lines, a mask that does not fit and a photograph that cannot be read."""
+    """No files, no thresholds, a mask that does not fit and a photograph that cannot be read."""
     Image.new("L", (20, 20), 255).save(data / "bolt/ground_truth/scratch/10_mask.png")
     (data / "nut/test/good/b.png").write_bytes(b"")
     rows = read_dataset(data, split="test").map(_with_bytes)
@@ -290,3 +292,50 @@ def _with_bytes(row: dict) -> dict:
     return {
         name: row[name] and {"path": None, "bytes": Path(row[name]["path"]).read_bytes()} for name in ("image", "mask")
     }
+
+
+# Several processes: nothing twice and nothing lost.
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, small_clip_folder, photograph) -> tuple[Path, Path]:
+    """A detector, and 7 photographs of one product and 4 of another, one of them unreadable."""
+    root = tmp_path_factory.mktemp("processes")
+    detector = write_detector(root / "detector", small_clip_folder, photograph)
+    for class_id, (name, count) in enumerate((("bolt", 7), ("nut", 4))):
+        for number, image in enumerate(normals_of(photograph, class_id, count + 3)[3:]):
+            folder = root / "data" / name / "test" / ("scratch" if number % 2 else "good")
+            folder.mkdir(parents=True, exist_ok=True)
+            if number % 2:
+                place = (5 * number, 10, 5 * number + 9, 30)
+                image.paste((20, 200, 40), place)
+                mask = Image.new("L", image.size)
+                mask.paste(255, place)
+                masks = root / "data" / name / "ground_truth/scratch"
+                masks.mkdir(parents=True, exist_ok=True)
+                mask.save(masks / f"{number}_mask.png")
+            image.save(folder / f"{number}.png")
+    (root / "data/nut/test/good/broken.png").write_bytes(b"no picture")
+    return detector, root / "data"
+
+
+def test_two_processes_give_the_evaluation_of_one(places, tmp_path, capsys):
+    """In batches of 3: 3 and 2 of them, the last ones of 1 and 2, so one process has more, and of another size."""
+    usual = [*map(str, places), "--batch_size", "3", "--evaluation_size", "48"]
+    outputs = {
+        number: ["--json", f"{tmp_path}/{number}.json", "--csv", f"{tmp_path}/{number}.csv"] for number in (1, 2)
+    }
+    done = launch_processes(2, "modeling_anople.evaluation", *usual, *outputs[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(["evaluate", *usual, *outputs[1]]) == 0
+    assert capsys.readouterr().out == done.stdout  # the table, once
+    assert (tmp_path / "2.json").read_text() == (tmp_path / "1.json").read_text()
+    assert done.stderr.count("is not an image") == 1  # logged once
+    report = json.loads((tmp_path / "1.json").read_text())
+    assert report["mean"]["normal"] == 6 and report["mean"]["anomalous"] == 5 and len(report["errors"]) == 1
+    assert 0 < report["mean"]["aupro"] < 1
+    rows = []
+    for number in (1, 2):
+        with open(tmp_path / f"{number}.csv", encoding="utf-8", newline="") as file:
+            rows.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1] and len({row["path"] for row in rows[0]}) == len(rows[0]) == 12

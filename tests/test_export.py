@@ -1,6 +1,7 @@
-"""A graph answers as the model that it was made from."""
+"""A graph answers as the model that it was made from, and its products follow the detector while it stays."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,18 @@ import torch
 from modeling_anople import AnoPLeProcessor
 from modeling_anople import export as exporting
 from modeling_anople.cli import main
-from modeling_anople.export import export_detector
+from modeling_anople.export import export_detector, export_products
 from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
-from .detectors import normals_of, write_detector
+from .detectors import detector_of, normals_of, write_detector
 
 
 VARIANTS = {
     "usual": {},
-    "other fusion": {"fusion_scale": "normal", "decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
-    "frozen, pooled": {"class_identity": "pooled", "memory_features": "frozen", "coupling": "none"},
+    "other fusion": {"decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
+    "unprompted, pooled": {"class_identity": "pooled", "coupling": "none"},
 }
 
 
@@ -105,16 +106,13 @@ def kept(tmp_path_factory, small_clip_folder, photograph, mask):
     def make(identity: str) -> tuple[Path, Path]:
         if identity not in made:
             folder = tmp_path_factory.mktemp("kept")
-            detector = write_detector(
-                folder / "detector", small_clip_folder, photograph, class_identity=identity, fusion_scale="normal"
-            )
-            model, processor = load_detector(str(detector))
-            model.set_ignore_mask("bolt", mask)
-            model.enroll("washer", normals_of(photograph, 2), processor=processor, tiling=(2, 2))
-            model.save_pretrained(detector)
-            processor.save_pretrained(detector)
-            assert main(["export", str(detector), str(folder / "graph")]) == 0
-            made[identity] = detector, folder / "graph"
+            place = write_detector(folder / "detector", small_clip_folder, photograph, class_identity=identity)
+            detector = detector_of(*load_detector(str(place)))
+            detector.set_ignore_mask("bolt", mask)
+            detector.enroll("washer", normals_of(photograph, 2), tiling=(2, 2))
+            detector.save_pretrained(place)
+            assert main(["export", str(place), str(folder / "graph")]) == 0
+            made[identity] = place, folder / "graph"
         return made[identity]
 
     return make
@@ -131,16 +129,15 @@ def test_masks_and_tilings_that_products_keep(kept, pictures, identity, names):
     assert wrong_size or identity == "predicted" or names is None  # the last is a bolt, and smaller than its mask
     assert any(each.ignored is not None for each in found)
     model, _ = load_judge(str(graph))
-    assert model.state_dict()["masks.mask_0"].dtype == torch.uint8
+    assert model.state_dict()["products.0.ignore_mask"].dtype == torch.uint8
 
 
 def test_a_mask_alone_that_a_product_keeps(exports, tmp_path, pictures, mask):
     detector, _ = exports("usual")
-    model, processor = load_detector(str(detector))
-    model.set_ignore_mask("nut", mask)
-    model.save_pretrained(tmp_path / "detector")
-    processor.save_pretrained(tmp_path / "detector")
-    export_detector(model, processor, tmp_path / "graph")
+    masked = detector_of(*load_detector(str(detector)))
+    masked.set_ignore_mask("nut", mask)
+    masked.save_pretrained(tmp_path / "detector")
+    export_detector(masked.model, masked.processor, tmp_path / "graph")
     for names in ("nut", None, "bolt"):
         assert_alike(tmp_path / "detector", tmp_path / "graph", pictures, class_names=names)
 
@@ -212,18 +209,18 @@ def test_weights_in_8_bits(usual, pictures, tmp_path, weights):
     assert 0 < max(away) < 0.02 and [one.label for one in here] == [other.label for other in there]
 
 
-def test_a_line_is_moved_without_the_graph(usual, pictures):
+def test_a_threshold_is_moved_without_the_graph(usual, pictures):
     _, graph = usual
     model, processor = load_judge(str(graph))
     (score,) = [one.score for one in predict(model, processor, pictures[:1], class_names="bolt")]
-    lines = json.loads((graph / "lines.json").read_text(encoding="utf-8"))
-    moved = {**lines, "threshold": score / 2}
-    (graph / "lines.json").write_text(json.dumps(moved), encoding="utf-8")
+    thresholds = json.loads((graph / "thresholds.json").read_text(encoding="utf-8"))
+    moved = {**thresholds, "threshold": score / 2}
+    (graph / "thresholds.json").write_text(json.dumps(moved), encoding="utf-8")
     try:
         (again,) = predict(*load_judge(str(graph)), pictures[:1], class_names="bolt")
     finally:
-        (graph / "lines.json").write_text(json.dumps(lines), encoding="utf-8")
-    assert again.score == score and again.label == "anomalous" and "sigmoid" in lines["about"]
+        (graph / "thresholds.json").write_text(json.dumps(thresholds), encoding="utf-8")
+    assert again.score == score and again.label == "anomalous" and "sigmoid" in thresholds["about"]
 
 
 def test_the_graph_runs_without_torch(usual, tmp_path):
@@ -253,7 +250,9 @@ def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_c
     with pytest.raises(ValueError, match="A graph says nothing of what stands behind"):
         next(predict(*load_judge(str(graph)), [photograph(1)], explain=True))
     assert main(["enroll", str(graph), "gasket", "any.png", "--output", str(tmp_path / "more")]) == 2
-    assert json.loads((graph / "config.json").read_text(encoding="utf-8")).get("calibration", {}) == {}
+    config = json.loads((graph / "config.json").read_text(encoding="utf-8"))
+    assert [product["threshold"] for product in config["products"]] == [None, None]
+    assert config.get("pooled_threshold") is None
     with pytest.raises(ValueError, match="holds a graph, which judges and learns nothing"):
         load_detector(str(graph))
     (tmp_path / "cut").mkdir()
@@ -261,8 +260,8 @@ def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_c
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[: 999 if path.suffix == ".onnx" else None])
     with pytest.raises(ValueError, match="cannot be run .* make it again with anople export"):
         ExportedDetector(tmp_path / "cut")
-    (tmp_path / "cut/lines.json").unlink()
-    with pytest.raises(ValueError, match=r"no whole export \(lines.json is missing\)"):
+    (tmp_path / "cut/thresholds.json").unlink()
+    with pytest.raises(ValueError, match=r"no whole export \(thresholds.json is missing\)"):
         ExportedDetector(tmp_path / "cut")
 
 
@@ -308,3 +307,205 @@ def test_the_command_writes_an_openvino_graph(usual, tmp_path):
 def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path, weights):
     with pytest.raises(ValueError, match="leave one of the two out"):
         export_detector(*load_detector(str(usual[0])), tmp_path / "graph", format="openvino", weights=weights)
+
+
+# Products and thresholds beside a graph follow the detector.
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, small_clip_folder, photograph) -> Path:
+    """A folder with a detector and its graph, written under a usual umask."""
+    folder = tmp_path_factory.mktemp("made")
+    write_detector(folder / "detector", small_clip_folder, photograph)
+    before = os.umask(0o022)
+    try:
+        assert main(["export", str(folder / "detector"), str(folder / "graph")]) == 0
+    finally:
+        os.umask(before)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, made) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "place"))
+
+
+@pytest.fixture
+def washers(tmp_path, photograph) -> list[str]:
+    """Good photographs of a product that is not known yet."""
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for path, image in zip(paths, normals_of(photograph, 2, 4), strict=True):
+        image.save(path)
+    return paths
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def change(detector: Path, washers: list[str]) -> None:
+    """Enroll a product, with a rate and tiles of its own, and move the threshold of another."""
+    assert run("enroll", detector, "washer", *washers[:2], "--tiling", "2,2", "--max_false_alarm_rate", "0.2") == 0
+    assert run("calibrate", detector, "nut", "--max_false_alarm_rate", "0.3") == 0
+
+
+def test_all_files_have_the_mode_that_the_umask_allows(made):
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (made / "graph").iterdir()} == {
+        path.name: "0o644" for path in (made / "graph").iterdir()
+    }
+
+
+def test_a_changed_detector_is_followed_without_a_new_graph(place, washers, photograph):
+    detector, graph = place / "detector", place / "graph"
+    (graph / "notes.txt").write_text("the user's own")
+    old, inode = contents(graph), (graph / "model.onnx").stat().st_ino
+    change(detector, washers)
+    assert run("export", detector, graph, "--products_only") == 0
+    export_detector(*load_detector(str(detector)), place / "whole")
+    kept = {name: old[name] for name in ("model.onnx", "graph.json", "notes.txt")}
+    assert contents(graph) == contents(place / "whole") | kept
+    assert (graph / "model.onnx").stat().st_ino == inode  # a graph of gigabytes is not copied
+    assert sorted(path.name for path in place.iterdir()) == ["detector", "graph", "whole"]
+    shown = [image for number in range(3) for image in normals_of(photograph, number, 2)] + [photograph(900)]
+    for name in ("bolt", "nut", "washer", None):
+        here, there = (
+            list(predict(*load_judge(str(folder)), shown, class_names=name)) for folder in (detector, graph)
+        )
+        assert [(each.label, each.class_name) for each in there] == [(each.label, each.class_name) for each in here]
+        assert [each.score for each in there] == pytest.approx([each.score for each in here], abs=1e-4)
+        assert {each.label for each in there} - {None}
+
+
+def test_a_forgotten_product_goes_also_where_links_cannot_be_had(place, monkeypatch, photograph):
+    def refuse(*arguments, **options):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert run("forget", place / "detector", "bolt") == 0
+    assert run("export", place / "detector", place / "graph", "--products_only") == 0
+    here, there = (next(predict(*load_judge(str(place / name)), [photograph(1)])) for name in ("detector", "graph"))
+    assert there.class_name == here.class_name and there.score == pytest.approx(here.score, abs=1e-4)
+    assert load_judge(str(place / "graph"))[0].config.class_names == ["nut"]
+
+
+def other_weights(place: Path) -> None:
+    model, processor = load_detector(str(place / "detector"))
+    with torch.no_grad():
+        model.prompts.vision[0, 0, 0] += 1e-3
+    model.save_pretrained(place / "detector")
+
+
+def other_smoothing(place: Path) -> None:
+    path = place / "detector/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "smoothing": 0.02}))
+
+
+def earlier_version(place: Path) -> None:
+    (place / "graph/graph.json").unlink()
+
+
+def no_graph(place: Path) -> None:
+    (place / "graph/model.onnx").unlink()
+
+
+def no_thresholds(place: Path) -> None:
+    (place / "graph/thresholds.json").unlink()
+
+
+def version_0_1(place: Path) -> None:
+    """Its thresholds lay in `lines.json`."""
+    (place / "graph/thresholds.json").rename(place / "graph/lines.json")
+
+
+def no_memory(place: Path) -> None:
+    model, _ = load_detector(str(place / "detector"))
+    bank = model.products[1].bank
+    bank.vectors, bank.boxes, bank.image_vectors = bank.vectors[:, :0], None, []
+    model.products.write()
+    model.save_pretrained(place / "detector")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (other_weights, [], "another detector (it differs in the weights of CLIP, prompts or decoder): name"),
+        (other_smoothing, [], "another detector (it differs in smoothing): name"),
+        (earlier_version, [], "does not say what its graph was made from: export anew, with --overwrite"),
+        (no_graph, [], "is no whole export (model.onnx is missing)"),
+        (no_thresholds, [], "is no whole export (thresholds.json is missing)"),
+        (version_0_1, [], "is no whole export (thresholds.json is missing): make it again with anople export"),
+        (no_memory, [], "['nut'] have no memory"),
+        (None, ["--weights", "int8"], "--products_only keeps the graph: leave out --format, --weights"),
+        (None, ["--format", "openvino"], "--products_only keeps the graph"),
+        (None, ["--overwrite"], "--products_only keeps the graph"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(place, capsys, spoil, options, message):
+    if spoil:
+        spoil(place)
+    before = contents(place / "graph")
+    assert run("export", place / "detector", place / "graph", "--products_only", *options) == 2
+    assert message in capsys.readouterr().err
+    assert contents(place / "graph") == before
+    assert sorted(path.name for path in place.iterdir()) == ["detector", "graph"]
+
+
+def test_a_folder_that_is_not_there_is_no_export(place, capsys):
+    assert run("export", place / "detector", place / "new", "--products_only") == 2
+    assert "new is no whole export" in capsys.readouterr().err and not (place / "new").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "int8"}], ids=str)
+def test_a_graph_in_another_form_is_followed_too(place, washers, options):
+    detector, graph = place / "detector", place / "moved"
+    export_detector(*load_detector(str(detector)), graph, **options)
+    small = (graph / "model.onnx").read_bytes()
+    change(detector, washers)
+    (place / "current").symlink_to(graph)  # what a service reads
+    assert run("export", detector, place / "current", "--products_only") == 0
+    assert (place / "current").is_symlink() and (graph / "model.onnx").read_bytes() == small
+    assert load_judge(str(place / "current"))[0].config.class_names == ["bolt", "nut", "washer"]
+
+
+@pytest.mark.parametrize(
+    ("called", "first"),
+    [("modeling_anople.processing_anople.AnoPLeProcessor.save_pretrained", None), ("pathlib.Path.rename", "new")],
+)
+def test_a_stopped_program_leaves_the_export_as_it_was(place, washers, monkeypatch, called, first):
+    change(place / "detector", washers)
+    before, rename = contents(place / "graph"), Path.rename
+
+    def stop(it, target):
+        if first is None or it.name == first:
+            raise KeyboardInterrupt
+        return rename(it, target)
+
+    model, processor = load_detector(str(place / "detector"))
+    monkeypatch.setattr(called, stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_products(model, processor, place / "graph")
+    assert contents(place / "graph") == before
+    assert sorted(path.name for path in place.iterdir()) == ["detector", "graph"]
+
+
+def test_products_of_a_graph_are_listed_with_their_thresholds(place, washers, capsys):
+    change(place / "detector", washers)
+    assert run("export", place / "detector", place / "graph", "--products_only") == 0
+    capsys.readouterr()
+    tables = []
+    for name in ("detector", "graph"):
+        assert run("products", place / name) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[1] == tables[0] and "none" not in tables[1]
+    thresholds = json.loads((place / "graph/thresholds.json").read_text())
+    thresholds["products"]["nut"]["image_threshold"] = 0.9753
+    (place / "graph/thresholds.json").write_text(json.dumps(thresholds))
+    assert run("products", place / "graph") == 0
+    assert "0.9753" in capsys.readouterr().out
+    (place / "graph/thresholds.json").unlink()
+    assert run("products", place / "graph") == 2
+    assert "thresholds.json is missing" in capsys.readouterr().err

@@ -1,13 +1,15 @@
-"""Detectors by name: folders, Hub ids and revisions, and refusals of one line that say what to do."""
+"""Detectors by name: folders, Hub ids and revisions, refusals of one line, and no more libraries than judging needs."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from modeling_anople.cli import main
 from modeling_anople.runtime.loading import load_detector, split_revision
 
-from .fitting import start
+from .fitting import REPOSITORY, start
 from .local_hub.client import anople
 
 
@@ -86,3 +88,47 @@ def test_without_a_network_the_cache_is_used_and_that_is_said(client, published,
     assert "me/cached is used from the cache, not compared with the Hub" in output
     [line] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert line["score"] == pytest.approx(json.loads(there)["score"], abs=1e-6)
+
+
+EXTRAS = ("accelerate", "datasets", "pyarrow", "sklearn")
+LIGHT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):  # as if they were not installed
+    @classmethod
+    def find_spec(cls, name, *places):
+        return None if name.split(".")[0] in {extras} else super().find_spec(name, *places)
+
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+import modeling_anople.runtime.loading
+from modeling_anople.cli import main
+code = main(sys.argv[1:])
+assert not set({extras}) & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def without_extras(*arguments: str) -> subprocess.CompletedProcess:
+    """Run `anople` in a fresh interpreter that has none of the libraries of the extras."""
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT.format(extras=EXTRAS), *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_photograph_is_judged_without_the_extras(published, capsys):
+    arguments = ["predict", str(published.detector), published.photographs[0], "--class", "bolt"]
+    done = without_extras(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert main(arguments) == 0
+    here, there = (json.loads(text) for text in (capsys.readouterr().out, done.stdout))
+    assert there["score"] == pytest.approx(here["score"], abs=1e-6)
+
+
+def test_what_needs_an_extra_names_it(published, tmp_path):
+    done = without_extras("evaluate", str(published.detector), str(tmp_path))
+    assert done.returncode == 2 and "pip install 'anople[evaluate]'" in done.stderr

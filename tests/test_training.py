@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
-from modeling_anople import AnoPLeModel, cli
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, cli
 from modeling_anople.losses_anople import LossTerm
 from modeling_anople.training import TrainingConfig, combine_losses, learning_rate_factor, make_optimizer
 from modeling_anople.training.finishing import STATE_FILE
 
 from . import fitting
+from .detectors import detector_of
 from .fitting import assert_it_predicts, assert_same_weights, launch, one_process, read_log, weights_of, write_products
 
 
@@ -131,17 +132,20 @@ def test_a_detector_names_folders_without_the_way_to_them(fit, products, small_c
 
 
 def test_the_photographs_of_the_fit_are_no_new_ones(fit, products):
-    model = AnoPLeModel.from_pretrained(fit("--shots", "2"))
+    folder = fit("--shots", "2")
+    model = AnoPLeModel.from_pretrained(folder)
     entries = [entry for entry in model.config.history if entry["class_name"] == "nut"]
     assert [len(entry["digests"]) for entry in entries] == [2]
     used = [products / path for path in model.config.fit["files"]["nut"]]
     new = sorted({*(products / "nut/train/good").iterdir()} - {*used})
-    line = model.config.calibration["nut"]["image_threshold"]
+    detector = detector_of(model, AnoPLeProcessor.from_pretrained(folder))
+    before = model.products.named("nut").record.threshold.image_threshold
     with pytest.raises(ValueError, match=f"known already: {used[0]}, {used[1]}. Leave them out"):
-        model.add_normals("nut", [new[0], *used])
-    assert model.config.calibration["nut"]["image_threshold"] == line and len(model.memory.counts[1]) == 2
-    model.add_normals("nut", new)
-    assert len(model.memory.counts[1]) == 5
+        detector.add_normals("nut", [new[0], *used])
+    nut = model.products.named("nut")
+    assert nut.record.threshold.image_threshold == before and nut.image_count == 2
+    detector.add_normals("nut", new)
+    assert nut.image_count == 5
 
 
 def test_a_finished_detector_is_not_overwritten_unasked(fit):

@@ -1,0 +1,528 @@
+"""Products come and go: whole or not at all, the others untouched, a log, and the same answers after saving."""
+
+import dataclasses
+import json
+import unicodedata
+from copy import deepcopy
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError
+from modeling_anople.calibration_anople import ProductThreshold
+from modeling_anople.evaluation import evaluate
+from modeling_anople.fitting_anople import calibrate_product
+from modeling_anople.pipeline_anople import predict
+
+from .contract import ANSWERS
+from .detectors import detector_of, fit, normals_of, wholes
+
+
+PATCHES = 16
+STATE = ("products", "pooled_threshold", "history")
+
+Answers = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def make(make_detector):
+    """Make a detector that knows three images of each of bolt and nut; keywords are fields of its config."""
+
+    def make(**config) -> AnomalyDetectionPipeline:
+        return detector_of(*make_detector(**config))
+
+    return make
+
+
+@pytest.fixture
+def detector(make) -> AnomalyDetectionPipeline:
+    return make()
+
+
+@torch.no_grad()
+def answers(detector: AnomalyDetectionPipeline, images: list, class_name: str) -> Answers:
+    output = detector.model(**detector.processor(images, class_names=class_name))
+    return {name: output[name] for name in (*ANSWERS, "memory_maps", "text_scores")}
+
+
+def assert_equal(first: Answers, second: Answers) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def threshold_of(detector: AnomalyDetectionPipeline, name: str) -> ProductThreshold:
+    """The threshold that a detector judges by, which must be the one that stands in its config."""
+    product = detector.model.products.named(name)
+    [kept] = [each for each in detector.products if each.name == product.name]
+    assert kept.threshold == product.record.threshold
+    return kept.threshold
+
+
+def image_count(detector: AnomalyDetectionPipeline, name: str) -> list[int]:
+    """Vectors of each image of a product; the bank, its tensor and the config must agree."""
+    product = detector.model.products.named(name)
+    [kept] = [each for each in detector.products if each.name == product.name]
+    assert kept.image_vectors == product.bank.image_vectors and product.bank.vectors.shape[1] == product.bank.size
+    return kept.image_vectors
+
+
+def state_of(model: AnoPLeModel) -> tuple[dict, dict]:
+    return (
+        {name: deepcopy(getattr(model.config, name)) for name in STATE},
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
+
+
+def assert_unchanged(model: AnoPLeModel, before: tuple[dict, dict]) -> None:
+    config, tensors = state_of(model)
+    assert config == before[0] and tensors.keys() == before[1].keys()
+    for name, value in tensors.items():
+        assert torch.equal(value, before[1][name]), name
+    model.products.write()
+    assert model.config.products == before[0]["products"]  # the records are put back as well
+
+
+def others(photograph, count: int) -> list:
+    return [photograph(100 + number) for number in range(count)]
+
+
+# --- New products ---
+
+
+CHOICES = [{}, {"image_map": "fused"}, {"coupling": "none"}, {"class_identity": "predicted"}]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_other_products_do_not_change_by_one_bit(make, photograph, choice):
+    detector = make(**choice)
+    queries = [photograph(40 + number) for number in range(3)]
+    detector.model.config.class_identity = "given"
+    before = {name: answers(detector, queries, name) for name in ("bolt", "nut")}
+    detector.enroll("gasket", normals_of(photograph, 2))
+    gasket = answers(detector, queries, "gasket")
+    detector.enroll("ring", normals_of(photograph, 3))
+    detector.add_normals("ring", normals_of(photograph, 3, 5)[3:])
+    for name in ("bolt", "nut"):
+        assert_equal(answers(detector, queries, name), before[name])
+    detector.forget("bolt")
+    assert detector.model.config.class_names == detector.processor.class_names == ["nut", "gasket", "ring"]
+    assert_equal(answers(detector, queries, "nut"), before["nut"])
+    assert_equal(answers(detector, queries, "gasket"), gasket)
+    with pytest.raises(ValueError, match="'bolt' is not known"):
+        detector.processor(queries, class_names="bolt")
+
+
+def test_an_enrolled_product_is_as_if_it_had_been_there_from_the_start(make, make_model, make_processor, photograph):
+    names, queries = ["bolt", "nut", "gasket"], [photograph(40 + number) for number in range(3)]
+    processor = make_processor(class_names=names)
+    whole = detector_of(fit(make_model(class_names=names), processor, photograph), processor)
+    later = make()
+    later.enroll("gasket", normals_of(photograph, 2))
+    first, second = (answers(each, queries, "gasket") for each in (whole, later))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4)
+    found, expected = (dataclasses.asdict(threshold_of(each, "gasket")) for each in (later, whole))
+    assert found.pop("estimate") == expected.pop("estimate") == "extrapolated"
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=0.02, err_msg=name)
+    assert [image_count(later, name) for name in names] == [image_count(whole, name) for name in names]
+
+
+def test_a_saved_detector_with_new_products_answers_bit_for_bit_the_same(detector, photograph, tmp_path):
+    detector.enroll("gasket", normals_of(photograph, 2))
+    detector.add_normals("nut", normals_of(photograph, 1, 5)[3:], date="2026-11-24")
+    detector.forget("bolt")
+    detector.save_pretrained(tmp_path)
+    read = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path))  # its processor lies beside it
+    assert read.processor.class_names == ["nut", "gasket"]
+    queries = [photograph(40 + number) for number in range(3)]
+    for name in ("nut", "gasket"):
+        assert_equal(answers(detector, queries, name), answers(read, queries, name))
+    for name in STATE:
+        assert getattr(read.model.config, name) == getattr(detector.model.config, name)
+    read.enroll("bolt", normals_of(photograph, 0))
+    assert read.model.config.class_names == ["nut", "gasket", "bolt"]
+
+
+def test_tiles_and_masks_of_a_product_are_found_by_either_name(detector, photograph):
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    mask = np.zeros(photograph(3).size[::-1], dtype=bool)
+    mask[: len(mask) // 2] = True
+    detector.enroll(composed, normals_of(photograph, 3), tiling="2,2", ignore_mask=mask)
+    judged = [
+        next(predict(detector.model, detector.processor, [photograph(9)], class_names=name))
+        for name in (composed, apart)
+    ]
+    assert judged[0].raw_score == judged[1].raw_score and judged[0].ignored is not None
+    assert np.array_equal(judged[0].ignored, judged[1].ignored) and judged[1].class_name == composed
+    with pytest.raises(ValueError, match="exists: give it more"):
+        detector.enroll(apart, normals_of(photograph, 5))
+
+
+def test_a_detector_from_before_with_accents_apart_is_measured(detector, photograph, tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    detector.model.products[0].record.name = apart  # as earlier versions kept it
+    detector.model.products.write()
+    detector.processor.class_names[0] = apart
+    (tmp_path / apart / "good").mkdir(parents=True)
+    (tmp_path / apart / "broken").mkdir()
+    photograph(0).save(tmp_path / apart / "good" / "0.png")
+    photograph(1).save(tmp_path / apart / "broken" / "0.png")
+    for classes in (None, [apart], [composed]):
+        report = evaluate(detector.model, detector.processor, tmp_path, classes=classes, progress=False)
+        assert list(report.classes) == [composed] and report.rows[0].raw_score is not None
+    with pytest.raises(ValueError, match="exists: give it more"):
+        detector.enroll(composed, normals_of(photograph, 5))
+
+
+def test_accents_may_be_composed_or_apart(detector, photograph):
+    composed, apart = (unicodedata.normalize(form, "Prüfling") for form in ("NFC", "NFD"))
+    detector.enroll(apart, normals_of(photograph, 3))
+    config, processor = detector.model.config, detector.processor
+    assert composed != apart and config.class_names[-1] == composed == processor.class_names[-1]
+    detector.add_normals(apart, normals_of(photograph, 7)[:1])
+    detector.calibrate(apart, max_false_alarm_rate=0.1)
+    assert processor.class_id(apart) == processor.class_id(composed) == 2
+    threshold = threshold_of(detector, composed)
+    assert threshold.max_false_alarm_rate == 0.1
+    last = config.history[-1]
+    assert last["max_false_alarm_rate"] == 0.1 and last["line"] == threshold.image_threshold
+    assert config.history[-2]["max_false_alarm_rate"] == 0.05
+    detector.forget(apart)
+    assert composed not in config.class_names
+
+
+def test_the_log_says_what_was_done_when_with_which_files(detector, photograph, tmp_path):
+    for number, image in enumerate(normals_of(photograph, 2, 5)):
+        image.save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    detector.enroll("gasket", paths[:3], date="2026-11-24T10:00:00+00:00")
+    detector.add_normals("gasket", [paths[3], photograph(9)], date="2026-11-25")
+    detector.forget("gasket")
+    first, second, third = json.loads(json.dumps(detector.model.config.history))
+    assert first["action"] == "enroll" and first["files"] == ["0.png", "1.png", "2.png"]
+    assert first["date"] == "2026-11-24T10:00:00+00:00" and first["known_photographs"] == first["photographs"] == 3
+    assert second["action"] == "add_normals" and second["files"] == ["3.png", None] and second["date"] == "2026-11-25"
+    assert (second["photographs"], second["known_photographs"]) == (2, 5)
+    assert third["action"] == "forget" and third["known_photographs"] == 0
+    assert abs((datetime.now().astimezone() - datetime.fromisoformat(third["date"])).total_seconds()) < 60
+    assert {entry["class_name"] for entry in (first, second, third)} == {"gasket"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "generator", "arrays", "one"])
+def test_images_come_from_anywhere(detector, photograph, tmp_path, kind):
+    images = normals_of(photograph, 2)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    source = {
+        "folder": tmp_path,
+        "generator": (image for image in images),
+        "arrays": [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images],
+        "one": str(tmp_path / "0.png"),
+    }[kind]
+    detector.enroll("gasket", source)
+    count = 1 if kind == "one" else 3
+    assert image_count(detector, "gasket") == [PATCHES] * count
+    assert len(threshold_of(detector, "gasket").image_scores) == (0 if kind == "one" else 3)
+
+
+def test_what_cannot_be_done_changes_nothing(detector, photograph, tmp_path):
+    good = normals_of(photograph, 2)
+    before = state_of(detector.model)
+    for call, error, message in (
+        (lambda: detector.enroll("nut", good), ValueError, "'nut' exists: .* add_normals"),
+        (lambda: detector.enroll(" ", good), ValueError, "needs a name, got ' '"),
+        (lambda: detector.enroll("gasket", []), ValueError, "at least one is needed"),
+        (
+            lambda: detector.enroll("gasket", [good[0], tmp_path / "gone.png", b"x"]),
+            ImageError,
+            "2 of 3 images cannot be used, nothing was changed: .*gone.png: there is no such file",
+        ),
+        (lambda: detector.enroll("gasket", [good[0], good[0].copy()]), ValueError, "image 2"),
+        (lambda: detector.enroll("gasket" * 40, good), ValueError, "shorter name"),
+        (lambda: detector.enroll("gasket", 5), ValueError, "a int holds no photographs"),
+        (lambda: detector.add_normals("gasket", good), ValueError, r"knows \['bolt', 'nut'\]"),
+        (lambda: detector.add_normals("nut", [b"x"]), ImageError, "nothing was changed"),
+        (lambda: detector.forget("gasket"), ValueError, r"knows \['bolt', 'nut'\]"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+        assert_unchanged(detector.model, before)
+        assert detector.processor.class_names == ["bolt", "nut"]
+
+
+@pytest.mark.parametrize("identity", ["given", "pooled"])
+def test_a_failure_half_way_is_undone(make, photograph, monkeypatch, identity):
+    detector = make(class_identity=identity)
+    detector.set_ignore_mask("bolt", np.eye(40, 48, dtype=bool))
+    before = state_of(detector.model)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_anople.enrollment_anople.calibrate_product", stop)
+    monkeypatch.setattr("modeling_anople.enrollment_anople.recalibrate_product", stop)
+    images = normals_of(photograph, 2)
+    mask = np.eye(40, 48, dtype=bool)
+    for call in (
+        lambda: detector.enroll("gasket", images, ignore_mask=mask),
+        lambda: detector.add_normals("nut", images),
+        lambda: detector.calibrate("nut", images),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert_unchanged(detector.model, before)
+    monkeypatch.setattr(detector.model.products, "log", stop)
+    for call in (lambda: detector.forget("bolt"), lambda: detector.set_ignore_mask("bolt", None)):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert_unchanged(detector.model, before)
+    assert detector.processor.class_names == ["bolt", "nut"]
+
+
+def test_the_only_product_stays(make_model, make_processor, photograph):
+    processor = make_processor(class_names=["bolt"])
+    detector = detector_of(fit(make_model(class_names=["bolt"]), processor, photograph), processor)
+    with pytest.raises(ValueError, match="'bolt' is the detector's only product: enroll another"):
+        detector.forget("bolt")
+    detector.enroll("nut", normals_of(photograph, 1))
+    detector.forget("bolt")
+    assert detector.model.config.class_names == ["nut"]
+
+
+def test_pooled_products_share_the_threshold_of_those_that_are_there(make, photograph):
+    detector = make(class_identity="pooled")
+    config = detector.model.config
+    detector.enroll("gasket", normals_of(photograph, 2))
+    detector.add_normals("gasket", [photograph(70)])
+    assert [each.name for each in detector.products if each.threshold] == ["bolt", "nut", "gasket"]
+    assert len(config.pooled_threshold["image_scores"]) == 3 * 3 + 1
+    detector.forget("bolt")
+    assert [each.name for each in detector.products if each.threshold] == ["nut", "gasket"]
+    assert len(config.pooled_threshold["image_scores"]) == 3 * 2 + 1
+    with torch.no_grad():
+        assert detector.model(**detector.processor(normals_of(photograph, 1))).calibrated_scores.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_detector_in_half_precision_takes_products_too(detector, photograph, tmp_path, dtype):
+    detector.save_pretrained(tmp_path)
+    half = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path, dtype=dtype))
+    half.enroll("gasket", normals_of(photograph, 2))
+    half.add_normals("gasket", [photograph(70)])
+    product = half.model.products.named("gasket")
+    assert product.bank.vectors.dtype == product.text_embeddings.dtype == product.prototype.dtype == dtype
+    assert product.prompt_ids.dtype == torch.long and product.bank.boxes.dtype == torch.int32
+    assert threshold_of(half, "gasket").image_threshold > 0
+    results = half(normals_of(photograph, 2), class_name="gasket")
+    assert all(result["label"] in ("normal", "anomalous") for result in results)
+
+
+def test_products_without_images_come_first(make_model, make_processor, photograph):
+    """They would be judged without a memory beside products that have one."""
+    detector = detector_of(make_model(), make_processor())
+    detector.add_normals("bolt", normals_of(photograph, 0))
+    with pytest.raises(ValueError, match=r"no images of \['nut'\].* add_normals"):
+        detector.enroll("gasket", normals_of(photograph, 2))
+    assert detector.model.config.class_names == ["bolt", "nut"]
+
+
+# --- More normals ---
+
+
+def test_images_that_are_known_are_refused_until_they_are_forgotten(detector, photograph):
+    images = normals_of(photograph, 2)
+    detector.enroll("gasket", images[:2])
+    with pytest.raises(ValueError, match="known already: image 2"):
+        detector.add_normals("gasket", [images[2], images[1]])
+    detector.forget("gasket")
+    detector.enroll("gasket", images[:1])
+    detector.add_normals("gasket", [images[1]])
+    assert image_count(detector, "gasket") == [PATCHES] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_that_only_the_memory_knows_are_refused_too(detector, photograph, dtype):
+    model = detector.model.to(dtype)  # its images are remembered without digests, as older versions did
+    images = normals_of(photograph, 1, 5)
+    before = state_of(model)
+    with pytest.raises(ValueError, match="known already: image 2, image 3. Leave them out"):
+        detector.add_normals("nut", [images[3], *images[:2]])
+    assert_unchanged(model, before)
+    detector.add_normals("nut", images[3:])
+    assert image_count(detector, "nut") == [PATCHES] * 5
+
+
+def test_more_normals_join_the_threshold(detector, photograph):
+    images = normals_of(photograph, 2, 6)
+    first = detector.enroll("gasket", images[:3], max_false_alarm_rate=0.1)
+    threshold = detector.add_normals("gasket", images[3:])
+    assert threshold.max_false_alarm_rate == 0.1 and len(threshold.image_scores) == threshold.image_count == 6
+    remaining = list(threshold.image_scores)
+    for score in first.image_scores:
+        remaining.remove(score)
+    everything = wholes(images, detector.processor)
+    exact = calibrate_product(detector.model, everything, 2, max_false_alarm_rate=0.1)
+    for score in remaining:  # the new ones were measured as a calibration with all of them measures them
+        assert min(abs(score - other) for other in exact.image_scores) < 1e-5
+    assert sum(threshold.image_scores) >= sum(exact.image_scores) - 1e-5  # the earlier ones against a smaller memory
+
+
+def test_what_a_lone_image_said_of_itself_is_dropped(detector, photograph):
+    images = normals_of(photograph, 2)
+    alone = detector.enroll("gasket", images[:1])
+    threshold = detector.add_normals("gasket", images[1:])
+    assert alone.estimate == "copies" and len(alone.jittered_image_scores) == 4 and not alone.image_scores
+    assert threshold.estimate == "extrapolated" and len(threshold.image_scores) == threshold.image_count == 2
+    assert not threshold.jittered_image_scores and not set(alone.jittered_image_scores) & set(threshold.image_scores)
+
+
+def test_a_product_that_was_never_fitted_takes_its_first_normals(make_model, make_processor, photograph):
+    detector = detector_of(make_model(), make_processor())
+    threshold = detector.add_normals("nut", normals_of(photograph, 1))
+    assert len(threshold.image_scores) == 3
+    assert image_count(detector, "bolt") == [] and image_count(detector, "nut") == [PATCHES] * 3
+
+
+# --- Thresholds, by images that are not remembered or for another rate of false alarms ---
+
+
+@torch.no_grad()
+def test_images_held_out_move_the_threshold_and_nothing_else(detector, photograph):
+    before, bolt = threshold_of(detector, "nut"), threshold_of(detector, "bolt")
+    tensors = state_of(detector.model)[1]
+    images = others(photograph, 3)
+    threshold = detector.calibrate("nut", images, date="2026-11-24")
+    scores = detector.model(**detector.processor(images, class_names="nut")).image_scores.tolist()
+    assert threshold.image_scores == pytest.approx(before.image_scores + scores, rel=1e-5)
+    assert (threshold.image_count, threshold.held_out, threshold.estimate) == (6, 3, "extrapolated")
+    assert threshold.attainable_rate == pytest.approx(1 / 7)
+    assert threshold.novelty_scores == before.novelty_scores
+    assert threshold.novelty_thresholds == before.novelty_thresholds
+    assert threshold == threshold_of(detector, "nut") and threshold_of(detector, "bolt") == bolt
+    for name, value in state_of(detector.model)[1].items():
+        assert torch.equal(value, tensors[name]), name
+    assert image_count(detector, "nut") == [PATCHES] * 3
+    entry = detector.model.config.history[-1]
+    assert entry["action"] == "calibrate" and entry["class_name"] == "nut" and entry["date"] == "2026-11-24"
+    assert (entry["photographs"], entry["known_photographs"], len(entry["digests"])) == (3, 3, 3)
+
+
+def test_enough_of_them_set_the_threshold_by_rank_alone(detector, photograph):
+    detector.calibrate("nut", others(photograph, 2))
+    threshold = detector.calibrate("nut", others(photograph, 9)[2:], max_false_alarm_rate=0.1)
+    assert (threshold.image_count, threshold.held_out, threshold.estimate) == (9, 9, "rank")
+    assert threshold.image_threshold == max(threshold.image_scores) and threshold.max_false_alarm_rate == 0.1
+    # in the batches in which the threshold was set: in others, the last digits of a score may round otherwise
+    batches = [others(photograph, 2), others(photograph, 9)[2:]]
+    results = [result for batch in batches for result in detector(batch, class_name="nut", batch_size=9)]
+    assert all(result["label"] == "normal" for result in results)
+    ranks = sorted(result["p_value"] for result in results)
+    assert ranks == pytest.approx([number / 10 for number in range(2, 11)]) and ranks[-1] == 1
+
+
+def test_only_the_rate_may_change(detector):
+    before = threshold_of(detector, "nut")
+    strict = detector.calibrate("nut", max_false_alarm_rate=0.01)
+    assert strict.image_threshold > before.image_threshold and strict.map_threshold > before.map_threshold
+    assert strict.image_scores == before.image_scores
+    assert detector.calibrate("nut", max_false_alarm_rate=before.max_false_alarm_rate) == before
+
+
+def test_a_lone_image_is_joined_by_others(detector, photograph):
+    detector.enroll("gasket", [photograph(70)])
+    assert detector.calibrate("gasket", max_false_alarm_rate=0.02).estimate == "copies"
+    threshold = detector.calibrate("gasket", others(photograph, 2))
+    assert (threshold.image_count, threshold.estimate) == (2, "extrapolated")
+    assert not threshold.jittered_image_scores
+
+
+def test_new_normals_join_before_those_held_out(detector, photograph):
+    held_out = detector.calibrate("nut", others(photograph, 2))
+    threshold = detector.add_normals("nut", [photograph(70)])
+    assert threshold.held_out == 2 and threshold.image_count == 6
+    assert threshold.image_scores[:3] == held_out.image_scores[:3]
+    assert threshold.image_scores[4:] == held_out.image_scores[3:]
+
+
+def test_scores_of_earlier_versions_are_dropped_because_they_count_copies(detector, photograph):
+    old = detector.model.products.named("nut").record.threshold
+    for field in dataclasses.fields(old):  # what they did not keep has the value that it is read with
+        if field.name in ("image_count", "held_out", "estimate", "attainable_rate"):
+            setattr(old, field.name, field.default)
+        if field.name.startswith("jittered"):
+            setattr(old, field.name, [])
+    [result] = detector([photograph(70)], class_name="nut")
+    assert result["label"] and result["p_value"] is None
+    assert detector.calibrate("nut", others(photograph, 2)).image_count == 2
+
+
+def test_a_calibration_that_cannot_be_changes_nothing(detector, photograph, make_model, make_processor):
+    detector.enroll("gasket", normals_of(photograph, 2))
+    detector.calibrate("gasket", others(photograph, 2))
+    before = state_of(detector.model)
+    for images, rate, words in (
+        (None, None, "Nothing would change"),
+        (others(photograph, 1), None, "known already: image 1"),
+        (normals_of(photograph, 2)[:1], None, "known already: image 1"),
+        ([], None, "No good images"),
+        (None, 0.7, "within 0 and 0.5, got 0.7"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            detector.calibrate("gasket", images, max_false_alarm_rate=rate)
+    with pytest.raises(ValueError, match="'ring' is not known"):
+        detector.calibrate("ring", max_false_alarm_rate=0.1)
+    assert_unchanged(detector.model, before)
+    unfitted = detector_of(make_model(), make_processor())
+    with pytest.raises(ValueError, match="'bolt' has no threshold yet: give it good images with add_normals"):
+        unfitted.calibrate("bolt", max_false_alarm_rate=0.1)
+
+
+def test_a_saved_threshold_keeps_its_statement(detector, photograph, tmp_path):
+    detector.calibrate("nut", others(photograph, 2))
+    detector.save_pretrained(tmp_path)
+    read = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path))  # its processor lies beside it
+    assert read.products == detector.products
+    threshold = read.calibrate("nut", others(photograph, 3)[2:])
+    assert (threshold.image_count, threshold.held_out) == (6, 3)
+
+
+# --- Where the verbs are ---
+
+
+def test_the_detector_finds_its_own_processor_or_says_what_is_missing(make_detector, photograph, tmp_path):
+    model, processor = make_detector()
+    with pytest.raises(ValueError, match="cannot be loaded from .*give processor="):
+        AnomalyDetectionPipeline(model)
+    detector_of(model, processor).save_pretrained(tmp_path)
+    processor.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        detector_of(model, processor).enroll("gasket", normals_of(photograph, 2))
+    assert AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path)).processor.class_names == ["bolt", "nut"]
+
+
+def test_a_processor_of_another_detector_is_refused(make_detector, make_processor):
+    model, _ = make_detector()
+    with pytest.raises(ValueError, match=r"processor knows the products \['x'\], the model \['bolt', 'nut'\]"):
+        detector_of(model, make_processor(class_names=["x"]))
+
+
+@pytest.mark.parametrize(
+    ("former", "words"),
+    [
+        *(
+            (verb, f"{verb} is a verb of the detector")
+            for verb in ("enroll", "add_normals", "forget", "set_ignore_mask")
+        ),
+        ("refine_line", "calibrate is a verb of the detector"),
+        ("as_pipeline", "The model is a part of the detector"),
+    ],
+)
+def test_the_model_says_where_its_former_verbs_are(make_model, former, words):
+    model = make_model()
+    assert not hasattr(model, former)
+    with pytest.raises(AttributeError, match=f'{words}.*pipeline\\("image-anomaly-detection"'):
+        getattr(model, former)
