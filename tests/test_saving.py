@@ -285,3 +285,36 @@ def test_a_new_detector_is_saved_as_an_adapter_at_once(make_model, small_clip_fo
     assert torch.equal(read(make_pixels(2)).anomaly_maps, model(make_pixels(2)).anomaly_maps)
     storages = {each.text_embeddings.untyped_storage().data_ptr() for each in model.products}
     assert len(storages) == 2
+
+
+def test_code_of_another_version_in_the_folder_is_replaced(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    fresh = code_in(tmp_path)
+    for name in fresh:
+        (tmp_path / name).write_text("raise ImportError\n", "utf-8")
+    make_model().save_pretrained(tmp_path)
+    assert code_in(tmp_path) == fresh
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_threshold_that_was_moved_by_hand_is_saved(fitted, small_clip_folder, tmp_path, adapter):
+    model, processor, photographs = fitted
+    model.products.named("nut").record.threshold.image_threshold *= 2
+    detector_of(model, processor).save_pretrained(tmp_path, adapter=adapter)
+    if adapter:
+        read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder)
+    else:
+        read = AnoPLeModel.from_pretrained(tmp_path)
+    inputs = processor(photographs, class_names="nut")
+    assert_same(model(**inputs), read(**inputs))
+    assert read.config.products == model.config.products
+
+
+def test_the_processor_that_is_used_with_a_model_is_saved_with_it(fitted, photograph, tmp_path):
+    model, processor, _ = fitted
+    processor.white_value = 4095
+    detector_of(model, processor).enroll("gasket", [photograph(50), photograph(51)])
+    model.save_pretrained(tmp_path)
+    read = AnoPLeProcessor.from_pretrained(tmp_path)
+    assert read.class_names == ["bolt", "nut", "gasket"] and read.white_value == 4095
