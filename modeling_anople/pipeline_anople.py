@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .calibration_anople import ProductThreshold
+from .checkpoint_anople import BOTH, PUSH_ARGUMENTS
 from .enrollment_anople import (
     IgnoreMasks,
     ImageSources,
@@ -357,21 +359,41 @@ class AnomalyDetectionPipeline(Pipeline):
 
     # Saving.
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *, adapter: bool = False, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        adapter: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs,
+    ) -> None:
         """
         Write the detector's folder: weights, config, processor and code.
 
         Args:
             save_directory: the folder.
             adapter: whether to leave the frozen CLIP out (see [`AnoPLeModel.load_adapter`]).
-            kwargs: those of transformers' `save_pretrained`; `push_to_hub=True` pushes it all.
+            push_to_hub: whether to push it all as well, as `push_to_hub` does.
+            repo_id: where to; by default the name of the folder.
+            kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
+
+        Raises:
+            ValueError: for an adapter that is to be pushed, or saved with options of transformers.
         """
+        if adapter and (push_to_hub or kwargs):
+            given = [*(["push_to_hub"] if push_to_hub else []), *kwargs]
+            raise ValueError(f"An adapter takes no {', '.join(given)}: save it, and push its folder.")
         os.makedirs(save_directory, exist_ok=True)
         self.processor.save_pretrained(save_directory)
         if adapter:
             self.model.save_adapter(save_directory)
-        else:
-            self.model.save_pretrained(save_directory, **kwargs)
+            return
+        pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
+        saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        self.model.save_pretrained(save_directory, **saving)
+        if push_to_hub:  # with this processor: the model by itself knows but the one that lies where it came from
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
 
 
 __all__ = ["AnomalyDetectionPipeline", "Prediction", "predict"]
