@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .calibration_anople import ProductThreshold
-from .checkpoint_anople import BOTH, PUSH_ARGUMENTS
 from .enrollment_anople import (
     IgnoreMasks,
     ImageSources,
@@ -26,7 +24,7 @@ from .enrollment_anople import (
 )
 from .explanation_anople import Explanation, explain
 from .images_anople import ImageError, ImageSource, is_one_photograph, mask_out_array, photographs_of, source_path
-from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_image
+from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, composed
@@ -113,10 +111,15 @@ def predict(
         ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
             below 1, the memory's part of a detector without one, or what a graph cannot do.
     """
-    if explain and not isinstance(detector, AnoPLeModel):
+    if explain and not hasattr(detector, "memory_features"):
         raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
-    if isinstance(detector, AnoPLeModel):
+    if isinstance(detector, torch.nn.Module):
         detector.eval()  # in training it looks nothing up in its memory
+    if processor.class_names != detector.config.class_names:
+        raise ValueError(
+            f"The processor knows the products {processor.class_names}, the detector {detector.config.class_names}: give the "
+            "processor that belongs to this detector."
+        )
     threshold = detector.config.threshold if threshold is None else threshold
     start = time.perf_counter()
     batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
@@ -140,17 +143,17 @@ def _predict_batch(
     threshold: float,
 ) -> list[Prediction]:
     """Cut, judge and describe the images of a batch."""
-    predictions, tiled, places = [Prediction(opened.source, opened.error) for opened in batch], [], []
-    for place, opened in enumerate(batch):
-        if opened.error is None:
-            class_id = None if opened.class_name is None else processor.class_id(opened.class_name)
-            try:
-                tiled.append(
-                    tile_image(detector, processor, opened.image, opened.ignore_mask, class_id, tiling=tiling)
-                )
-                places.append(place)
-            except ImageError as error:  # its product's mask has another size
-                predictions[place].error = str(error)
+    predictions = [Prediction(opened.source, opened.error) for opened in batch]
+    readable = [place for place, opened in enumerate(batch) if opened.error is None]
+    tiled, places = [], []
+    for place, image in zip(
+        readable, tile_images(detector, processor, [batch[place] for place in readable], tiling=tiling), strict=True
+    ):
+        if isinstance(image, ImageError):  # its product's mask has another size
+            predictions[place].error = str(image)
+        else:
+            tiled.append(image)
+            places.append(place)
     for place, image, judged in zip(places, tiled, predict_tiles(detector, tiled, part=part), strict=True):
         if judged is None:
             predictions[place].error = "The ignore_mask leaves no patch that counts: mark less of the image."
@@ -239,6 +242,7 @@ class AnomalyDetectionPipeline(Pipeline):
             )
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
+        self.model.own_processor = self.processor
         self.model.eval()
 
     # Judging.
@@ -359,41 +363,21 @@ class AnomalyDetectionPipeline(Pipeline):
 
     # Saving.
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        adapter: bool = False,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **kwargs,
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *, adapter: bool = False, **kwargs) -> None:
         """
         Write the detector's folder: weights, config, processor and code.
 
         Args:
             save_directory: the folder.
             adapter: whether to leave the frozen CLIP out (see [`AnoPLeModel.load_adapter`]).
-            push_to_hub: whether to push it all as well, as `push_to_hub` does.
-            repo_id: where to; by default the name of the folder.
-            kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
-
-        Raises:
-            ValueError: for an adapter that is to be pushed, or saved with options of transformers.
+            kwargs: those of transformers' `save_pretrained`; `push_to_hub=True` pushes it all.
         """
-        if adapter and (push_to_hub or kwargs):
-            given = [*(["push_to_hub"] if push_to_hub else []), *kwargs]
-            raise ValueError(f"An adapter takes no {', '.join(given)}: save it, and push its folder.")
-        os.makedirs(save_directory, exist_ok=True)
-        self.processor.save_pretrained(save_directory)
+        if adapter and kwargs:
+            raise ValueError(f"An adapter is saved by itself: leave out {', '.join(kwargs)}, and push its folder.")
         if adapter:
             self.model.save_adapter(save_directory)
-            return
-        pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
-        saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
-        self.model.save_pretrained(save_directory, **saving)
-        if push_to_hub:  # with this processor: the model by itself knows but the one that lies where it came from
-            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
+        else:
+            self.model.save_pretrained(save_directory, **kwargs)
 
 
 __all__ = ["AnomalyDetectionPipeline", "Prediction", "predict"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople.inference_anople import open_batches, prepare_tiles, tile_image
+from modeling_anople.inference_anople import OpenedImage, open_batches, prepare_tiles, tile_images
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
 
@@ -290,19 +290,23 @@ def test_batches_are_those_of_one_after_the_other(four_threads, make_processor, 
     assert [each.error for each in together] == [each.error for each in apart] and "3.png" in together[3].error
 
 
+def tile_image(model, processor, image, mask=None, class_name=None, **options):
+    return tile_images(model, processor, [OpenedImage("image", image, mask, class_name)], **options)[0]
+
+
 def test_an_image_is_cut_as_its_product_wants_it_or_as_it_is_said(mixture, photograph):
     model, processor = mixture
     image, ids = photograph(9), {name: number for number, name in enumerate(model.config.class_names)}
     plain, cut, masked, both = (
-        tile_image(model, processor, image, class_id=ids[name]) for name in ("bolt", "gasket", "ring", "seal")
+        tile_image(model, processor, image, class_name=name) for name in ("bolt", "gasket", "ring", "seal")
     )
     assert [each.layout and len(each.layout.boxes) for each in (plain, cut, masked, both)] == [None, 4, None, 4]
     assert [each.ignore_mask is None for each in (plain, cut, masked, both)] == [True, True, False, False]
     assert not any(each.identified for each in (plain, cut, masked, both))
-    assert len(tile_image(model, processor, image, class_id=ids["bolt"], tiling=(1, 3)).boxes) == 3
-    assert tile_image(model, processor, image, class_id=ids["gasket"], tiling=None).layout is None
+    assert len(tile_image(model, processor, image, class_name="bolt", tiling=(1, 3)).boxes) == 3
+    assert tile_image(model, processor, image, class_name="gasket", tiling=None).layout is None
     nothing = np.zeros((40, 48), dtype=bool)
-    assert not tile_image(model, processor, image, nothing, ids["ring"]).ignore_mask.any()
+    assert not tile_image(model, processor, image, nothing, "ring").ignore_mask.any()
     found = tile_image(model, processor, normals_of(photograph, 4, 5)[4])
     assert found.identified and found.class_id == ids["seal"] and len(found.boxes) == 4
     pixels, masks = prepare_tiles([(plain, 0), (masked, 0)])
