@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from modeling_anople import ImageError, load_photograph
+from modeling_anople import ImageError, load_image
 from modeling_anople.images_anople import act_on_each, load_mask
 
 
@@ -69,21 +69,21 @@ def test_every_kind_of_file_has_the_right_colours(tmp_path, name):
     image, options, expected = KINDS[name]
     image.save(tmp_path / name, **options)
     for source in (tmp_path / name, str(tmp_path / name), (tmp_path / name).read_bytes()):
-        photograph = load_photograph(source)
+        photograph = load_image(source)
         assert photograph.mode == "RGB"
         np.testing.assert_allclose(np.asarray(photograph, dtype=float), expected, atol=1)
 
 
 def test_cmyk_jpeg_is_not_inverted(tmp_path):
     Image.new("RGB", (16, 16), (200, 60, 30)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    np.testing.assert_allclose(np.asarray(load_photograph(tmp_path / "a.jpg"))[8, 8], (200, 60, 30), atol=6)
+    np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.jpg"))[8, 8], (200, 60, 30), atol=6)
 
 
 @pytest.mark.parametrize(("white", "brightest"), [(None, 16), (4095, 255)])
 def test_twelve_bit_ramp_keeps_its_order_and_is_not_clipped(tmp_path, white, brightest):
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    values = np.asarray(load_photograph(tmp_path / "ramp.png", white_value=white))[..., 0].ravel().astype(int)
+    values = np.asarray(load_image(tmp_path / "ramp.png", white_value=white))[..., 0].ravel().astype(int)
     assert (np.diff(values) >= 0).all() and values[0] == 0 and values[-1] == brightest
     counts = np.bincount(values)[1:-1]
     assert counts.min() >= 4096 // (brightest + 1) - 17 and counts.max() - counts.min() <= 1  # evenly spread
@@ -99,7 +99,7 @@ def test_exif_rotated_photographs_are_upright(tmp_path, orientation, ending, tol
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored[::down, ::right]).save(tmp_path / f"a.{ending}", exif=exif)
-    photograph = load_photograph(tmp_path / f"a.{ending}")
+    photograph = load_image(tmp_path / f"a.{ending}")
     assert photograph.size == (128, 96)
     np.testing.assert_allclose(np.asarray(photograph, dtype=float)[8::16, 8::16], COLOUR, atol=tolerance)
 
@@ -108,7 +108,7 @@ def test_exif_rotated_photographs_are_upright(tmp_path, orientation, ending, tol
 def test_first_frame_of_an_animation_counts(tmp_path, name):
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    assert load_photograph(tmp_path / name).getpixel((2, 2)) == (255, 0, 0)
+    assert load_image(tmp_path / name).getpixel((2, 2)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (1, 40), (40, 3), (8000, 2000)])
@@ -129,7 +129,7 @@ def test_odd_sizes_reach_the_model_as_the_same_square(tmp_path, make_processor, 
 def test_any_path_opens(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     Image.fromarray(COLOUR).save(tmp_path / name)
-    assert (np.asarray(load_photograph(str(tmp_path / name))) == COLOUR).all()
+    assert (np.asarray(load_image(str(tmp_path / name))) == COLOUR).all()
 
 
 def encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
@@ -162,27 +162,27 @@ def test_broken_files_are_refused_by_name_with_the_remedy(tmp_path, name):
     data, message = BROKEN[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ImageError, match=f"{name}: .*{message}") as caught:
-        load_photograph(tmp_path / name)
+        load_image(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_file_is_refused_by_name_with_the_remedy(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ImageError, match=r"folder\.png: is a folder, not a photograph: give the files inside"):
-        load_photograph(tmp_path / "folder.png")
+        load_image(tmp_path / "folder.png")
     with pytest.raises(ImageError, match=r"gone\.png: there is no such file"):
-        load_photograph(tmp_path / "gone.png")
+        load_image(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="x{300}: cannot be read whole"):
-        load_photograph(tmp_path / ("x" * 300))
+        load_image(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_a_file_cut_anywhere_is_refused(kind):
     whole = encoded(kind)
-    assert load_photograph(whole).size == (64, 48)
+    assert load_image(whole).size == (64, 48)
     for share in np.linspace(0, 0.95, 20):
         with pytest.raises(ImageError, match="image in memory: .* remove"):
-            load_photograph(whole[: int(share * len(whole))])
+            load_image(whole[: int(share * len(whole))])
 
 
 def test_damaged_files_raise_nothing_else():
@@ -195,7 +195,7 @@ def test_damaged_files_raise_nothing_else():
             for place in (len(whole) * generator.random(4) ** 2).astype(int):
                 damaged[place] = generator.integers(256)
             try:
-                outcomes.append(load_photograph(bytes(damaged)).mode)
+                outcomes.append(load_image(bytes(damaged)).mode)
             except ImageError:
                 outcomes.append("refused")
     assert {*outcomes} == {"RGB", "refused"}
@@ -231,7 +231,7 @@ IN_MEMORY = {
 @pytest.mark.parametrize("name", IN_MEMORY)
 def test_images_in_memory_have_the_right_colours(name):
     source, expected = IN_MEMORY[name]
-    np.testing.assert_allclose(np.asarray(load_photograph(source), dtype=float), expected, atol=1)
+    np.testing.assert_allclose(np.asarray(load_image(source), dtype=float), expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_images_in_memory_have_the_right_colours(name):
 )
 def test_images_in_memory_that_mean_something_else_are_refused(source, message):
     with pytest.raises(ImageError, match=message):
-        load_photograph(source)
+        load_image(source)
 
 
 MARKED = GREY > 200

@@ -70,6 +70,7 @@ def test_the_threshold_is_calibrated_by_images_or_for_another_rate(capsys, check
     threshold = nut.record.threshold
     assert (threshold.image_count, threshold.held_out, threshold.estimate) == (5, 5, "rank")
     assert threshold.attainable_rate == pytest.approx(1 / 6) and bolt.bank.size == nut.bank.size == 48
+    assert bolt.record.image_vectors == nut.record.image_vectors == [16, 16, 16]
     table = run(capsys, "products", checkpoint)
     drawn = f"; line {threshold.image_threshold:.4f} for 0.2 false alarms"
     assert table.rstrip().endswith(f"calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png{drawn}")
@@ -146,6 +147,7 @@ def test_an_adapter_stays_an_adapter(capsys, checkpoint, small_clip_folder, pict
     assert not (adapter / "model.safetensors").exists()
     again = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder)))
     assert [each.name for each in again.products] == again.processor.class_names == ["bolt", "nut", "washer", "gasket"]
+    assert AnoPLeProcessor.from_pretrained(adapter).class_names == again.processor.class_names
     answers = [each(image, class_name="gasket")["score"] for each in (detector, again)]
     assert answers[0] == pytest.approx(answers[1], abs=1e-4)
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError, __version__, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError, __version__, load_image
 from modeling_anople import cli as program
 from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
-from modeling_anople.images_anople import list_photographs
+from modeling_anople.images_anople import list_images
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime import start_logging
 from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
@@ -133,7 +133,7 @@ def test_predict_writes_overlays_at_the_images_own_size(capsys, tmp_path, checkp
     assert len({line["overlay"] for line in lines}) == 3
     model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
     for line, path in zip(lines, pictures, strict=True):
-        picture, original = Image.open(line["overlay"]), load_photograph(path)
+        picture, original = Image.open(line["overlay"]), load_image(path)
         width, height = original.size
         assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
         [prediction] = predict(model, processor, [path], class_names="bolt")
@@ -157,7 +157,7 @@ def test_predict_takes_folders_in_order(capsys, checkpoint, pictures, photograph
     assert (
         [line["path"] for line in lines]
         == [str(path) for path in expected]
-        == list(map(str, list_photographs([folder, pictures[1]])))
+        == list(map(str, list_images([folder, pictures[1]])))
     )
 
 
@@ -268,11 +268,11 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
 
 
 def test_masks_of_a_data_set_are_no_images(drawn, caplog):
-    paths = list_photographs([drawn])
+    paths = list_images([drawn])
     assert paths and not [path for path in paths if "ground_truth" in path.parts]
     assert re.search(r"\d+ masks in ground_truth are passed over", caplog.text)
     masks = next(drawn.glob("*/ground_truth"))
-    assert list_photographs([masks])  # where they are asked for
+    assert list_images([masks])  # where they are asked for
 
 
 def test_an_export_names_the_extra_of_its_format(capsys, monkeypatch, checkpoint, tmp_path):
@@ -380,9 +380,9 @@ def test_an_address_is_not_taken_for_a_file(capsys, checkpoint):
     assert main(["predict", str(checkpoint), "https://example.com/a.png"]) == 2
     assert "https://example.com/a.png is an address, and none is fetched" in capsys.readouterr().err
     with pytest.raises(ImageError, match="https://example.com/a.png: addresses are not fetched: download"):
-        load_photograph("https://example.com/a.png")
+        load_image("https://example.com/a.png")
     with pytest.raises(ImageError, match="there is no such file"):
-        load_photograph("C:/none.png")
+        load_image("C:/none.png")
 
 
 # --- What cannot be used ---
