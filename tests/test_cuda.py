@@ -1,7 +1,9 @@
 """On a GPU: the answers of the CPU, by every road. Left out where there is none."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -13,7 +15,7 @@ from modeling_anople.runtime.loading import computing_device, load_judge
 from modeling_anople.training import main as fit_program
 
 from . import fitting
-from .detectors import normals_of, write_detector
+from .detectors import detector_of, normals_of, write_detector
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
@@ -50,7 +52,7 @@ def lines_of(capsys, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("config", [{}, {"class_identity": "pooled"}, {"fusion_scale": "normal"}])
+@pytest.mark.parametrize("config", [{}, {"class_identity": "pooled"}, {"memory_rotations": "quarter_turns"}])
 def test_scores_and_maps_are_those_of_the_cpu(make_detector, make_pixels, config):
     model, _ = make_detector(**config)
     pixels, ids = make_pixels(5), torch.tensor([0, 1, 1, 0, 1])
@@ -66,19 +68,51 @@ def test_scores_and_maps_are_those_of_the_cpu(make_detector, make_pixels, config
                 torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), **CLOSE)
 
 
-def test_learning_a_product_on_the_gpu_gives_the_line_of_the_cpu(make_detector, photograph):
-    lines = {}
+def test_learning_a_product_on_the_gpu_gives_the_threshold_of_the_cpu(make_detector, photograph):
+    thresholds = {}
     for device in ("cpu", "cuda"):
         model, processor = make_detector()
-        model.to(device).enroll("washer", normals_of(photograph, 3), processor=processor)
-        lines[device] = model.config.calibration["washer"]
-        assert model.memory.bank(2).device.type == device
-    assert lines["cuda"].keys() == lines["cpu"].keys()
-    for name, value in lines["cpu"].items():
-        if isinstance(value, str):
-            assert lines["cuda"][name] == value
-        else:
-            torch.testing.assert_close(torch.tensor(lines["cuda"][name]), torch.tensor(value), **CLOSE)
+        detector, mask = detector_of(model.to(device), processor), np.zeros((40, 48), dtype=bool)
+        mask[20:, 24:] = True
+        assert detector.device.type == device
+        images = normals_of(photograph, 3, 6)
+        detector.enroll("washer", images[:3], ignore_mask=mask)
+        detector.add_normals("washer", images[3:5])
+        detector.calibrate("washer", images[5:])
+        detector.enroll("ring", normals_of(photograph, 4), tiling=(2, 2))
+        detector.forget("bolt")
+        thresholds[device] = [dataclasses.asdict(each.threshold) for each in detector.products]
+        assert {buffer.device.type for buffer in detector.model.products.buffers()} == {device}
+    for here, there in zip(thresholds["cuda"], thresholds["cpu"], strict=True):
+        assert here.keys() == there.keys()
+        for name, value in there.items():
+            if isinstance(value, str):
+                assert here[name] == value
+            else:
+                torch.testing.assert_close(torch.tensor(here[name]), torch.tensor(value), **CLOSE)
+
+
+@pytest.mark.parametrize("identity", ["given", "predicted", "pooled"])
+def test_the_detector_answers_as_on_the_cpu(make_detector, photograph, identity):
+    answers = {}
+    for device in ("cpu", "cuda"):
+        model, processor = make_detector(class_identity=identity)
+        detector = detector_of(model.to(device), processor)
+        mask = np.zeros((40, 48), dtype=bool)
+        mask[20:, 24:] = True
+        detector.set_ignore_mask("nut", mask)
+        images = [normals_of(photograph, owner, 5)[4] for owner in (0, 1, 1)]
+        answers[device] = [
+            result
+            for tiling in ("same", (2, 2))
+            for result in detector(images, tiling=tiling, explain=True, batch_size=2)
+        ]
+    for here, there in zip(answers["cuda"], answers["cpu"], strict=True):
+        assert here["error"] is there["error"] is None
+        assert (here["label"], here["class_name"]) == (there["label"], there["class_name"])
+        assert here["score"] == pytest.approx(there["score"], abs=1e-3)
+        np.testing.assert_allclose(here["anomaly_map"], there["anomaly_map"], atol=1e-3)
+        assert here["explanation"].score == pytest.approx(there["explanation"].score, abs=1e-3)
 
 
 def test_predict_takes_the_gpu_by_itself_and_the_cpu_when_told(detector, files, capsys, monkeypatch):
@@ -120,7 +154,7 @@ def test_a_fit_on_the_gpu_is_measured_alike_on_the_cpu(tmp_path, precision, caps
 
 
 @pytest.mark.parametrize(
-    "mode", ["", "--mixed_precision bf16", "--coupling uncoupled --prefix add", "--decoder_head conv"]
+    "mode", ["", "--mixed_precision bf16", "--coupling uncoupled --prefix none", "--decoder_head conv"]
 )
 def test_the_same_seed_gives_the_same_bits(tmp_path, small_clip_folder, photograph, mode):
     data = fitting.write_products(tmp_path / "data", photograph)

@@ -424,6 +424,23 @@ def test_enough_of_them_set_the_threshold_by_rank_alone(detector, photograph):
     assert ranks == pytest.approx([number / 10 for number in range(2, 11)]) and ranks[-1] == 1
 
 
+def test_given_all_that_is_remembered_a_threshold_is_exact_again(make, photograph):
+    images, at_once, later = normals_of(photograph, 2, 5), make(), make()
+    exact = at_once.enroll("gasket", images)
+    later.enroll("gasket", images[:2])
+    rough = later.add_normals("gasket", images[2:])
+    tensors = state_of(later.model)[1]
+    threshold = later.calibrate("gasket", images[::-1])  # in any order
+    assert threshold.image_scores == pytest.approx(exact.image_scores, abs=1e-5) != rough.image_scores
+    assert threshold.image_threshold == pytest.approx(exact.image_threshold, rel=1e-3)
+    assert (threshold.image_count, threshold.held_out) == (5, 0)
+    for name, value in state_of(later.model)[1].items():
+        assert torch.equal(value, tensors[name]), name
+    entry = later.model.config.history[-1]
+    assert entry["action"] == "calibrate" and not entry["digests"]
+    assert later.calibrate("gasket", others(photograph, 2)).held_out == 2  # whose names the log does not count twice
+
+
 def test_only_the_rate_may_change(detector):
     before = threshold_of(detector, "nut")
     strict = detector.calibrate("nut", max_false_alarm_rate=0.01)

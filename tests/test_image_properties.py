@@ -1,4 +1,4 @@
-"""Properties of photographs and tiles that hold whatever comes: any size, mode and aspect, any map."""
+"""Properties of images and tiles that hold whatever comes: any size, mode and aspect, any map."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as draw  # noqa: E402
 from modeling_anople import load_image  # noqa: E402
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles  # noqa: E402
 
-from .detectors import fit  # noqa: E402
+from .detectors import detector_of  # noqa: E402
 
 
 CALM = {"deadline": None, "derandomize": True, "database": None}
@@ -78,12 +78,12 @@ def test_any_mode_becomes_rgb_of_its_own_size(mode, width, height, seed):
 
 @settings(max_examples=30, **CALM)
 @given(white=draw.sampled_from([255, 1023, 4095, 16383, 65535]), seed=draw.integers(0, 99))
-def test_greyscale_is_scaled_by_a_fixed_rule_never_by_the_photograph(white, seed):
+def test_greyscale_is_scaled_by_a_fixed_rule_never_by_the_image(white, seed):
     values = np.sort(np.random.default_rng(seed).integers(0, white + 1, 300).astype(np.uint16))[None]
     grey = np.asarray(load_image(values, white_value=white))[0, :, 0].astype(int)
     assert np.array_equal(grey, np.rint(255 * (values[0] / white)).astype(int))
     part = np.asarray(load_image(values[:, :150], white_value=white))[0, :, 0]
-    assert np.array_equal(part, grey[:150])  # what else is on the photograph does not matter
+    assert np.array_equal(part, grey[:150])  # what else is on the image does not matter
 
 
 def test_a_twelve_bit_ramp_keeps_its_steps():
@@ -93,9 +93,8 @@ def test_a_twelve_bit_ramp_keeps_its_steps():
 
 
 @pytest.fixture
-def detect(make_model, make_processor, photograph):
-    processor = make_processor()
-    return fit(make_model(), processor, photograph).as_pipeline(processor)
+def detect(make_detector):
+    return detector_of(*make_detector())
 
 
 def test_any_size_mode_and_aspect_gives_a_finite_map_of_exactly_the_inputs_size(detect):

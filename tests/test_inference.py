@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_anople import ImageError
 from modeling_anople.inference_anople import OpenedImage, open_batches, prepare_tiles, tile_images
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
@@ -250,6 +251,14 @@ def test_wrong_arguments_are_refused(detector, images, options, message):
         list(predict(*detector, images, **options))
 
 
+def test_a_processor_of_another_detector_is_refused(detector, make_processor, images):
+    other = make_processor(class_names=["nut", "bolt"])
+    with pytest.raises(
+        ValueError, match=r"processor knows the products \['nut', 'bolt'\], the detector \['bolt', 'nut'\]"
+    ):
+        next(predict(detector[0], other, images))
+
+
 def test_memory_of_an_unfitted_detector_is_refused(make_model, make_processor, images):
     with pytest.raises(ValueError, match="remembers nothing: fit it"):
         list(predict(make_model(), make_processor(), images, class_names="bolt", part="memory"))
@@ -296,19 +305,30 @@ def tile_image(model, processor, image, mask=None, class_name=None, **options):
 
 def test_an_image_is_cut_as_its_product_wants_it_or_as_it_is_said(mixture, photograph):
     model, processor = mixture
-    image, ids = photograph(9), {name: number for number, name in enumerate(model.config.class_names)}
-    plain, cut, masked, both = (
-        tile_image(model, processor, image, class_name=name) for name in ("bolt", "gasket", "ring", "seal")
+    names, nothing = ["bolt", "gasket", "ring", "seal"], np.zeros((40, 48), dtype=bool)
+
+    def cut(image: Image.Image, *names: str | None, mask: np.ndarray | None = None, **options) -> list:
+        opened = [OpenedImage(image, image, mask, name) for name in names]
+        return tile_images(model, processor, opened, **options)
+
+    image = photograph(9)
+    tiled = cut(image, *names)
+    assert [each.layout and len(each.layout.boxes) for each in tiled] == [None, 4, None, 4]
+    assert [each.ignore_mask is None for each in tiled] == [True, True, False, False]
+    assert [each.class_id for each in tiled] == [model.products.id_of(name) for name in names]
+    assert not any(each.identified for each in tiled)
+    assert len(cut(image, "bolt", tiling=(1, 3))[0].boxes) == 3
+    assert cut(image, "gasket", tiling=None)[0].layout is None
+    assert not cut(image, "ring", mask=nothing)[0].ignore_mask.any()
+    named, found = cut(normals_of(photograph, 4, 5)[4], "nut", None)
+    assert found.identified and found.class_id == model.products.id_of("seal") and len(found.boxes) == 4
+    assert not named.identified and named.class_id == model.products.id_of("nut")
+    fits, other = tile_images(
+        model, processor, [OpenedImage(each, each, None, "ring") for each in (image, photograph(9, size=(60, 30)))]
     )
-    assert [each.layout and len(each.layout.boxes) for each in (plain, cut, masked, both)] == [None, 4, None, 4]
-    assert [each.ignore_mask is None for each in (plain, cut, masked, both)] == [True, True, False, False]
-    assert not any(each.identified for each in (plain, cut, masked, both))
-    assert len(tile_image(model, processor, image, class_name="bolt", tiling=(1, 3)).boxes) == 3
-    assert tile_image(model, processor, image, class_name="gasket", tiling=None).layout is None
-    nothing = np.zeros((40, 48), dtype=bool)
-    assert not tile_image(model, processor, image, nothing, "ring").ignore_mask.any()
-    found = tile_image(model, processor, normals_of(photograph, 4, 5)[4])
-    assert found.identified and found.class_id == ids["seal"] and len(found.boxes) == 4
+    assert fits.ignore_mask is not None
+    assert isinstance(other, ImageError) and "keeps an ignore_mask of 48 x 40" in str(other)
+    plain, _, masked, _ = tiled
     pixels, masks = prepare_tiles([(plain, 0), (masked, 0)])
     assert pixels.shape == (2, 3, 32, 32) and not masks[0].any() and masks[1].any()
     assert prepare_tiles([(plain, 0)])[1] is None

@@ -322,7 +322,7 @@ def test_a_detector_is_saved_without_its_clip(own, photograph, small_clip_folder
     again = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(tmp_path, clip=str(small_clip_folder)))
     assert again.products == own.products
     assert_alike(again(normals_of(photograph, 2)), own(normals_of(photograph, 2)))
-    with pytest.raises(ValueError, match="adapter takes no push_to_hub: save it, and push its folder"):
+    with pytest.raises(ValueError, match="An adapter is saved by itself: leave out push_to_hub, and push its folder"):
         own.save_pretrained(tmp_path / "other", adapter=True, push_to_hub=True)
 
 

@@ -1,6 +1,5 @@
 """The processor: photographs, names and masks to tensors, answers to results, and back from a saved folder."""
 
-import io
 import json
 
 import numpy as np
@@ -11,82 +10,9 @@ from transformers import AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError, load_image
-from modeling_anople.processing_anople import load_mask
+from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError
 
 from .detectors import write_detector
-
-
-GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # a ramp from 0 to 235
-COLOUR = np.stack([GREY, GREY[::-1], np.full_like(GREY, 77)], axis=-1)
-ALPHA = np.where(GREY < 100, 0, 255).astype(np.uint8)
-
-
-def grey(values: np.ndarray) -> np.ndarray:
-    return np.repeat(values[..., None], 3, axis=-1)
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
-
-
-IN_MEMORY = {
-    "uint8": (COLOUR, COLOUR),
-    "grey": (GREY[..., None], grey(GREY)),
-    "rgba": (np.dstack([COLOUR, ALPHA]), np.where(grey(ALPHA) == 0, 255, COLOUR)),
-    "float": (COLOUR / 255, COLOUR),
-    "a little outside": (COLOUR / 200, np.clip(COLOUR / 200 * 255, 0, 255)),
-    "uint16": (COLOUR.astype(np.uint16) * 257, COLOUR),
-    "bool": (GREY > 100, grey((GREY > 100) * 255)),
-    "tensor": (torch.from_numpy(COLOUR.copy()).permute(2, 0, 1), COLOUR),
-    "half tensor": (torch.from_numpy(GREY / 255)[None].bfloat16(), grey(GREY)),
-    "picture": (Image.fromarray(COLOUR), COLOUR),
-    "table": ({"path": "a.png", "bytes": png(Image.fromarray(COLOUR))}, COLOUR),
-}
-
-
-@pytest.mark.parametrize("name", IN_MEMORY)
-def test_images_in_memory_have_the_right_colours(name):
-    source, expected = IN_MEMORY[name]
-    np.testing.assert_allclose(np.asarray(load_image(source), dtype=float), expected, atol=1)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (COLOUR.astype(float), "values from 0 to 235 do not fit the usual white of 1: scale them"),
-        ((COLOUR / 255 - 0.45) / 0.2, "do not fit the usual white of 1"),
-        (COLOUR.astype(np.int64), "int64 says nothing about white: give uint8"),
-        (COLOUR[..., :2], r"shape \(6, 8, 2\) is no image: give \(height, width\)"),
-        (np.zeros((0, 8), np.uint8), r"shape \(0, 8\) is no image"),
-        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\) is no image"),
-        (None, "a NoneType is no photograph: give a path"),
-        ([COLOUR], "a list is no photograph: give a path"),
-        ({"path": None, "bytes": None}, "image in a table: a NoneType is no photograph"),
-    ],
-)
-def test_images_in_memory_that_mean_something_else_are_refused(source, message):
-    with pytest.raises(ImageError, match=message):
-        load_image(source)
-
-
-MARKED = GREY > 200
-MASKS = {
-    "ones.png": Image.fromarray(MARKED.astype(np.uint8)),
-    "labels.png": Image.fromarray(MARKED.astype(np.uint16)),
-    "labels.tif": Image.fromarray(MARKED.astype(np.int32) * 3),
-    "shares.tif": Image.fromarray(MARKED.astype(np.float32) * 0.01),
-    "bits.png": Image.fromarray(MARKED),
-    "clear.png": Image.fromarray(np.dstack([np.full_like(COLOUR, 200), MARKED * np.uint8(255)])),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_mark_whatever_is_above_zero(tmp_path, name):
-    MASKS[name].save(tmp_path / name)
-    assert (load_mask(tmp_path / name, size=(6, 8)) == MARKED).all()
 
 
 def test_pixel_values_are_those_of_the_clip_image_processor(make_processor, photograph):
@@ -228,3 +154,9 @@ def test_any_image_processor_becomes_clips_pil_form_with_its_settings(make_proce
     square = np.asarray(photograph(0).resize((32, 32), Image.Resampling.BICUBIC)) / 255
     pixels = replaced(photograph(0))["pixel_values"][0].permute(1, 2, 0)
     np.testing.assert_allclose(pixels, (square - 0.1) / 0.5, atol=1e-5)
+
+
+def test_images_of_two_sizes_are_no_batch_without_resizing(make_processor, photograph):
+    pictures = [photograph(1, size=(40, 32)), photograph(2, size=(32, 32))]
+    with pytest.raises(ValueError, match="are no batch: leave do_resize on"):
+        make_processor()(pictures, do_resize=False, do_center_crop=False)

@@ -10,12 +10,7 @@ import pytest
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
 
-from .detectors import detector_of, normals_of, write_detector
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory, small_clip_folder, photograph) -> Path:
-    return write_detector(tmp_path_factory.mktemp("detector"), small_clip_folder, photograph)
+from ..detectors import detector_of, normals_of
 
 
 @pytest.fixture
@@ -71,12 +66,11 @@ def test_the_threshold_is_calibrated_by_images_or_for_another_rate(capsys, check
     answer = run(capsys, "calibrate", checkpoint, "nut", *pictures, "--max_false_alarm_rate", "0.2")
     assert "nut: 3 good photographs, threshold at raw score 0." in answer
     assert "With 5 photographs 1 in 6 can be promised. 20 % is asked for, and the line is the largest" in answer
-    kept = AnoPLeModel.from_pretrained(checkpoint)
-    threshold = kept.products.named("nut").record.threshold
+    bolt, nut = AnoPLeModel.from_pretrained(checkpoint).products
+    threshold = nut.record.threshold
     assert (threshold.image_count, threshold.held_out, threshold.estimate) == (5, 5, "rank")
-    assert threshold.attainable_rate == pytest.approx(1 / 6)
-    assert [product.bank.size for product in kept.products] == [48, 48]
-    assert [values["image_vectors"] for values in kept.config.products] == [[16, 16, 16]] * 2
+    assert threshold.attainable_rate == pytest.approx(1 / 6) and bolt.bank.size == nut.bank.size == 48
+    assert bolt.record.image_vectors == nut.record.image_vectors == [16, 16, 16]
     table = run(capsys, "products", checkpoint)
     drawn = f"; line {threshold.image_threshold:.4f} for 0.2 false alarms"
     assert table.rstrip().endswith(f"calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png{drawn}")
@@ -152,9 +146,8 @@ def test_an_adapter_stays_an_adapter(capsys, checkpoint, small_clip_folder, pict
     detector.save_pretrained(adapter, adapter=True)
     assert not (adapter / "model.safetensors").exists()
     again = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder)))
-    names = ["bolt", "nut", "washer", "gasket"]
-    assert again.model.config.class_names == again.processor.class_names == names
-    assert AnoPLeProcessor.from_pretrained(adapter).class_names == names
+    assert [each.name for each in again.products] == again.processor.class_names == ["bolt", "nut", "washer", "gasket"]
+    assert AnoPLeProcessor.from_pretrained(adapter).class_names == again.processor.class_names
     answers = [each(image, class_name="gasket")["score"] for each in (detector, again)]
     assert answers[0] == pytest.approx(answers[1], abs=1e-4)
 
@@ -167,7 +160,7 @@ def test_commands_keep_an_adapter_of_the_embedded_clip_an_adapter(capsys, photog
     run(capsys, "enroll", folder, "gasket", *pictures[:2])
     assert (folder / "adapter.safetensors").exists() and not (folder / "model.safetensors").exists()
     assert "gasket" in run(capsys, "products", folder)
-    assert [bank.size for bank in AnoPLeModel.load_adapter(folder).products.banks] == [588, 392]
+    assert [product.bank.size for product in AnoPLeModel.load_adapter(folder).products] == [588, 392]
 
 
 def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictures, monkeypatch):

@@ -1,10 +1,12 @@
-"""The `anople` program: its commands on a fitted detector, what they write, and errors of one line."""
+"""The `anople` program: its commands on a fitted detector, what they write, what a second run leaves, errors of one line."""
 
 import contextlib
 import csv
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -15,20 +17,23 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, ImageError, __version__, load_image
+from modeling_anople import cli as program
 from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
 from modeling_anople.images_anople import list_images
 from modeling_anople.pipeline_anople import predict
+from modeling_anople.runtime import start_logging
 from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
 
-from .detectors import normals_of, write_detector
-from .fitting import one_process
+from ..detectors import normals_of
+from ..fitting import one_process
+from ..test_images import BROKEN, COLOUR
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, small_clip_folder, photograph) -> Path:
-    return write_detector(tmp_path_factory.mktemp("detector"), small_clip_folder, photograph)
+@pytest.fixture
+def checkpoint(fitted) -> Path:
+    return fitted
 
 
 @pytest.fixture
@@ -41,6 +46,15 @@ def pictures(tmp_path, photograph) -> list[Path]:
     for path, size in zip(paths, [(48, 40), (90, 30), (31, 70)], strict=True):
         photograph(0).resize(size).save(path)
     return paths
+
+
+@pytest.fixture
+def numbered(tmp_path, photograph) -> list[str]:
+    paths = [tmp_path / "photographs" / f"{number}.png" for number in range(3)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        photograph(number).save(path)
+    return [str(path) for path in paths]
 
 
 def run(capsys, *arguments: object, code: int = 0) -> str:
@@ -85,7 +99,7 @@ def test_wrong_options_end_with_2_and_the_usage(capsys, arguments):
     assert caught.value.code == 2 and f"usage: anople {arguments[0]}" in capsys.readouterr().err
 
 
-def test_predict_prints_a_json_line_for_each_photograph(capsys, checkpoint, pictures):
+def test_predict_prints_a_json_line_for_each_image(capsys, checkpoint, pictures):
     lines = [json.loads(line) for line in run(capsys, "predict", checkpoint, *pictures, "--class", "nut").splitlines()]
     model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
     expected = list(predict(model, processor, pictures, class_names="nut"))
@@ -112,7 +126,7 @@ def test_predict_writes_a_table(capsys, tmp_path, checkpoint, pictures):
         assert float(row["p_value"] or 0) == (line["p_value"] or 0)
 
 
-def test_predict_writes_overlays_at_the_photographs_own_size(capsys, tmp_path, checkpoint, pictures):
+def test_predict_writes_overlays_at_the_images_own_size(capsys, tmp_path, checkpoint, pictures):
     output = run(capsys, "predict", checkpoint, *pictures, "--class", "bolt", "--output", tmp_path / "new/out")
     assert (tmp_path / "new/out/results.jsonl").read_text(encoding="utf-8") == output
     lines = [json.loads(line) for line in output.splitlines()]
@@ -241,7 +255,7 @@ def test_fit_takes_the_data_first(capsys, tmp_path, drawn, small_clip_folder):
 
 def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictures, drawn):
     """`pip install anople` alone predicts; the other commands name what they lack."""
-    for name in ("cli", "prediction", "visualization", "evaluation", "data", "metrics", "training", "drawing"):
+    for name in ("cli", "data", "evaluation", "evaluation.metrics", "runtime.heat_maps", "training"):
         monkeypatch.delitem(sys.modules, f"modeling_anople.{name}", raising=False)
     for name in ("datasets", "scipy", "sklearn", "accelerate"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -253,7 +267,7 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
         assert f"pip install 'anople[{extra}]'" in capsys.readouterr().err
 
 
-def test_masks_of_a_data_set_are_no_photographs(drawn, caplog):
+def test_masks_of_a_data_set_are_no_images(drawn, caplog):
     paths = list_images([drawn])
     assert paths and not [path for path in paths if "ground_truth" in path.parts]
     assert re.search(r"\d+ masks in ground_truth are passed over", caplog.text)
@@ -276,3 +290,185 @@ def test_installed_program(tmp_path, checkpoint, pictures):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1 and [line["class"] for line in lines] == ["bolt", None]
     assert lines[1]["error"].endswith("gone.png: there is no such file.") and "Traceback" not in done.stderr
+
+
+# --- At its edges ---
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"anople {__version__}\n"
+
+
+@pytest.mark.parametrize(("command", "more"), [("fit", "the same command with --resume goes on"), ("predict", "")])
+def test_an_interrupted_command_ends_with_a_line(capsys, monkeypatch, command, more):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(program.COMMANDS, command, interrupted)
+    assert main([command, "x"]) == 130
+    said = capsys.readouterr().err
+    assert said.strip() == f"anople {command}: stopped{': ' if more else ''}{more}."
+
+
+@pytest.mark.parametrize("words", [["--explain"], ["--explain", "true"], ["--explain", "no"]])
+def test_an_option_that_asks_yes_or_no_takes_no_image(capsys, checkpoint, numbered, words):
+    assert main(["predict", *words, str(checkpoint), *numbered[:2]]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and all(("explanation" in line) == (words[-1] != "no") for line in lines)
+
+
+def test_a_folder_is_summed_up(capsys, checkpoint, numbered, tmp_path, caplog):
+    (tmp_path / "photographs" / "damaged.png").write_bytes(b"no picture")
+    with caplog.at_level(logging.INFO, logger="modeling_anople"):
+        assert main(["predict", str(checkpoint), str(tmp_path / "photographs"), "--class", "bolt"]) == 1
+    labels = [json.loads(line).get("label") for line in capsys.readouterr().out.splitlines()]
+    counts = [f"{labels.count(label)} {label}" for label in ("anomalous", "normal") if label in labels]
+    assert caplog.messages[-1] == f"4 photographs: {', '.join(counts)}, 1 that could not be used."
+
+
+def test_a_second_run_replaces_the_pictures_of_the_first(capsys, checkpoint, numbered, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(checkpoint), *numbered, "--class", "bolt", "--output", str(out)]) == 0
+    (out / "mine.png").write_bytes(b"not of a run")
+    for line in (
+        b"[1]",
+        b"7",
+        b'{"overlay": true}',
+        b'{"overlay": "x/.."}',
+        b'{"overlay": "mine.png"}',
+        b"\xff",
+        b'{"path',
+    ):
+        with (out / "results.jsonl").open("ab") as file:  # of another program, or killed while it was written
+            file.write(line + b"\n")
+    assert main(["predict", str(checkpoint), numbered[2], "--class", "screw", "--output", str(out)]) == 2
+    assert len(list(out.iterdir())) == 5
+    assert main(["predict", str(checkpoint), numbered[2], "--class", "bolt", "--output", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0000-2.png", "mine.png", "results.jsonl"]
+    assert main(["predict", str(checkpoint), numbered[0], "--output", str(out / "mine.png")]) == 2
+    assert "mine.png is a file: name a folder for --output" in capsys.readouterr().err
+
+
+def test_pictures_that_are_judged_where_they_lie_stay(capsys, checkpoint, numbered, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(checkpoint), *numbered[:2], "--class", "bolt", "--output", str(out)]) == 0
+    assert main(["predict", str(checkpoint), str(out), "--class", "bolt", "--output", str(out)]) == 0
+    assert {"0000-0.png", "0001-1.png"} < {path.name for path in out.iterdir()}
+
+
+def test_own_lines_are_shown_and_those_of_libraries_are_not(capsys):
+    loggers = [logging.getLogger(name) for name in ("modeling_anople.training", "hub.publish", "onnxscript", "httpx2")]
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        start_logging()
+        for logger in loggers:
+            logger.info("an info of %s", logger.name)
+        loggers[2].warning("a warning")
+    finally:
+        root.handlers[:], root.level = before
+    assert capsys.readouterr().err.splitlines() == [
+        "an info of modeling_anople.training",
+        "an info of hub.publish",
+        "a warning",
+    ]
+
+
+def test_an_address_is_not_taken_for_a_file(capsys, checkpoint):
+    assert main(["predict", str(checkpoint), "https://example.com/a.png"]) == 2
+    assert "https://example.com/a.png is an address, and none is fetched" in capsys.readouterr().err
+    with pytest.raises(ImageError, match="https://example.com/a.png: addresses are not fetched: download"):
+        load_image("https://example.com/a.png")
+    with pytest.raises(ImageError, match="there is no such file"):
+        load_image("C:/none.png")
+
+
+# --- What cannot be used ---
+
+
+def test_bad_files_cost_a_batch_nothing_but_themselves(tmp_path, checkpoint, photograph, capsys):
+    good = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(good, normals_of(photograph, 0), strict=True):
+        image.save(path)
+    bad = [tmp_path / name for name in ("cut.png", "empty.png", "bomb.png", "bright.tif", "gone.png")]
+    for path in bad[:-1]:
+        path.write_bytes(BROKEN[path.name][0])
+    assert main(["predict", str(checkpoint), *map(str, good), "--class", "bolt"]) == 0
+    alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    mixed = [bad[0], good[0], bad[1], bad[2], good[1], bad[3], bad[4], good[2]]
+    assert main(["predict", str(checkpoint), *map(str, mixed), "--class", "bolt"]) == 1
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [line["path"] for line in lines] == [str(path) for path in mixed]
+    for line in (line for line in lines if Path(line["path"]) in bad):
+        assert line["error"].startswith(line["path"] + ": ") and line["score"] is line["label"] is None
+    judged = [line for line in lines if Path(line["path"]) in good]
+    assert [line["score"] for line in judged] == pytest.approx([line["score"] for line in alone], abs=1e-5)
+    assert not any("error" in line for line in judged) and "Traceback" not in output.err
+
+
+def cut(name: str, share: float):
+    def damage(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(share * len(whole))])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut("model.safetensors", 0.5), r"model\.safetensors is damaged .*: copy the folder again, or fit"),
+        (cut("model.safetensors", 0), r"model\.safetensors is damaged"),
+        (cut("config.json", 0.5), r"config\.json is damaged .*: copy the folder again"),
+        (cut("processor_config.json", 0.5), r"processor_config\.json is damaged"),
+        (cut("tokenizer.json", 0.5), r"tokenizer\.json is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors.*give the --output"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"holds no detector \(no config\.json\): give the --output",
+        ),
+    ],
+)
+def test_damaged_checkpoints_are_refused_by_name(tmp_path, checkpoint, capsys, damage, message):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    damage(folder)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    assert_refused(capsys, ["predict", str(folder), str(tmp_path / "a.png")], f"{folder}.*{message}")
+
+
+def test_what_is_no_detector_is_refused(tmp_path, small_clip_folder, capsys):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    picture = str(tmp_path / "a.png")
+    assert_refused(capsys, ["predict", str(small_clip_folder), picture], "its model_type is 'clip', not 'anople'")
+    assert_refused(
+        capsys, ["predict", str(tmp_path / "gone"), picture], "gone is no folder, and as a Hub id it cannot"
+    )
+    assert_refused(capsys, ["predict", picture, picture], r"a\.png holds no detector")
+
+
+def test_data_that_cannot_be_used_is_refused(tmp_path, checkpoint, capsys):
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    (tmp_path / "data/bolt/train/good").mkdir(parents=True)
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for command in (["fit"], ["evaluate", str(checkpoint)]):
+        assert_refused(capsys, [*command, str(tmp_path / "file")], "file is a file: give the folder")
+        assert_refused(capsys, [*command, str(tmp_path / "gone")], "gone does not exist: check the path")
+    assert_refused(
+        capsys, ["fit", str(tmp_path / "data")], "Class 'bolt' has no normal photographs in .*good: put them"
+    )
+    predict = ["predict", str(checkpoint)]
+    assert_refused(capsys, [*predict, str(tmp_path / "data")], "data holds no image files: give photographs")
+    named = [*predict, str(tmp_path / "a.png")]
+    assert_refused(capsys, [*named, "--class", "screw"], r"class 'screw' is not known .* knows \['bolt', 'nut'\]")
+    assert_refused(capsys, [*named, "--output", str(tmp_path / "file")], "file is a file: name a folder")
+
+
+def assert_refused(capsys, arguments: list[str], message: str) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    last = [line for line in output.err.splitlines() if line.startswith(f"anople {arguments[0]}: ")]
+    assert len(last) == 1 and "Traceback" not in output.err and output.out == ""
+    assert re.search(message, last[0])
