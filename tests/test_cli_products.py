@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
 
-from .detectors import normals_of, write_detector
+from .detectors import detector_of, normals_of, write_detector
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     answer = run(capsys, "enroll", checkpoint, "gasket", *pictures[:3], "--max_false_alarm_rate", "0.1")
-    assert "gasket: 3 good photographs, line at raw score 0." in answer and "(for 0.1 false alarms)" in answer
+    assert "gasket: 3 good photographs, threshold at raw score 0." in answer and "(for 0.1 false alarms)" in answer
     assert (
         "With 3 photographs at best 1 in 4 can be promised. 10 % is asked for, so the line is set by extra" in answer
     )
@@ -67,16 +67,18 @@ def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     assert AnoPLeModel.from_pretrained(checkpoint).config.class_names == ["bolt", "nut"]
 
 
-def test_the_line_is_calibrated_by_photographs_or_for_another_budget(capsys, checkpoint, pictures):
+def test_the_threshold_is_calibrated_by_images_or_for_another_rate(capsys, checkpoint, pictures):
     answer = run(capsys, "calibrate", checkpoint, "nut", *pictures, "--max_false_alarm_rate", "0.2")
-    assert "nut: 3 good photographs, line at raw score 0." in answer
+    assert "nut: 3 good photographs, threshold at raw score 0." in answer
     assert "With 5 photographs 1 in 6 can be promised. 20 % is asked for, and the line is the largest" in answer
-    kept = AnoPLeModel.from_pretrained(checkpoint).config
-    line = kept.calibration["nut"]
-    assert (line["photographs"], line["held_out"], line["estimate"]) == (5, 5, "rank")
-    assert line["attainable_rate"] == pytest.approx(1 / 6) and kept.memory_sizes == [48, 48]
+    kept = AnoPLeModel.from_pretrained(checkpoint)
+    threshold = kept.products.named("nut").record.threshold
+    assert (threshold.image_count, threshold.held_out, threshold.estimate) == (5, 5, "rank")
+    assert threshold.attainable_rate == pytest.approx(1 / 6)
+    assert [product.bank.size for product in kept.products] == [48, 48]
+    assert [values["image_vectors"] for values in kept.config.products] == [[16, 16, 16]] * 2
     table = run(capsys, "products", checkpoint)
-    drawn = f"; line {line['image_threshold']:.4f} for 0.2 false alarms"
+    drawn = f"; line {threshold.image_threshold:.4f} for 0.2 false alarms"
     assert table.rstrip().endswith(f"calibrate nut: 0.png, 1.png, 2.png, 3.png, 4.png{drawn}")
     answer = run(capsys, "calibrate", checkpoint, "nut", "--max_false_alarm_rate", "0.05")
     assert "With 5 photographs at best 1 in 6 can be promised. 5 % is asked for" in answer
@@ -116,7 +118,7 @@ def test_another_folder_takes_the_changed_detector(capsys, checkpoint, fitted, p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["enroll", "{}", "nut", "PICTURE"], "'nut' exists: give it more photographs with add_normals"),
+        (["enroll", "{}", "nut", "PICTURE"], "'nut' exists: give it more images with add_normals"),
         (["enroll", "{}", "gasket", "PICTURE", "gone.png"], "gone.png: there is no such file"),
         (["enroll", "{}", "gasket", "PICTURE", "PICTURE"], "given twice"),
         (["enroll", "someone/detector", "gasket", "PICTURE"], "is no folder here, .* add --output"),
@@ -142,28 +144,30 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
 def test_an_adapter_stays_an_adapter(capsys, checkpoint, small_clip_folder, pictures, photograph, tmp_path):
     """Its processor lies beside it and is found there without being named."""
     adapter, image = tmp_path / "adapter", photograph(3)
-    full = AnoPLeModel.from_pretrained(checkpoint)
+    full = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(checkpoint))
     full.enroll("washer", pictures[:2])
-    full.save_adapter(adapter)
-    model = AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder))
-    model.enroll("gasket", pictures[2:])
-    model.save_adapter(adapter)
+    full.save_pretrained(adapter, adapter=True)
+    detector = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder)))
+    detector.enroll("gasket", pictures[2:])
+    detector.save_pretrained(adapter, adapter=True)
     assert not (adapter / "model.safetensors").exists()
-    again = AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder))
-    assert again.config.class_names == ["bolt", "nut", "washer", "gasket"]
-    answers = [each.as_pipeline()(image, class_name="gasket")["score"] for each in (model, again)]
+    again = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(adapter, clip=str(small_clip_folder)))
+    names = ["bolt", "nut", "washer", "gasket"]
+    assert again.model.config.class_names == again.processor.class_names == names
+    assert AnoPLeProcessor.from_pretrained(adapter).class_names == names
+    answers = [each(image, class_name="gasket")["score"] for each in (detector, again)]
     assert answers[0] == pytest.approx(answers[1], abs=1e-4)
 
 
 def test_commands_keep_an_adapter_of_the_embedded_clip_an_adapter(capsys, photograph, pictures, tmp_path):
-    processor, folder = AnoPLeProcessor.from_clip("mini", ["bolt"]), tmp_path / "adapter"
-    model = AnoPLeModel.from_clip("mini", ["bolt"])
-    model.add_normals("bolt", normals_of(photograph, 0), processor=processor)
-    model.save_adapter(folder)
+    folder = tmp_path / "adapter"
+    detector = detector_of(AnoPLeModel.from_clip("mini", ["bolt"]), AnoPLeProcessor.from_clip("mini", ["bolt"]))
+    detector.add_normals("bolt", normals_of(photograph, 0))
+    detector.save_pretrained(folder, adapter=True)
     run(capsys, "enroll", folder, "gasket", *pictures[:2])
     assert (folder / "adapter.safetensors").exists() and not (folder / "model.safetensors").exists()
     assert "gasket" in run(capsys, "products", folder)
-    assert AnoPLeModel.load_adapter(folder).memory.sizes == [588, 392]
+    assert [bank.size for bank in AnoPLeModel.load_adapter(folder).products.banks] == [588, 392]
 
 
 def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictures, monkeypatch):
@@ -207,11 +211,11 @@ def test_a_detector_begins_nowhere_else(capsys, checkpoint, pictures, tmp_path, 
     assert "word is no folder here, and a CLIP on the Hub is named user/name" in capsys.readouterr().err
 
 
-def test_the_same_photographs_as_two_products_are_noticed(capsys, checkpoint, pictures, caplog, tmp_path):
+def test_the_same_images_as_two_products_are_noticed(capsys, checkpoint, pictures, caplog, tmp_path):
     for number, name in enumerate(("gasket", "seal")):
         run(capsys, "enroll", checkpoint, name, *pictures[:2])
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == number
-    assert warnings == ["2 of these 2 photographs are known as 'gasket': only one of the two can be named."]
+    assert warnings == ["2 of these 2 images are known as 'gasket': only one of the two can be named."]
     assert main(["enroll", str(checkpoint), "unknown product", str(pictures[2])]) == 2
     assert "take another name" in capsys.readouterr().err

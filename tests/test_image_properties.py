@@ -1,4 +1,4 @@
-"""Properties of photographs and tiles that hold whatever comes: any size, mode and aspect, any map."""
+"""Properties of images and tiles that hold whatever comes: any size, mode and aspect, any map."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as draw  # noqa: E402
 from modeling_anople import load_photograph  # noqa: E402
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles  # noqa: E402
 
-from .detectors import fit  # noqa: E402
+from .detectors import detector_of, fit  # noqa: E402
 
 
 CALM = {"deadline": None, "derandomize": True, "database": None}
@@ -95,7 +95,7 @@ def test_a_twelve_bit_ramp_keeps_its_steps():
 @pytest.fixture
 def detect(make_model, make_processor, photograph):
     processor = make_processor()
-    return fit(make_model(), processor, photograph).as_pipeline(processor)
+    return detector_of(fit(make_model(), processor, photograph), processor)
 
 
 def test_any_size_mode_and_aspect_gives_a_finite_map_of_exactly_the_inputs_size(detect):

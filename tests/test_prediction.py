@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople.pipeline_anople import Prediction, full_size_map, predict
+from modeling_anople import AnomalyDetectionPipeline
+from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
 
-from .detectors import fit, normals_of
+from .detectors import detector_of, fit, normals_of
 
 
 SIZES = [(48, 40), (30, 64), (7, 9), (48, 40), (100, 20), (33, 33), (48, 40)]
@@ -101,6 +102,111 @@ def test_classes_are_named_for_each_or_predicted(detector, photograph):
     assert [each.class_name for each in predict(model, processor, sources, class_names=wrong)] == truth
 
 
+@pytest.fixture
+def mixed(detector, photograph) -> AnomalyDetectionPipeline:
+    """A detector of products with and without a threshold, with a mask, with tiles, and with both."""
+    detector, mask = detector_of(*detector), np.zeros((40, 48), dtype=bool)
+    mask[:12, :20] = True
+    for class_id, (name, options) in enumerate(OPTIONS.items(), start=2):
+        options = {key: mask if key == "ignore_mask" else value for key, value in options.items()}
+        detector.enroll(name, normals_of(photograph, class_id), **options)
+    store = detector.model.products
+    for name in ("nut", "pin"):
+        store.named(name).record.threshold = None
+    store.write()
+    return detector
+
+
+OPTIONS = {
+    "cap": {"ignore_mask": "mask"},
+    "strip": {"tiling": "2,2"},
+    "pin": {"tiling": "1,2", "ignore_mask": "mask"},
+    "lid": {"tiling": "auto", "ignore_mask": "mask"},
+}
+
+
+def assert_same(prediction: Prediction, alone: Prediction) -> None:
+    """Compare all that is known of an image but the time that it took."""
+    for name in ("size", "label", "class_name", "error", "score", "raw_score", "p_value"):
+        value, other = getattr(prediction, name), getattr(alone, name)
+        assert value == (pytest.approx(other, abs=1e-5) if isinstance(other, float) else other), name
+    for name, tolerance in (("raw_map", 1e-5), ("anomaly_map", 1e-4), ("ignored", 0)):
+        value, other = getattr(prediction, name), getattr(alone, name)
+        assert (value is None) == (other is None), name
+        if other is not None:
+            np.testing.assert_allclose(value, other, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("identity", ["given", "predicted"])
+@pytest.mark.parametrize("named", ["all", "none", "some"])
+def test_a_batch_of_any_products_equals_each_alone(mixed, photograph, named, identity):
+    model, processor = mixed.model, mixed.processor
+    model.config.class_identity = identity
+    shown = ["cap", "bolt", "strip", "nut", "pin", "lid", "bolt", "cap", "pin"]
+    ids = [model.config.class_names.index(name) for name in shown]
+    images = [normals_of(photograph, class_id)[place % 3] for place, class_id in enumerate(ids)]
+    images[3], images[6] = photograph(3), photograph(6, size=(100, 70))  # of no product; of another size
+    names = [name if named == "all" or place % 2 else None for place, name in enumerate(shown)]
+    names = [None] * len(shown) if named == "none" else names
+    alone = [
+        next(predict(model, processor, [image], class_names=name)) for image, name in zip(images, names, strict=True)
+    ]
+    if named == "all" and identity == "given":
+        assert [one.class_name for one in alone] == shown
+        assert [one.label is None for one in alone] == [name in ("nut", "pin") for name in shown]
+        assert [one.ignored is not None for one in alone] == [name in ("cap", "pin", "lid") for name in shown]
+    for batch_size in (2, 3, len(images)):
+        given = None if named == "none" else names
+        together = predict(model, processor, images, class_names=given, batch_size=batch_size)
+        for prediction, one in zip(together, alone, strict=True):
+            assert_same(prediction, one)
+
+
+@pytest.mark.parametrize("identity", ["given", "predicted", "pooled"])
+@pytest.mark.parametrize("first", [None, "nut"])
+def test_some_of_a_batch_may_be_named_and_others_not(make_detector, photograph, identity, first):
+    model, processor = make_detector(class_identity=identity)
+    bolts = [*normals_of(photograph, 0), photograph(3)]
+    names = [first, "nut", None, "nut"]  # wrong ones, so that it shows whether they are heeded
+    alone = [
+        next(predict(model, processor, [image], class_names=name)) for image, name in zip(bolts, names, strict=True)
+    ]
+    if identity == "given":
+        assert [one.class_name for one in alone[:3]] == [first or "bolt", "nut", "bolt"]
+    for prediction, one in zip(predict(model, processor, bolts, class_names=names), alone, strict=True):
+        assert_same(prediction, one)
+
+
+@pytest.mark.parametrize("identity", ["given", "pooled"])
+@pytest.mark.parametrize("tiling", ["same", None, "auto", (1, 2)])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_batch_with_masks_of_its_own_equals_each_alone(make_detector, images, identity, tiling, fitted):
+    model, processor = make_detector(class_identity=identity)
+    if not fitted:
+        model.config.pooled_threshold = None
+        model.products.named("nut").record.threshold = None
+    masks = [np.zeros(image.size[::-1], dtype=bool) for image in images]
+    for mask in masks[1:5]:
+        mask[: len(mask) // 3] = True
+    masks[4][:-1] = True  # so little is left that no patch counts
+    masks[5], masks[6] = None, np.ones((3, 3), dtype=bool)  # nothing given; another size
+    names = ["bolt", "nut"] * 3 + ["bolt"]
+    alone = [
+        next(predict(model, processor, [image], class_names=name, ignore_mask=[mask], tiling=tiling))
+        for image, name, mask in zip(images, names, masks, strict=True)
+    ]
+    assert [place for place, one in enumerate(alone) if one.error] == [4, 6]
+    assert "leaves no patch that counts" in alone[4].error and "the mask has 3 x 3 pixels" in alone[6].error
+    assert [one.label is None for one in alone[:4]] == [
+        not fitted and (identity == "pooled" or name == "nut") for name in names[:4]
+    ]
+    for batch_size in (2, len(images)):
+        options = {"batch_size": batch_size, "ignore_mask": masks, "tiling": tiling}
+        together = predict(model, processor, images, class_names=names, **options)
+        for prediction, one in zip(together, alone, strict=True):
+            assert_same(prediction, one)
+
+
 def test_pooled_answers_name_no_class(make_model, make_processor, photograph, images):
     processor = make_processor()
     model = fit(make_model(class_identity="pooled"), processor, photograph)
@@ -116,7 +222,7 @@ def test_the_threshold_of_the_config_decides(detector, images):
     assert labels.count("anomalous") == 3
 
 
-def test_without_a_line_raw_values_stand_alone(make_model, make_processor, images):
+def test_without_a_threshold_raw_values_stand_alone(make_model, make_processor, images):
     model, processor = make_model(), make_processor()
     [each] = predict(model, processor, images[:1], class_names="bolt")
     assert each.label is None and each.anomaly_map is None and each.score == each.raw_score
@@ -155,7 +261,7 @@ def test_each_part_has_its_own_score_and_map(detector, images):
         ({"class_names": "screw"}, r"'screw' is not known .* \['bolt', 'nut'\]"),
         ({"class_names": ["bolt", "nut"]}, "more sources than class names: give one class name for each"),
         ({"class_names": ["bolt"] * 9}, "more class names than sources: give one class name for each"),
-        ({"class_names": [None, *["bolt"] * 6]}, "class None is not known"),
+        ({"class_names": ["bolt", 5, *["bolt"] * 5]}, "class 5 is not known"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
@@ -169,9 +275,9 @@ def test_memory_of_an_unfitted_detector_is_refused(make_model, make_processor, i
         list(predict(make_model(), make_processor(), images, class_names="bolt", part="memory"))
 
 
-def test_full_size_map_has_the_photographs_size_and_range():
+def test_full_size_map_has_the_images_size_and_range():
     calibrated = np.array([[0.0, 1.0], [0.25, 0.5]], dtype=np.float32)
     prediction = Prediction(size=(6, 10), anomaly_map=calibrated, raw_map=np.full((2, 2), 7, dtype=np.float32))
     shown = prediction.full_size_map()
     assert shown.shape == (6, 10) and [shown[0, 0], shown[0, -1], shown[-1, 0], shown[-1, -1]] == [0, 1, 0.25, 0.5]
-    assert (full_size_map(Prediction(size=(3, 3), raw_map=prediction.raw_map)) == 1).all()
+    assert (Prediction(size=(3, 3), raw_map=prediction.raw_map).full_size_map() == 1).all()

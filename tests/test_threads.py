@@ -1,12 +1,13 @@
-"""Photographs read several at a time: in their order, with the answers of one after the other."""
+"""Images read several at a time: in their order, with the answers of one after the other."""
 
 import threading
 
 import pytest
 import torch
 
+from modeling_anople import AnoPLeProcessor
 from modeling_anople.images_anople import act_on_each
-from modeling_anople.inference_anople import read_batches
+from modeling_anople.inference_anople import OpenedImage, TiledImage, open_batches, prepare_tiles
 
 
 @pytest.fixture
@@ -49,12 +50,22 @@ def test_batches_are_those_of_one_after_the_other(four_threads, make_processor, 
     for number, path in enumerate(paths):
         photograph(number, size=(40 + number, 48)).save(path)
     paths[3].write_bytes(paths[3].read_bytes()[:200])
-    together = list(read_batches(processor, paths, class_names="bolt", batch_size=7))[0]
+    together = list(open_batches(processor, paths, class_names="bolt", batch_size=7))
     torch.set_num_threads(1)
-    apart = list(read_batches(processor, paths, class_names="bolt", batch_size=7))[0]
-    assert together.sizes == apart.sizes == [(48, 40 + number) if number != 3 else None for number in range(7)]
-    assert together.errors == apart.errors and "3.png" in together.errors[3]
-    assert torch.equal(together.inputs["pixel_values"], apart.inputs["pixel_values"])
+    apart = list(open_batches(processor, paths, class_names="bolt", batch_size=7))
+    for [batch] in (together, apart):
+        assert [opened.source for opened in batch] == paths and {opened.class_name for opened in batch} == {"bolt"}
+        sizes = [opened.image and opened.image.size for opened in batch]
+        assert sizes == [(40 + number, 48) if number != 3 else None for number in range(7)]
+        assert [number for number, opened in enumerate(batch) if opened.error] == [3] and "3.png" in batch[3].error
+    assert [opened.error for opened in together[0]] == [opened.error for opened in apart[0]]
+    pixels = [_pixels_of(batch, processor) for batch in (together[0], apart[0])]
+    assert torch.equal(*pixels) and len(pixels[0]) == 6
+
+
+def _pixels_of(batch: list[OpenedImage], processor: AnoPLeProcessor) -> torch.Tensor:
+    images = [TiledImage.of(opened.image, processor, None) for opened in batch if opened.image]
+    return prepare_tiles([(image, 0) for image in images])[0]
 
 
 def test_photographs_of_two_sizes_are_no_batch_without_resizing(make_processor, photograph):
