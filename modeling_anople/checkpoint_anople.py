@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -19,11 +20,15 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import CLIPModel
 from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
-from transformers.utils import PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_part
 from .configuration_anople import AnoPLeConfig
 from .processing_anople import AnoPLeProcessor
+from .product_store_anople import ProductStore
+
+
+logger = logging.getLogger(__name__)
 
 
 # --- Weights as bytes: where they begin in memory and in files, and their hash ---
@@ -119,12 +124,14 @@ class CheckpointMixin:
     """Methods of [`AnoPLeModel`] that write it into a folder and read it from there, whole or without its CLIP."""
 
     hub_arguments: Mapping[str, Any] = MappingProxyType({})  # those that the model was loaded with; never saved
+    own_processor: AnoPLeProcessor | None = None  # the one that is used with the model, and is saved with it
+    products: ProductStore
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
     ) -> None:
         """
-        Save as every transformers model, with all code of a detector, and the processor that lies where it came from.
+        Save as every transformers model, with all code of a detector, and its processor where that is at hand.
 
         Args:
             save_directory: the folder.
@@ -134,6 +141,7 @@ class CheckpointMixin:
         """
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        self.products.write()
         super().save_pretrained(save_directory, **saving)
         if kwargs.get("is_main_process", True):
             align_files(save_directory, SAFE_WEIGHTS_NAME)
@@ -150,6 +158,7 @@ class CheckpointMixin:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self.products.write()
         config = copy.deepcopy(self.config)
         config.adapter_clip_sha256 = hash_weights(self.clip.state_dict())
         config.dtype, config.architectures = self.dtype, [type(self).__name__]
@@ -162,30 +171,28 @@ class CheckpointMixin:
         self._save_beside(folder)
 
     def _save_beside(self, folder: Path) -> None:
-        """Put the rest of a detector's code into a folder, and the processor that lies where the model came from."""
-        for path in sorted(Path(__file__).parent.glob("*_anople.py")):
-            if not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
-        if not self.name_or_path:
-            return
-        # a model that was loaded as remote code has but the files it needs itself beside it
-        missing = [LAST_CODE]
+        """Write the rest of a detector's code into a folder, and its processor, whatever lay there before."""
+        own = {path.name: path for path in Path(__file__).parent.glob("*_anople.py")}
+        for name, path in own.items():
+            if path.resolve() != (folder / name).resolve():
+                shutil.copyfile(path, folder / name)
+        # a model that was loaded as remote code has but the files that it needs itself beside it
+        missing = [] if LAST_CODE in own or not self.name_or_path else [LAST_CODE]
         while missing:
-            if not (target := folder / (name := missing.pop())).exists():
-                found = cached_file(
-                    self.name_or_path, name, **self._access(), _raise_exceptions_for_missing_entries=False
-                )
-                if found is None:
-                    continue
-                shutil.copyfile(found, target)
-            missing += [f"{each}.py" for each in get_relative_imports(target) if not (folder / f"{each}.py").exists()]
-        if not (folder / PROCESSOR_NAME).exists():
-            with contextlib.suppress(ValueError):  # there is none, and nothing is fetched for it
-                self.load_processor(local_files_only=True).save_pretrained(folder)
+            name = missing.pop()
+            try:
+                shutil.copyfile(cached_file(self.name_or_path, name, **self._access()), folder / name)
+            except OSError as error:
+                logger.warning("%s lacks %s, so that it works as a model alone: %s", folder, name, error)
+                continue
+            needed = {f"{each}.py" for each in get_relative_imports(folder / name)}
+            missing += [each for each in needed - own.keys() if not (folder / each).exists()]
+        with contextlib.suppress(ValueError):  # there is none, and nothing is fetched for it
+            self.load_processor(local_files_only=True).save_pretrained(folder)
 
     def load_processor(self, **options) -> AnoPLeProcessor:
         """
-        Load the processor that lies where the model came from.
+        Return the detector's processor: the one that was used with it, or else the one that lies where it came from.
 
         Args:
             options: `local_files_only` and others of `from_pretrained`.
@@ -193,18 +200,19 @@ class CheckpointMixin:
         Raises:
             ValueError: if there is none.
         """
-        place, access = self.name_or_path, {**self._access(), **options}
-        try:
-            if not place:
-                raise ValueError("the model was not read from anywhere")
-            processor = AnoPLeProcessor.from_pretrained(place, **access)
-        except Exception as error:  # whatever is missing or damaged there
-            raise ValueError(
-                f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
-                f"({error}): give processor=..."
-            ) from error
-        processor.class_names = list(self.config.class_names)
-        return processor
+        if self.own_processor is None:
+            place, access = self.name_or_path, {**self._access(), **options}
+            try:
+                if not place:
+                    raise ValueError("the model was not read from anywhere")
+                self.own_processor = AnoPLeProcessor.from_pretrained(place, **access)
+            except Exception as error:  # whatever is missing or damaged there
+                raise ValueError(
+                    f"The detector's processor cannot be loaded from {place or 'the place it came from, which is unknown'} "
+                    f"({error}): give processor=..."
+                ) from error
+        self.own_processor.class_names = list(self.config.class_names)
+        return self.own_processor
 
     def _access(self) -> dict[str, Any]:
         """Return what the Hub wants to be told to read from where the model came, at the commit that was read."""
@@ -271,10 +279,12 @@ class CheckpointMixin:
                 f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
             )
         if known.get("class_names") and "products" not in known:
-            config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub)
-            tensors = load_state_dict_from_file(cached_file(place, SAFE_WEIGHTS_NAME, **hub), safe=True)
+            fields = {name: kwargs.pop(name) for name in AnoPLeConfig.__annotations__ if name in kwargs}
+            config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub, **fields)
+            tensors = _read_weights(place, hub)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
-            kwargs.setdefault("dtype", config.dtype)
+            if "torch_dtype" not in kwargs:
+                kwargs.setdefault("dtype", config.dtype)
             loaded = super().from_pretrained(None, *args, config=config, state_dict=_todays_names(tensors), **kwargs)
         else:
             loaded = super().from_pretrained(place, *args, **kwargs)
@@ -284,6 +294,18 @@ class CheckpointMixin:
             model.name_or_path = str(place)
         align_weights(model)
         return loaded
+
+
+def _read_weights(place: str | os.PathLike, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights of a detector's folder, whole or in parts."""
+    index = None
+    if cached_file(place, SAFE_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
+        index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        files = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
+    parts = [load_state_dict_from_file(cached_file(place, file, **hub), safe=True) for file in files]
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def _todays_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

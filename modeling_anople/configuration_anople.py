@@ -309,7 +309,7 @@ def what_became_of(option: str) -> str | None:
     if option in RENAMED:
         return f"{option} is called {RENAMED[option]} now."
     if option in REMOVED:
-        return f"{option} is no longer there, because it never helped: leave it out (it is {REMOVED[option]!r} now)."
+        return f"{option} is no longer there, as no table of the paper needs it and none of ours shows that it helps: leave it out (it is {REMOVED[option]!r} now)."
     return None
 
 
@@ -329,12 +329,16 @@ def _earlier_products(earlier: dict, *, patches: int) -> list[dict]:
     sizes = earlier.get("memory_sizes") or [0] * len(names)
     boxes = earlier.get("memory_boxes") or [False] * len(names)
     for field, values in (("memory_sizes", sizes), ("memory_boxes", boxes)):
-        _require(len(values) == len(names), f"{field} has {len(values)} entries for {len(names)} classes: give one each.")
+        _require(
+            len(values) == len(names), f"{field} has {len(values)} entries for {len(names)} classes: give one each."
+        )
     counts = earlier.get("memory_photographs")
     if counts is None:  # saved before it was kept: whole images
         counts = [[min(patches, size - start) for start in range(0, size, patches)] for size in sizes]
     counted = [sum(vectors) for vectors in counts]
-    _require(counted == sizes, f"memory_photographs adds up to {counted}, but memory_sizes is {sizes}: give that alone.")
+    _require(
+        counted == sizes, f"memory_photographs adds up to {counted}, but memory_sizes is {sizes}: give that alone."
+    )
     tilings, masks = earlier.get("product_tilings") or {}, earlier.get("ignore_mask_sizes") or {}
     thresholds = earlier.get("calibration") or {}
     return [

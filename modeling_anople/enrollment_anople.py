@@ -31,7 +31,7 @@ from .images_anople import (
     source_path,
     with_masks,
 )
-from .inference_anople import TILES_AT_ONCE, TiledImage, prepare_tiles
+from .inference_anople import TILES_AT_ONCE, TiledImage
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, new_name
@@ -95,9 +95,9 @@ def open_normals(
         except ImageError as error:
             failures.append(str(error))
             continue
-        normals.images.append(TiledImage.of(image, processor, tiling, mask))
         normals.files.append(source_path(source))
         normals.digests.append(digest_of(image))
+        normals.images.append(TiledImage.of(image, processor, tiling, mask).release())
     if failures:
         more = f" and {len(failures) - NAMED_FAILURES} more" if len(failures) > NAMED_FAILURES else ""
         raise ImageError(
@@ -154,7 +154,7 @@ def _farthest_patch(model: AnoPLeModel, image: TiledImage, class_id: int) -> flo
     """
     farthest = -1.0
     for numbers in torch.arange(len(image.boxes)).split(TILES_AT_ONCE):
-        pixels, masks = prepare_tiles([(image, number) for number in numbers.tolist()])
+        pixels, masks = image.prepare(numbers.tolist())
         features = model.memory_features(model.encode_image(pixels.to(model.device, model.dtype))).float()
         distances = model.memory_maps(features, torch.full((len(pixels),), class_id)).cpu()
         if masks is not None:
@@ -283,6 +283,7 @@ def add_normals(
     """
     class_id = model.products.id_of(class_name)
     normals = _open_more(model, processor, class_id, images, ignore_mask)
+    _reject_known(model, normals, class_id)
     with model.products.transaction():
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
         name = model.products[class_id].name
@@ -305,8 +306,10 @@ def calibrate(
     """
     Fit a product's threshold anew, with more good images that are not remembered, or for another rate of false alarms.
 
-    The memory stays as it is, and so do all raw scores (see [`recalibrate_product`]). Arguments and errors are those of
-    [`add_normals`]; without `images` only the rate changes.
+    The memory stays as it is, and so do all raw scores (see [`recalibrate_product`]). Given exactly the images that are
+    remembered, it fits the threshold to them anew, as if all had been enrolled at once (see [`calibrate_product`]): after
+    [`add_normals`] it is exact again. Arguments and errors are those of [`add_normals`]; without `images` only the rate
+    changes.
 
     Raises:
         ValueError: also for a product without a threshold, and if neither images nor a rate are given.
@@ -317,15 +320,22 @@ def calibrate(
         raise ValueError(f"{product.name!r} has no threshold yet: give it good images with add_normals first.")
     if images is None and max_false_alarm_rate is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
-    normals = NormalImages([], [], [])
+    normals, remembered = NormalImages([], [], []), None
     if images is not None:
         normals = _open_more(model, processor, class_id, images, ignore_mask)
+        remembered = _in_order_of_memory(model, normals, class_id)
+    if remembered is None:
+        _reject_known(model, normals, class_id)
     with model.products.transaction():
         rate = _rate_of(model, class_id, max_false_alarm_rate)
-        threshold = recalibrate_product(
-            model, normals.images, class_id, max_false_alarm_rate=rate, batch_size=batch_size
-        )
-        model.products.log("calibrate", product.name, files=normals.files, digests=normals.digests, date=date)
+        if remembered is not None:
+            threshold = calibrate_product(model, remembered, class_id, max_false_alarm_rate=rate)
+            model.products.log("calibrate", product.name, date=date)
+        else:
+            threshold = recalibrate_product(
+                model, normals.images, class_id, max_false_alarm_rate=rate, batch_size=batch_size
+            )
+            model.products.log("calibrate", product.name, files=normals.files, digests=normals.digests, date=date)
     return threshold
 
 
@@ -384,14 +394,27 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
 def _open_more(
     model: AnoPLeModel, processor: AnoPLeProcessor, class_id: int, images: ImageSources, ignore_mask: IgnoreMasks
 ) -> NormalImages:
-    """Open more good images of a product, as it is cut and masked, none of which it knows."""
+    """Open more good images of a product, as it is cut and masked."""
     if ignore_mask is None:
         ignore_mask = model.products.mask_opener(class_id)
     tiling = model.products.tiling_of(class_id)
-    normals = open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
+    return open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
+
+
+def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
+    """Refuse images that a product knows already."""
     reject_duplicates(normals, known_digests(model.config.history, model.products[class_id].name))
     reject_near_duplicates(model, normals, class_id)
-    return normals
+
+
+def _in_order_of_memory(model: AnoPLeModel, normals: NormalImages, class_id: int) -> list[TiledImage] | None:
+    """Return images in the order of the memory if they are exactly those that it holds, by their digests, else `None`."""
+    product = model.products[class_id]
+    digests = known_digests(model.config.history, product.name, held_out=False)
+    if len(digests) != product.image_count or sorted(digests) != sorted(normals.digests):
+        return None
+    images = dict(zip(normals.digests, normals.images, strict=True))
+    return [images[digest] for digest in digests]
 
 
 def _learn(

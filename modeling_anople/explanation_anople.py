@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .images_anople import ignored_patches
-from .inference_anople import TILES_AT_ONCE, TiledImage, prepare_tiles
+from .inference_anople import TILES_AT_ONCE, TiledImage
 from .memory_anople import nearest_vector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
@@ -145,7 +145,7 @@ def _odd_patch(model: AnoPLeModel, image: TiledImage, class_id: int | None, regi
     inside = _patches_in(region, image, model.config.grid_size)
     best = None
     for numbers in inside.any(1).nonzero()[:, 0].split(TILES_AT_ONCE):
-        pixels, masks = prepare_tiles([(image, number) for number in numbers.tolist()])
+        pixels, masks = image.prepare(numbers.tolist())
         chosen = inside[numbers]
         if masks is not None:
             counts = ~ignored_patches(masks, model.config.grid_size).flatten(1)

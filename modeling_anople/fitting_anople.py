@@ -1,7 +1,8 @@
 """From normal images to what a detector knows of a product, without training: memory bank, prototype and threshold."""
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,13 +46,12 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
     known, bank = product.image_count, product.bank
     _announce_memory(model, class_id, sum(len(image.boxes) for image in images))
     total = product.prototype.float() * known
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        encoded = _encode_tiles(model, batch)
-        for image, tiles in zip(batch, encoded, strict=True):
-            vectors, boxes = _vectors_of(model, image, tiles)
+    for batch in _batches(images, batch_size):
+        for image, (embedding, vectors, boxes) in zip(batch, _encode(model, batch), strict=True):
+            if not len(boxes):
+                raise ValueError("The ignore_mask leaves no patch of a good image: mark less of it.")
             bank.add(vectors, [vectors.shape[1]], boxes)
-            total = total + _embedding_of(model, image, tiles)
+            total = total + (embedding if image.layout is None else _embedding_of(model, image))
         if limit and bank.size > 2 * limit:  # however many images there are
             bank.reduce(limit)
     if limit:
@@ -60,60 +60,53 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
     model.products.write()
 
 
-# Of one tile, for each of its rotations: features (layers, patches, width), and which patches count.
-EncodedTile = tuple[Tensor, list[tuple[Tensor, Tensor]]]
+def _batches(images: Sequence[TiledImage], batch_size: int) -> Iterator[list[TiledImage]]:
+    """Take images that are not cut several at a time, and those that are one by one: they have tiles enough."""
+    for cut, several in itertools.groupby(images, key=lambda image: image.layout is not None):
+        several = list(several)
+        size = 1 if cut else batch_size
+        yield from (several[start : start + size] for start in range(0, len(several), size))
 
 
-def _encode_tiles(model: AnoPLeModel, images: Sequence[TiledImage]) -> list[list[EncodedTile]]:
-    """Encode all tiles of some images, a few at a time: the global feature of each, and what the memory holds of it."""
+def _encode(model: AnoPLeModel, images: Sequence[TiledImage]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """
+    Encode all tiles of some images, a few at a time.
+
+    Returns:
+        For each image the global feature of its first tile (joint width), and what the memory takes of it: vectors (layers,
+        vectors, width), and which pixels each saw (vectors, 4).
+    """
+    grid, rotations = model.config.grid_size, model.config.memory_rotations
     queue = [(place, number) for place, image in enumerate(images) for number in range(len(image.boxes))]
-    encoded: list[list[EncodedTile]] = [[] for _ in images]
+    seen = [image.patch_boxes(grid, rotations) for image in images]  # (copies, tiles, patches, 4) each
+    embeddings: list[Tensor | None] = [None] * len(images)
+    vectors, boxes = ([[] for _ in images] for _ in range(2))
     at_once = max(TILES_AT_ONCE, len(images))
     for start in range(0, len(queue), at_once):
         chunk = queue[start : start + at_once]
         pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
         pixels = pixels.to(model.device, model.dtype)
-        pooled, rotations = None, []
-        for rotated, ignored in rotated_copies(pixels, model.config.memory_rotations, masks):
+        for turn, (rotated, ignored) in enumerate(rotated_copies(pixels, rotations, masks)):
             features = model.encode_image(rotated)
-            if pooled is None:  # the tiles as they are
-                pooled = F.normalize(features.pooled.float(), dim=-1)
-            counts = _counting_patches(model, ignored, len(pixels))
-            rotations.append((model.memory_features(features), counts.to(model.device)))
-        for row, (place, _) in enumerate(chunk):
-            own = [(features[:, row], counts[row]) for features, counts in rotations]
-            encoded[place].append((pooled[row], own))
-    return encoded
+            remembered = model.memory_features(features)  # (layers, tiles, patches, width)
+            counts = torch.ones(len(chunk), grid**2, dtype=torch.bool)
+            if ignored is not None:
+                counts = ~ignored_patches(ignored, grid).flatten(1)
+            for row, (place, number) in enumerate(chunk):
+                if turn == 0 and number == 0:  # the tile as it is
+                    embeddings[place] = F.normalize(features.pooled[row].float(), dim=-1)
+                vectors[place].append(remembered[:, row, counts[row].to(model.device)])
+                boxes[place].append(seen[place][turn, number][counts[row]])
+    return [
+        (embedding, torch.cat(own, dim=1), torch.cat(saw))
+        for embedding, own, saw in zip(embeddings, vectors, boxes, strict=True)
+    ]
 
 
-def _counting_patches(model: AnoPLeModel, ignored: Tensor | None, count: int) -> Tensor:
-    """Say which patches count: (count, patches)."""
-    grid = model.config.grid_size
-    if ignored is None:
-        return torch.ones(count, grid**2, dtype=torch.bool)
-    return ~ignored_patches(ignored, grid).flatten(1)
-
-
-def _vectors_of(model: AnoPLeModel, image: TiledImage, tiles: Sequence[EncodedTile]) -> tuple[Tensor, Tensor]:
-    """Join what the memory takes of an image: vectors (layers, vectors, width), and what each saw (vectors, 4)."""
-    seen = image.patch_boxes(model.config.grid_size, model.config.memory_rotations)
-    vectors, boxes = [], []
-    for number, (_, rotations) in enumerate(tiles):
-        for turn, (features, counts) in enumerate(rotations):
-            vectors.append(features[:, counts])
-            boxes.append(seen[turn, number][counts.cpu()])
-    joined = torch.cat(vectors, dim=1)
-    if not joined.shape[1]:
-        raise ValueError("The ignore_mask leaves no patch of a good image: mark less of it.")
-    return joined, torch.cat(boxes)
-
-
-def _embedding_of(model: AnoPLeModel, image: TiledImage, tiles: Sequence[EncodedTile]) -> Tensor:
-    """Return the global feature of the image as a whole: of one that is not cut, that of its only tile."""
-    if not image.layout:
-        return tiles[0][0]
-    whole, _ = prepare_tiles([(TiledImage(image.image, image.processor, None, image.ignore_mask), 0)])
-    return model.embed_image(whole.to(model.device, model.dtype)).float()[0]
+def _embedding_of(model: AnoPLeModel, image: TiledImage) -> Tensor:
+    """Return the global feature of an image that is cut, as a whole."""
+    pixels, _ = image.whole().prepare([0])
+    return model.embed_image(pixels.to(model.device, model.dtype)).float()[0]
 
 
 def _announce_memory(model: AnoPLeModel, class_id: int, tiles: int) -> None:
@@ -224,7 +217,7 @@ def recalibrate_product(
         batch = list(images[start : start + batch_size])
         for image in batch:
             image.class_id = class_id
-        for judged in predict_tiles(model, batch, exclude=(class_id, slice(0, 0))):
+        for judged in predict_tiles(model, batch, class_is_known=True):
             output = _counted(judged)
             scores = scores + output.image_scores.tolist()
             maxima = maxima + output.anomaly_maps.flatten(1).amax(1).tolist()
@@ -246,9 +239,9 @@ def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: 
         jittered = jittered_copies(tile)
         return jittered if alone else torch.cat([tile[None], jittered])
 
-    own = slice(0, 0) if alone else model.products[class_id].bank.vectors_of(number)
+    own = None if alone else (class_id, model.products[class_id].bank.vectors_of(number))
     image.class_id = class_id
-    return _counted(predict_tiles(model, [image], exclude=(class_id, own), copies=copies)[0])
+    return _counted(predict_tiles(model, [image], class_is_known=True, exclude=own, copies=copies)[0])
 
 
 def _counted(judged: JudgedImage | None) -> AnoPLeOutput:

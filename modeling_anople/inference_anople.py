@@ -88,7 +88,8 @@ def open_batches(
         images = _open_each([source for (source, _), _ in several], processor.white_value)
         batch = []
         for ((source, name), mask), image in zip(several, images, strict=True):
-            name = None if name is None else processor.class_names[processor.class_id(name)]
+            # where classes are given at all, each is: no name among names is an unknown one
+            name = None if class_names is None else processor.class_names[processor.class_id(name)]
             opened = OpenedImage(source, class_name=name)
             if isinstance(image, str):
                 opened.error = image
@@ -140,13 +141,13 @@ def _open(source: ImageSource, white_value: float | None) -> Image.Image | str:
 # --- One image in tiles ---
 
 
-@dataclass
 class TiledImage:
     """
     One image, cut when it is needed, so that no more than a few tiles exist at once.
 
-    Args:
-        image: RGB.
+    Attributes:
+        image: RGB; `None` once it was let go (see [`release`]).
+        size: (height, width) of the image.
         processor: turns tiles into tensors.
         layout: where the tiles lie; `None` for the image as one whole.
         ignore_mask: (height, width) what is ignored, or `None`.
@@ -154,12 +155,18 @@ class TiledImage:
         identified: whether that was predicted, and not given.
     """
 
-    image: Image.Image
-    processor: AnoPLeProcessor
-    layout: Layout | None
-    ignore_mask: np.ndarray | None = None
-    class_id: int | None = None
-    identified: bool = False
+    def __init__(
+        self,
+        image: Image.Image,
+        processor: AnoPLeProcessor,
+        layout: Layout | None,
+        ignore_mask: np.ndarray | None = None,
+    ):
+        self.image, self.size, self.processor = image, image.size[::-1], processor
+        self.layout, self.ignore_mask = layout, ignore_mask
+        self.class_id: int | None = None
+        self.identified = False
+        self._prepared: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
     def of(
@@ -168,15 +175,20 @@ class TiledImage:
         """Plan the tiles of an image."""
         return cls(image, processor, plan_tiles(image.size[::-1], tiling, processor.image_size), ignore_mask)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image."""
-        return self.image.size[::-1]
+    def release(self) -> "TiledImage":
+        """Prepare an image that is not cut, and let its pixels go: of many images only what the model sees is held."""
+        if self.layout is None and self.image is not None:
+            self._prepared, self.image = self.prepare([0]), None
+        return self
+
+    def whole(self) -> "TiledImage":
+        """Return the same image as one whole."""
+        return self if self.layout is None else TiledImage(self.image, self.processor, None, self.ignore_mask)
 
     @property
     def boxes(self) -> Sequence[tuple[int, int, int, int]]:
         """Left, top, right and bottom of each tile in the image's pixels; it may reach beyond."""
-        return self.layout.boxes if self.layout else [(0, 0, *self.image.size)]
+        return self.layout.boxes if self.layout else [(0, 0, *self.size[::-1])]
 
     def crop(self, number: int) -> tuple[Image.Image, np.ndarray | None]:
         """Cut one tile, and mark on it what is ignored or lies beyond the border; `None` where all of it counts."""
@@ -195,6 +207,15 @@ class TiledImage:
             picture, mask = self.crop(number)
             yield picture if mask is None else fill_ignored(picture, mask)
 
+    def prepare(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Prepare some tiles; see [`prepare_tiles`]."""
+        if self._prepared is not None:
+            return self._prepared
+        pictures, masks = zip(*(self.crop(number) for number in numbers), strict=True)
+        ignored = any(mask is not None for mask in masks)
+        inputs = self.processor(list(pictures), ignore_masks=list(masks) if ignored else None)
+        return inputs["pixel_values"], inputs.get("ignore_masks")
+
     def patch_boxes(self, grid: int, rotations: Rotations = "none") -> Tensor:
         """
         Say which pixels of the image the patches of its tiles, as they are and rotated, see: see [`rotated_boxes`].
@@ -203,41 +224,50 @@ class TiledImage:
             (copies, tiles, patches, 4) int32.
         """
         seen = rotated_boxes(self.boxes, grid, rotations)
-        return torch.minimum(seen.clamp(min=0), torch.tensor(self.image.size * 2, dtype=seen.dtype))
+        return torch.minimum(seen.clamp(min=0), torch.tensor(self.size[::-1] * 2, dtype=seen.dtype))
 
 
-def tile_image(
-    detector: Detector,
-    processor: AnoPLeProcessor,
-    image: Image.Image,
-    ignore_mask: np.ndarray | None = None,
-    class_id: int | None = None,
-    *,
-    tiling: Tiling = SAME,
-) -> TiledImage:
+def tile_images(
+    detector: Detector, processor: AnoPLeProcessor, images: Sequence[OpenedImage], *, tiling: Tiling = SAME
+) -> list[TiledImage | ImageError]:
     """
-    Cut an image as its product wants it, or as it is said, and lay the product's own mask over it where none is given.
+    Cut images as their products want it, or as it is said, and lay the products' own masks over those without one.
 
-    An unnamed product is predicted where that matters, on the image as it came.
+    Products that are not named are predicted where that matters, on the images as they came, all in one pass.
 
-    Raises:
-        ImageError: if the product's mask is of another size than the image.
+    Returns:
+        An image, or an error where its product's mask is of another size.
     """
-    products, identified = detector.products, False
+    products, pooled = detector.products, detector.config.class_identity == "pooled"
     setting = detector.config.tiling if tiling == SAME else tiling_text(tiling)
-    # 1. Which product it is, if tiles or mask hang on that.
-    differ = products.have_masks or (tiling == SAME and products.have_tilings)
-    if detector.must_identify(class_id is not None) and (differ or setting is not None):
-        pixels, _ = prepare_tiles([(TiledImage(image, processor, None, ignore_mask), 0)])
-        embeds = detector.embed_image(pixels.to(detector.device, detector.dtype))
-        class_id, identified = int(detector.identify(embeds)), True
-    # 2. Its mask, and its tiles; products that are pooled share one tiling.
-    if ignore_mask is None and (opener := products.mask_opener(class_id)):
-        ignore_mask = opener(image.size[::-1])
-    if tiling == SAME and detector.config.class_identity != "pooled":
-        setting = products.tiling_of(class_id)
-    tiled = TiledImage.of(image, processor, setting, ignore_mask)
-    tiled.class_id, tiled.identified = class_id, identified
+    ids = [None if each.class_name is None else products.id_of(each.class_name) for each in images]
+    # 1. Which products they show, if tiles or masks hang on that, or some are named and some are not.
+    unnamed = [place for place, class_id in enumerate(ids) if detector.must_identify(class_id is not None)]
+    differ = products.have_masks or (tiling == SAME and products.have_tilings) or setting is not None
+    identified = set(unnamed) if differ or len(unnamed) < len(images) else set()
+    if identified:
+        wholes = [
+            (TiledImage(images[place].image, processor, None, images[place].ignore_mask), 0) for place in unnamed
+        ]
+        embeds = detector.embed_image(prepare_tiles(wholes)[0].to(detector.device, detector.dtype))
+        for place, class_id in zip(unnamed, detector.identify(embeds).tolist(), strict=True):
+            ids[place] = class_id
+    for place in set(unnamed) - identified:
+        ids[place] = None  # the detector predicts it as it judges
+    # 2. Their masks, and their tiles; products that are pooled share one tiling.
+    tiled: list[TiledImage | ImageError] = []
+    for place, (opened, class_id) in enumerate(zip(images, ids, strict=True)):
+        mask = opened.ignore_mask
+        try:
+            if mask is None and (opener := products.mask_opener(class_id)):
+                mask = opener(opened.image.size[::-1])
+        except ImageError as error:
+            tiled.append(error)
+            continue
+        own = products.tiling_of(class_id) if tiling == SAME and not pooled else setting
+        image = TiledImage.of(opened.image, processor, own, mask)
+        image.class_id, image.identified = None if pooled else class_id, place in identified
+        tiled.append(image)
     return tiled
 
 
@@ -248,10 +278,12 @@ def prepare_tiles(tiles: Sequence[tuple[TiledImage, int]]) -> tuple[Tensor, Tens
     Returns:
         `pixel_values` (tiles, 3, side, side), and `ignore_masks` (tiles, side, side) where anything is ignored.
     """
-    pictures, masks = zip(*(image.crop(number) for image, number in tiles), strict=True)
-    processor, ignored = tiles[0][0].processor, any(mask is not None for mask in masks)
-    inputs = processor(list(pictures), ignore_masks=list(masks) if ignored else None)
-    return inputs["pixel_values"], inputs.get("ignore_masks")
+    parts = act_on_each(lambda tile: tile[0].prepare([tile[1]]), tiles)
+    pixels = torch.cat([part for part, _ in parts])
+    if all(mask is None for _, mask in parts):
+        return pixels, None
+    nothing = torch.zeros(1, *pixels.shape[2:])
+    return pixels, torch.cat([nothing if mask is None else mask for _, mask in parts])
 
 
 # --- Judging ---
@@ -279,6 +311,7 @@ def predict_tiles(
     detector: Detector,
     images: Sequence[TiledImage],
     *,
+    class_is_known: bool = False,
     exclude: tuple[int, slice] | None = None,
     copies: Callable[[Tensor], Tensor] | None = None,
     part: Part = "fused",
@@ -288,7 +321,8 @@ def predict_tiles(
 
     Args:
         images: those of a batch; either all have a `class_id`, or none has and each is predicted (or pooled).
-        exclude: class id and vectors of its memory to leave out (leave-one-out); the class is then known.
+        class_is_known: whether these hold also where classes are predicted.
+        exclude: class id and vectors of its memory to leave out (leave-one-out).
         copies: (3, side, side) -> (copies, 3, side, side), to judge copies of every tile in its stead.
         part: which part's raw scores and maps are wanted beside those of the whole.
 
@@ -310,7 +344,7 @@ def predict_tiles(
         output = detector(
             rows.flatten(0, 1),
             class_ids=None if ids[0] is None else torch.tensor(ids).repeat_interleave(rows.shape[1]),
-            class_is_known=exclude is not None or images[0].identified,
+            class_is_known=class_is_known or any(image.identified for image in images),
             exclude=exclude,
             ignore_masks=None if masks is None else masks.repeat_interleave(rows.shape[1], 0),
         )
@@ -318,7 +352,9 @@ def predict_tiles(
         tiles = _split_by_tile(detector, output, masks, rows.shape[1], part)
         for (place, _), tile in zip(chunk, tiles, strict=True):
             answers[place].append(tile)
-    return [_join(detector, image, tiles, copies, exclude) for image, tiles in zip(images, answers, strict=True)]
+    return [
+        _join(detector, image, tiles, copies, class_is_known) for image, tiles in zip(images, answers, strict=True)
+    ]
 
 
 @dataclass
@@ -362,7 +398,7 @@ def _join(
     image: TiledImage,
     tiles: Sequence[_Tile],
     copies: Callable[[Tensor], Tensor],
-    exclude: tuple[int, slice] | None,
+    class_is_known: bool,
 ) -> JudgedImage | None:
     """Make one answer of those to all tiles of an image."""
     counted = [tile for tile in tiles if tile.counts]
@@ -383,10 +419,10 @@ def _join(
     if first.memory_maps is not None:
         output.memory_maps = torch.cat([tile.output.memory_maps for tile in tiles], dim=1)[:, None]
     if image.layout:
-        whole, _ = prepare_tiles([(TiledImage(image.image, image.processor, None, image.ignore_mask), 0)])
-        output.image_embeds = detector.embed_image(copies(whole[0].to(detector.device, detector.dtype)))
+        pixels, _ = image.whole().prepare([0])
+        output.image_embeds = detector.embed_image(copies(pixels[0].to(detector.device, detector.dtype)))
     detector.apply_thresholds(output)
-    if exclude is None and detector.must_identify(image.class_id is not None and not image.identified):
+    if not class_is_known and detector.must_identify(image.class_id is not None and not image.identified):
         output.is_known_class = detector.is_known_class(output.memory_maps, output.image_embeds, output.class_ids)
     part = torch.stack([tile.part_scores for tile in counted]).amax(0)
     maps = None if tiles[0].part_maps is None else blended([tile.part_maps for tile in tiles])
@@ -424,5 +460,5 @@ __all__ = [
     "part_scores",
     "predict_tiles",
     "prepare_tiles",
-    "tile_image",
+    "tile_images",
 ]

@@ -287,7 +287,7 @@ def _nearest_distances(
     total = 0.0
     for layer in range(len(features)):
         nearest = [
-            nearest_distance(queries[layer], bank[layer].to(queries.dtype), rows)
+            nearest_distance(queries[layer], bank[layer].to(queries), rows)
             if searches is None or queries.dtype != bank.dtype
             else searches[layer].distance(queries[layer], rows)
             for bank, searches in parts

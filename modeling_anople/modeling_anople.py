@@ -30,7 +30,8 @@ from .scoring_anople import AnoPLeOutput, Detector, fuse_scores
 
 
 # Verbs that were methods of the model: they need the processor too, and are verbs of the detector, which has both.
-VERBS = {name: name for name in ("enroll", "add_normals", "forget", "set_ignore_mask")} | {"refine_line": "calibrate"}
+VERBS = {name: name for name in ("enroll", "add_normals", "calibrate", "forget", "set_ignore_mask")}
+VERBS |= {"refine_line": "calibrate", "remember": "enroll"}
 
 
 class AnoPLePreTrainedModel(PreTrainedModel):
@@ -165,7 +166,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
     def store_text_embeddings(self) -> None:
         """Keep the products' text embeddings, so that prediction needs neither the text tower nor a tokenizer."""
         for product, embeddings in zip(self.products, self.embed_text().detach(), strict=True):
-            product.text_embeddings = embeddings.to(product.text_embeddings)
+            # a copy for each: rows of one storage could not be saved as an adapter
+            product.text_embeddings = embeddings.to(product.text_embeddings, copy=True)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -235,7 +237,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         given = class_ids
         if not (self.training and class_ids is not None):
             class_ids = self.identify(pooled, class_ids, class_is_known=class_is_known)
-        text = self._texts_of(class_ids, len(pooled))
+        text = self._texts_of(class_ids, len(pooled), pooled.device)
         # 3. What text and decoder say.
         decoded = self.decoder(features.patches, features.intermediate, text, need_features=mask_labels is not None)
         output = AnoPLeOutput(
@@ -282,13 +284,13 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         logits = torch.einsum("bd,bcd->bc", pooled.float(), text.float()) / self.config.temperature
         return logits.softmax(1)[:, 1]
 
-    def _texts_of(self, class_ids: Tensor | None, batch: int) -> Tensor:
+    def _texts_of(self, class_ids: Tensor | None, batch: int, device: torch.device) -> Tensor:
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
         if class_ids is None:
-            return F.normalize(self.products.text_embeddings().mean(0), dim=-1).expand(batch, -1, -1)
+            return F.normalize(self.products.text_embeddings().mean(0), dim=-1).to(device).expand(batch, -1, -1)
         if not self.training:
             shown, places = class_ids.unique(return_inverse=True)
-            return self.products.text_embeddings(shown.tolist())[places]
+            return self.products.text_embeddings(shown.tolist()).to(device)[places]
         # the classes of the batch alone, so that a step costs the same however many there are
         self.check_class_ids(class_ids)
         shown, places = class_ids.unique(return_inverse=True)

@@ -24,7 +24,7 @@ from .enrollment_anople import (
 )
 from .explanation_anople import Explanation, explain
 from .images_anople import ImageError, ImageSource, is_one_photograph, mask_out_array, photographs_of, source_path
-from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_image
+from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, composed
@@ -111,10 +111,15 @@ def predict(
         ValueError: for a class that the detector does not know, more or fewer class names than sources, a batch size
             below 1, the memory's part of a detector without one, or what a graph cannot do.
     """
-    if explain and not isinstance(detector, AnoPLeModel):
+    if explain and not hasattr(detector, "memory_features"):
         raise ValueError("A graph says nothing of what stands behind an answer: explain needs the detector itself.")
-    if isinstance(detector, AnoPLeModel):
+    if isinstance(detector, torch.nn.Module):
         detector.eval()  # in training it looks nothing up in its memory
+    if processor.class_names != detector.config.class_names:
+        raise ValueError(
+            f"The processor knows the products {processor.class_names}, the detector {detector.config.class_names}: give the "
+            "processor that belongs to this detector."
+        )
     threshold = detector.config.threshold if threshold is None else threshold
     start = time.perf_counter()
     batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
@@ -138,17 +143,17 @@ def _predict_batch(
     threshold: float,
 ) -> list[Prediction]:
     """Cut, judge and describe the images of a batch."""
-    predictions, tiled, places = [Prediction(opened.source, opened.error) for opened in batch], [], []
-    for place, opened in enumerate(batch):
-        if opened.error is None:
-            class_id = None if opened.class_name is None else processor.class_id(opened.class_name)
-            try:
-                tiled.append(
-                    tile_image(detector, processor, opened.image, opened.ignore_mask, class_id, tiling=tiling)
-                )
-                places.append(place)
-            except ImageError as error:  # its product's mask has another size
-                predictions[place].error = str(error)
+    predictions = [Prediction(opened.source, opened.error) for opened in batch]
+    readable = [place for place, opened in enumerate(batch) if opened.error is None]
+    tiled, places = [], []
+    for place, image in zip(
+        readable, tile_images(detector, processor, [batch[place] for place in readable], tiling=tiling), strict=True
+    ):
+        if isinstance(image, ImageError):  # its product's mask has another size
+            predictions[place].error = str(image)
+        else:
+            tiled.append(image)
+            places.append(place)
     for place, image, judged in zip(places, tiled, predict_tiles(detector, tiled, part=part), strict=True):
         if judged is None:
             predictions[place].error = "The ignore_mask leaves no patch that counts: mark less of the image."
@@ -237,6 +242,7 @@ class AnomalyDetectionPipeline(Pipeline):
             )
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
+        self.model.own_processor = self.processor
         self.model.eval()
 
     # Judging.
@@ -366,8 +372,8 @@ class AnomalyDetectionPipeline(Pipeline):
             adapter: whether to leave the frozen CLIP out (see [`AnoPLeModel.load_adapter`]).
             kwargs: those of transformers' `save_pretrained`; `push_to_hub=True` pushes it all.
         """
-        os.makedirs(save_directory, exist_ok=True)
-        self.processor.save_pretrained(save_directory)
+        if adapter and kwargs:
+            raise ValueError(f"An adapter is saved by itself: leave out {', '.join(kwargs)}, and push its folder.")
         if adapter:
             self.model.save_adapter(save_directory)
         else:

@@ -5,7 +5,7 @@ import copy
 import difflib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -140,9 +140,10 @@ class Product(nn.Module):
         return len(self.bank.image_vectors)
 
     def describe(self) -> dict:
-        """Return the entry of `config.products`, as the tensors are now."""
-        bank = {"image_vectors": list(self.bank.image_vectors), "has_boxes": self.bank.boxes is not None}
-        return asdict(replace(self.record, **bank))
+        """Bring the record to what the tensors are now, and return it as an entry of `config.products`."""
+        self.record.image_vectors = list(self.bank.image_vectors)
+        self.record.has_boxes = self.bank.boxes is not None
+        return asdict(self.record)
 
     def unpacked_mask(self) -> np.ndarray | None:
         """Return the ignore mask (height, width) as booleans, `None` without one."""
@@ -171,7 +172,8 @@ class ProductStore(nn.ModuleList):
     All products of a detector, in the order of their class ids, and the log of how they came to be.
 
     Whatever changes a product goes through here: the config's `products`, `pooled_threshold` and `history` are written by
-    this class alone, so they always say what the tensors hold.
+    this class alone, after every change and before a detector is saved. To move a threshold by hand, edit
+    `store.named(...).record.threshold`: answers change at once, and [`write`] tells the config.
     """
 
     def __init__(self, config: AnoPLeConfig):

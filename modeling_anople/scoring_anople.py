@@ -193,7 +193,7 @@ class Detector(ABC):
             anchors = F.normalize(self.products.prototypes(), dim=-1)
         else:
             anchors = self.products.text_embeddings()[:, 0]
-        return (pooled @ anchors.to(pooled.dtype).T).argmax(1).cpu()
+        return (pooled @ anchors.to(pooled).T).argmax(1).cpu()
 
     def must_identify(self, named: bool) -> bool:
         """Say whether the class of an image, which a user named or not, is predicted."""
@@ -227,7 +227,7 @@ class Detector(ABC):
         limits = self.novelty_thresholds(class_ids)
         if limits is None:
             return None
-        prototypes = self.products.prototypes(class_ids.tolist())
+        prototypes = self.products.prototypes(class_ids.tolist()).to(image_embeds.device)
         return (novelty_scores(memory_maps, image_embeds, prototypes, ignored) <= limits.to(image_embeds.device)).all(
             1
         )

@@ -13,9 +13,11 @@ from transformers import AutoModel, CLIPModel
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import clip_source, describe_source, name_of
 from modeling_anople.checkpoint_anople import align_weights, hash_weights
+from modeling_anople.fitting_anople import calibrate_product, remember
 from modeling_anople.runtime.loading import load_detector
 
 from .contract import assert_same, fill, judge, learnables
+from .detectors import pixel_images
 from .hub.test_publish import answers_here, push_well
 from .local_hub.client import answers_of, api, push, push_clip, start_detector
 
@@ -23,7 +25,7 @@ from .local_hub.client import answers_of, api, push, push_clip, start_detector
 @pytest.fixture
 def fitted(make_model, make_pixels) -> AnoPLeModel:
     """A detector in which nothing is what a fresh start would draw again."""
-    model = make_model(fusion_scale="normal")
+    model = make_model()
     with torch.no_grad():
         for weight in learnables(model).values():
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
@@ -40,13 +42,15 @@ def test_base_and_adapter_are_the_full_checkpoint_bit_for_bit(fitted, small_clip
     for clip in (small_clip_folder, str(small_clip_folder), CLIPModel.from_pretrained(small_clip_folder)):
         read = AnoPLeModel.load_adapter(tmp_path / "adapter", clip=clip)
         assert not read.training and read.config.adapter_clip_sha256 is None
-        assert read.config.calibration == full.config.calibration
+        assert read.config.products == full.config.products and read.config.products[0]["threshold"]
         assert_same(judge(full, make_pixels), judge(read, make_pixels))
         assert full.state_dict().keys() == read.state_dict().keys()
     assert torch.equal(generator, torch.random.get_rng_state())
     held = load_file(tmp_path / "adapter/adapter.safetensors")
     assert (
-        not [name for name in held if name.startswith("clip.")] and "prompts.text" in held and "memory.bank_0" in held
+        not [name for name in held if name.startswith("clip.")]
+        and "prompts.text" in held
+        and "products.0.bank.vectors" in held
     )
 
 
@@ -54,8 +58,8 @@ def test_base_and_adapter_are_the_full_checkpoint_bit_for_bit(fitted, small_clip
 def test_an_adapter_of_the_embedded_clip_finds_it(tmp_path):
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     model, processor = (kind.from_clip("mini", ["a"]) for kind in (AnoPLeModel, AnoPLeProcessor))
-    model.remember(pixels, 0)
-    model.calibrate(pixels, 0)
+    remember(model, pixel_images(pixels), 0)
+    calibrate_product(model, pixel_images(pixels), 0)
     model.save_pretrained(tmp_path / "full")
     for save in (model.save_adapter, processor.save_pretrained):
         save(tmp_path / "adapter")
@@ -154,7 +158,7 @@ def test_saved_weights_are_used_where_they_lie_in_their_files(make_model, make_p
         assert begin % 64 == 0 and header.pop("__metadata__") == {"format": "pt"}
         for first, last in (entry["data_offsets"] for entry in header.values()):
             assert first % 64 == 0 or last - first < 64
-    monkeypatch.setattr("modeling_anople.adapters_anople.align_weights", lambda model: model)
+    monkeypatch.setattr("modeling_anople.checkpoint_anople.align_weights", lambda model: model)
     for folder in ("whole", "parts"):
         read = AnoPLeModel.from_pretrained(tmp_path / folder)
         maps = Path("/proc/self/maps")

@@ -44,7 +44,9 @@ def test_a_changed_patch_changes_the_map_at_its_place(row, column):
     decoder, (patches, intermediate, texts) = make_decoder(), make_inputs(1)
     other = patches.clone()
     other[0, row * GRID + column] *= -1
-    change = (decoder(other, intermediate, texts).features - decoder(patches, intermediate, texts).features).norm(dim=1)[0]
+    change = (decoder(other, intermediate, texts).features - decoder(patches, intermediate, texts).features).norm(
+        dim=1
+    )[0]
     quarter = change.unfold(0, 8, 8).unfold(1, 8, 8).sum((-1, -2)).argmax()  # one number for each 8 x 8 places
     assert divmod(int(quarter), 2) == (row // 2, column // 2)
 
@@ -52,7 +54,9 @@ def test_a_changed_patch_changes_the_map_at_its_place(row, column):
 @torch.no_grad()
 def test_the_length_of_patch_tokens_does_not_count():
     decoder, (patches, intermediate, texts) = make_decoder(), make_inputs()
-    torch.testing.assert_close(decoder(7 * patches, intermediate, texts).logits, decoder(patches, intermediate, texts).logits)
+    torch.testing.assert_close(
+        decoder(7 * patches, intermediate, texts).logits, decoder(patches, intermediate, texts).logits
+    )
 
 
 @torch.no_grad()
@@ -69,7 +73,9 @@ def test_named_blocks_feed_it_instead_of_the_final_patches():
     assert torch.equal(decoder(torch.zeros_like(patches), intermediate, texts).logits, before)
     assert torch.equal(decoder(patches, {**intermediate, 1: torch.zeros_like(intermediate[1])}, texts).logits, before)
     for block in (0, 2):
-        assert not torch.allclose(decoder(patches, {**intermediate, block: intermediate[block].flip(1)}, texts).logits, before)
+        assert not torch.allclose(
+            decoder(patches, {**intermediate, block: intermediate[block].flip(1)}, texts).logits, before
+        )
 
 
 @torch.no_grad()

@@ -510,11 +510,19 @@ def test_a_processor_of_another_detector_is_refused(make_detector, make_processo
         detector_of(model, make_processor(class_names=["x"]))
 
 
-@pytest.mark.parametrize("verb", ["enroll", "add_normals", "refine_line", "forget", "set_ignore_mask", "as_pipeline"])
-def test_the_model_says_where_its_former_verbs_are(make_model, verb):
+@pytest.mark.parametrize(
+    ("former", "words"),
+    [
+        *(
+            (verb, f"{verb} is a verb of the detector")
+            for verb in ("enroll", "add_normals", "forget", "set_ignore_mask")
+        ),
+        ("refine_line", "calibrate is a verb of the detector"),
+        ("as_pipeline", "The model is a part of the detector"),
+    ],
+)
+def test_the_model_says_where_its_former_verbs_are(make_model, former, words):
     model = make_model()
-    assert not hasattr(model, verb)
-    with pytest.raises(
-        AttributeError, match=f'{verb} is a verb of the detector.*pipeline\\("image-anomaly-detection"'
-    ):
-        getattr(model, verb)
+    assert not hasattr(model, former)
+    with pytest.raises(AttributeError, match=f'{words}.*pipeline\\("image-anomaly-detection"'):
+        getattr(model, former)

@@ -100,7 +100,9 @@ def test_the_figures_do_not_depend_on_the_batch_size(make_model, batch):
 def test_the_class_of_each_image_is_used(make_model, batch):
     model = make_model().eval()
     with torch.no_grad():
-        model.products[1].text_embeddings = model.products[1].text_embeddings.flip(0)  # normal and abnormal text change places
+        model.products[1].text_embeddings = model.products[1].text_embeddings.flip(
+            0
+        )  # normal and abnormal text change places
     other = {**batch, "class_ids": 1 - batch["class_ids"]}
     assert check_decoder(model, batch).inside != pytest.approx(check_decoder(model, other).inside, abs=1e-5)
 

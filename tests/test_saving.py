@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople.fitting_anople import calibrate_product, remember
 
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
+from .detectors import detector_of, pixel_images, wholes
 
 
 CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head": "conv"}, {"prefix": "none"}]
@@ -22,15 +25,15 @@ CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head"
 @pytest.fixture
 def fitted(make_model, make_processor, photograph):
     """A detector with everything in it, its processor, and photographs to judge."""
-    model, processor = make_model(fusion_scale="normal"), make_processor()
+    model, processor = make_model(), make_processor()
     with torch.no_grad():
         for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
             weight.add_(0.05 * torch.randn_like(weight))
         model.store_text_embeddings()
     for class_id in (0, 1):
-        pixels = processor([photograph(10 * class_id + number) for number in range(3)])["pixel_values"]
-        model.remember(pixels, class_id)
-        model.calibrate(pixels, class_id)
+        images = wholes([photograph(10 * class_id + number) for number in range(3)], processor)
+        remember(model, images, class_id)
+        calibrate_product(model, images, class_id)
     model.config.fit = {"shots": 3}
     return model, processor, [photograph(30 + number) for number in range(3)]
 
@@ -55,17 +58,18 @@ def test_learning_goes_on_where_it_was_saved(make_model, make_pixels, tmp_path):
     read = AnoPLeModel.from_pretrained(tmp_path)
     losses = [m.freeze_clip().train()(**training_batch(m, make_pixels)).loss for m in (model, read)]
     assert torch.equal(*losses)
-    read.remember(make_pixels(1, seed=3), 0)
+    remember(read, pixel_images(make_pixels(1, seed=3)), 0)
     read.save_pretrained(tmp_path)
-    assert AnoPLeModel.from_pretrained(tmp_path).memory.sizes == [48, 32]
+    assert [bank.size for bank in AnoPLeModel.from_pretrained(tmp_path).products.banks] == [48, 32]
 
 
 @torch.no_grad()
-def test_half_precision_loading_keeps_the_lines(make_model, make_pixels, tmp_path):
+def test_half_precision_loading_keeps_the_thresholds(make_model, make_pixels, tmp_path):
     model = fill(make_model(), make_pixels)
     model.save_pretrained(tmp_path)
     half = AnoPLeModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.config.calibration == model.config.calibration and half.memory.bank(0).dtype == torch.bfloat16
+    assert half.config.products == model.config.products and half.config.products[1]["threshold"]
+    assert half.products[0].bank.vectors.dtype == half.products[0].prototype.dtype == torch.bfloat16
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
     pixels = make_pixels(3, seed=7)
     output = half(pixels.to(torch.bfloat16), class_ids=torch.tensor([0, 1, 0]))
@@ -152,9 +156,10 @@ def test_a_saved_folder_names_its_own_code(fitted, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"]["AutoModel"] == "modeling_anople.AnoPLeModel"
     assert config["auto_map"]["AutoConfig"] == "configuration_anople.AnoPLeConfig"
-    assert config["memory_sizes"] == [48, 48] and sorted(config["calibration"]) == ["bolt", "nut"]
+    assert [product["image_vectors"] for product in config["products"]] == [[16] * 3] * 2
+    assert [product["name"] for product in config["products"] if product["threshold"]] == ["bolt", "nut"]
     assert config["fit"] == {"shots": 3}
-    assert AutoConfig.from_pretrained(tmp_path).calibration == model.config.calibration
+    assert AutoConfig.from_pretrained(tmp_path).products == model.config.products
     saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
     assert saved["auto_map"]["AutoProcessor"] == "processing_anople.AnoPLeProcessor"
 
@@ -192,3 +197,91 @@ def test_a_folder_without_a_config_is_refused(make_model, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json"):
         AutoModel.from_pretrained(tmp_path)
+
+
+# -- the code that a detector carries -----------------------------------------------------------------------------------
+
+
+def code_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("by", ["model", "detector"])
+def test_a_detector_carries_all_code_its_pipelines_too(fitted, tmp_path, adapter, by):
+    model, processor, _ = fitted
+    if by == "detector":
+        detector_of(model, processor).save_pretrained(tmp_path, adapter=adapter)
+    elif adapter:
+        model.save_adapter(tmp_path)
+    else:
+        model.save_pretrained(tmp_path)
+    package = code_in(Path(sys.modules["modeling_anople"].__file__).parent)
+    assert code_in(tmp_path) == {name: text for name, text in package.items() if name.endswith("_anople.py")}
+    assert "pipeline_anople.py" in code_in(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["custom_pipelines"]["image-anomaly-detection"]
+
+
+REMOTE = """
+import sys
+folder, target = sys.argv[1:]
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_anople":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from PIL import Image
+from transformers import AutoModel, pipeline
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert model.__module__.startswith("transformers_modules.")
+model.save_pretrained(target + "/full")
+model.save_adapter(target + "/adapter")
+detector = pipeline("image-anomaly-detection", model=target + "/full", trust_remote_code=True)
+assert detector.model.__module__.startswith("transformers_modules.")
+detector.enroll("gasket", [Image.open(f"{folder}/{n}.png") for n in range(2)])
+detector.save_pretrained(target + "/enrolled")
+assert "modeling_anople" not in sys.modules
+"""
+
+
+def test_a_model_that_was_loaded_as_remote_code_carries_all_code_on(fitted, small_clip_folder, tmp_path):
+    model, processor, photographs = fitted
+    folder, elsewhere = tmp_path / "detector", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    detector_of(model, processor).save_pretrained(folder)
+    for number, image in enumerate(photographs):
+        image.save(folder / f"{number}.png")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", REMOTE, str(folder), str(elsewhere)],
+        cwd=elsewhere,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("full", "adapter", "enrolled"):
+        assert code_in(elsewhere / name) == code_in(folder), name
+        assert (elsewhere / name / "processor_config.json").exists()
+    inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
+    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder)
+    for read in (
+        AnoPLeModel.from_pretrained(elsewhere / "full"),
+        AnoPLeModel.from_pretrained(elsewhere / "enrolled"),
+        adapter,
+    ):
+        with torch.no_grad():
+            assert_same(model(**inputs), read(**inputs))
+    assert read.config.class_names == ["bolt", "nut"]
+    assert AnoPLeProcessor.from_pretrained(elsewhere / "enrolled").class_names == ["bolt", "nut", "gasket"]
+
+
+@torch.no_grad()
+def test_a_new_detector_is_saved_as_an_adapter_at_once(make_model, small_clip_folder, make_pixels, tmp_path):
+    model = make_model()
+    model.save_adapter(tmp_path)
+    read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder)
+    assert torch.equal(read.products.text_embeddings(), model.products.text_embeddings())
+    assert torch.equal(read(make_pixels(2)).anomaly_maps, model(make_pixels(2)).anomaly_maps)
+    storages = {each.text_embeddings.untyped_storage().data_ptr() for each in model.products}
+    assert len(storages) == 2

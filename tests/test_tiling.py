@@ -1,20 +1,29 @@
-"""Large photographs in tiles: how they lie, how their maps become one, and what the memory and the line know of them."""
+"""Large images in tiles: how they lie, how their maps become one, and what training, memory and threshold know of them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from modeling_anople import AnoPLeModel
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
-from modeling_anople.explanation_anople import explain
-from modeling_anople.inference_anople import Views, judge_views
-from modeling_anople.pipeline_anople import predict
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.inference_anople import TiledImage, predict_tiles, prepare_tiles
+from modeling_anople.pipeline_anople import Prediction, predict
+from modeling_anople.scoring_anople import AnoPLeOutput
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles, tiling_text
+from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
+from modeling_anople.training.options import TrainingConfig
 
-from .detectors import fit, write_detector
+from .detectors import detector_of, write_detector
+from .fitting import fit as fit_program
+
+
+SPOT = (300, 60)
+SHOTS, TILES = 3, 4
 
 
 def board(seed: int, *, spot: tuple[int, int] | None = None) -> Image.Image:
@@ -30,9 +39,33 @@ def board(seed: int, *, spot: tuple[int, int] | None = None) -> Image.Image:
 
 
 @pytest.fixture
-def detector(make_model, make_processor, photograph):
-    processor = make_processor()
-    return fit(make_model(), processor, photograph), processor
+def detector(make_detector) -> AnomalyDetectionPipeline:
+    return detector_of(*make_detector())
+
+
+def tiled(image: Image.Image, detector: AnomalyDetectionPipeline, tiling: str | None, class_id: int) -> TiledImage:
+    """Cut an image of a known product."""
+    cut = TiledImage.of(image, detector.processor, tiling)
+    cut.class_id = class_id
+    return cut
+
+
+def judge(detector: AnomalyDetectionPipeline, image: TiledImage, own: slice | None = None) -> AnoPLeOutput:
+    """Judge an image, without some vectors of its product's memory."""
+    exclude = None if own is None else (image.class_id, own)
+    return predict_tiles(detector.model, [image], exclude=exclude)[0].output
+
+
+def predict_one(detector: AnomalyDetectionPipeline, image: Image.Image, name: str | None, **options) -> Prediction:
+    return next(predict(detector.model, detector.processor, [image], class_names=name, **options))
+
+
+def tilings_of(detector: AnomalyDetectionPipeline) -> dict[str, str | None]:
+    """The tilings of products that have one of their own."""
+    return {each.name: each.tiling for each in detector.products if each.tiling != "same"}
+
+
+# --- How tiles lie ---
 
 
 @pytest.mark.parametrize(
@@ -77,63 +110,75 @@ def test_blended_maps_lie_where_the_tiles_do():
     assert 19 <= row <= 30 and 99 <= column <= 110 and full[:, :90].max() < 0.05 and full[:, 120:].max() < 0.05
 
 
+# --- What they are good for ---
+
+
 def test_tiling_finds_a_small_defect_on_a_long_board_and_plain_resizing_does_not(detector):
-    model, processor = detector
-    settings = {"processor": processor}
-    model.enroll("board", [board(n) for n in range(3)], tiling=(2, 6), **settings)
-    model.enroll("strip", [board(n) for n in range(3)], **settings)
-    assert model.config.product_tilings == {"board": "2,6"}
-    bad, good = board(9, spot=(300, 60)), board(10)
-    found, fine = list(predict(model, processor, [bad, good], class_names="board"))
+    detector.enroll("board", [board(n) for n in range(3)], tiling=(2, 6))
+    detector.enroll("strip", [board(n) for n in range(3)])
+    assert tilings_of(detector) == {"board": "2,6"}
+    bad, good = board(9, spot=SPOT), board(10)
+    options = {"class_names": "board", "explain": True}
+    found, fine = predict(detector.model, detector.processor, [bad, good], **options)
     assert found.label == "anomalous" and fine.label == "normal" and found.score > 0.5 > fine.score
     row, column = divmod(int(found.full_size_map().argmax()), 512)
     assert 40 <= row <= 86 and 280 <= column <= 326
-    plain = next(predict(model, processor, [bad], class_names="strip"))
+    plain = predict_one(detector, bad, "strip")
     assert plain.label == "normal" and plain.raw_score < found.raw_score / 2
-    told = explain(model, processor, bad, "board")
+    told = detector(bad, class_name="board", explain=True)["explanation"]
     assert told.score == pytest.approx(found.score, abs=1e-6)
-    left, top, right, bottom = told.box
-    assert left < 306 and right > 300 and top < 66 and bottom > 60 and told.nearest_index in (0, 1, 2)
-    assert told.nearest_box[2] <= 512 and told.nearest_box[3] <= 128
+    for explanation in (told, found.explanation):
+        left, top, right, bottom = explanation.box
+        assert left < 306 and right > 300 and top < 66 and bottom > 60 and explanation.nearest_index in (0, 1, 2)
+        assert explanation.nearest_box[2] <= 512 and explanation.nearest_box[3] <= 128
 
 
 def test_other_products_answer_as_before_and_all_is_kept_when_saved(tmp_path, detector, photograph):
-    model, processor = detector
     image = photograph(3)
-    before = next(predict(model, processor, [image], class_names="bolt"))
-    model.enroll("board", [board(n) for n in range(2)], processor=processor, tiling=(1, 4))
-    after = next(predict(model, processor, [image], class_names="bolt"))
+    before = predict_one(detector, image, "bolt")
+    detector.enroll("board", [board(n) for n in range(2)], tiling=(1, 4))
+    after = predict_one(detector, image, "bolt")
     assert after.score == pytest.approx(before.score, abs=1e-6)
-    assert model.memory.counts[2] == [64, 64] and model.memory.vectors_of(2, 1) == slice(64, 128)
-    model.save_pretrained(tmp_path)
-    loaded = AnoPLeModel.from_pretrained(tmp_path)
-    expected = next(predict(model, processor, [board(5)], class_names="board"))
-    again = next(predict(loaded, processor, [board(5)], class_names="board"))
+    bank = detector.model.products[2].bank
+    assert bank.image_vectors == [64, 64] and bank.vectors_of(1) == slice(64, 128)
+    detector.save_pretrained(tmp_path)
+    loaded = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path))
+    expected, again = (predict_one(each, board(5), "board") for each in (detector, loaded))
     assert again.score == expected.score and np.array_equal(again.raw_map, expected.raw_map)
-    loaded.add_normals("board", [board(7)], processor=processor)
-    assert loaded.memory.counts[2] == [64, 64, 64]
-    loaded.forget("board", processor=processor)
-    assert not loaded.config.product_tilings
+    loaded.add_normals("board", [board(7)])
+    assert loaded.model.products[2].bank.image_vectors == [64, 64, 64]
+    loaded.forget("board")
+    assert not tilings_of(loaded)
 
 
-def test_a_photographs_score_is_the_highest_of_its_tiles_and_the_pipeline_says_the_same(detector):
-    model, processor = detector
-    model.enroll("board", [board(n) for n in range(2)], processor=processor, tiling=(1, 4))
+def test_an_images_score_is_the_highest_of_its_tiles_and_the_pipeline_says_the_same(detector):
+    detector.enroll("board", [board(n) for n in range(2)], tiling=(1, 4))
     image = board(8, spot=(40, 40))
-    views = Views.of(image, processor, "1,4")
-    tiles = torch.cat([inputs["pixel_values"] for inputs in views.batches()])
+    cut = tiled(image, detector, "1,4", 2)
+    tiles, _ = prepare_tiles([(cut, number) for number in range(len(cut.boxes))])
     assert tiles.shape[0] == 4
-    scores = model(tiles, class_ids=torch.full((4,), 2)).image_scores
-    merged = judge_views(model, views, 2)
-    assert merged.image_scores.item() == pytest.approx(scores.max().item(), abs=1e-6)
-    detect = model.as_pipeline(processor)
-    results = detect([image, b"no picture", board(8)], class_name="board", explain=True, batch_size=2)
+    with torch.no_grad():
+        scores = detector.model(tiles, class_ids=torch.full((4,), 2)).image_scores
+    assert judge(detector, cut).image_scores.item() == pytest.approx(scores.max().item(), abs=1e-6)
+    results = detector([image, b"no picture", board(8)], class_name="board", explain=True, batch_size=2)
     assert results[0]["raw_score"] == pytest.approx(scores.max().item(), abs=1e-6) and results[1]["error"]
     assert results[0]["anomaly_map"].shape == (128, 512) and results[0]["explanation"].score == results[0]["score"]
-    named = detect(image)  # the class is predicted on the whole photograph
-    assert named["class_name"] in model.config.class_names and named["anomaly_map"].shape == (128, 512)
-    untiled = detect(image, class_name="board", tiling=None)
+    named = detector(image)  # the class is predicted on the whole image
+    assert named["class_name"] in detector.model.config.class_names and named["anomaly_map"].shape == (128, 512)
+    untiled = detector(image, class_name="board", tiling=None)
     assert untiled["raw_score"] != results[0]["raw_score"] and untiled["anomaly_map"].shape == (128, 512)
+
+
+def test_leave_one_out_leaves_out_all_tiles_of_an_image(detector):
+    detector.model.products.clear()
+    cut = [tiled(board(n), detector, "1,4", 1) for n in range(4)]
+    remember(detector.model, cut[:3], 1)
+    threshold = calibrate_product(detector.model, cut[:3], 1)
+    others = judge(detector, cut[0], detector.model.products[1].bank.vectors_of(0)).image_scores.item()
+    assert min(abs(score - others) for score in threshold.image_scores) < 1e-6
+    assert threshold.image_threshold > others
+    with pytest.raises(ValueError, match="4 images of 'nut' were given, whose memory holds 3"):
+        calibrate_product(detector.model, cut, 1)
 
 
 def test_the_commands_take_tilings(tmp_path, small_clip_folder, photograph, capsys):
@@ -142,7 +187,7 @@ def test_the_commands_take_tilings(tmp_path, small_clip_folder, photograph, caps
         board(number).save(tmp_path / f"board{number}.png")
     paths = [str(tmp_path / "board0.png"), str(tmp_path / "board1.png")]
     assert main(["enroll", str(folder), "board", *paths, "--tiling", "1,4"]) == 0
-    assert AnoPLeModel.from_pretrained(folder).config.product_tilings == {"board": "1,4"}
+    assert tilings_of(AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(folder))) == {"board": "1,4"}
     capsys.readouterr()
     answers = []
     for options in ([], ["--tiling", "1,4"], ["--tiling", "none"]):
@@ -153,15 +198,97 @@ def test_the_commands_take_tilings(tmp_path, small_clip_folder, photograph, caps
     assert "2x8" in capsys.readouterr().err
 
 
-def test_leave_one_out_leaves_out_all_tiles_of_a_photograph(detector):
-    model, processor = detector
-    normals = [board(n) for n in range(3)]
-    views = [Views.of(image, processor, "1,4") for image in normals]
-    model.memory.clear(1)
-    model.class_prototypes[1] = 0
-    model.remember(views, 1)
-    line = model.calibrate(views, 1)
-    others = judge_views(model, views[0], 1, exclude=model.memory.vectors_of(1, 0)).image_scores.item()
-    assert min(abs(score - others) for score in line.image_scores) < 1e-6 and line.image_threshold > others
-    with pytest.raises(ValueError, match="whose memory holds 3"):
-        model.calibrate(views[:2], 1)
+# --- `anople fit --tiling`: what is trained on, remembered, calibrated and predicted are the tiles ---
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory) -> Path:
+    """Four good strips of 512 x 128 to learn from, one good and one with a spot of 4 pixels to test."""
+    root = tmp_path_factory.mktemp("boards")
+    places = [(f"train/good/{n}", n, None) for n in range(4)] + [("test/good/0", 10, None), ("test/spot/0", 9, SPOT)]
+    for place, seed, spot in places:
+        file = root / "strip" / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        board(seed, spot=spot).save(file)
+    mask = np.zeros((128, 512), dtype=np.uint8)
+    mask[SPOT[1] : SPOT[1] + 4, SPOT[0] : SPOT[0] + 4] = 255
+    (root / "strip" / "ground_truth" / "spot").mkdir(parents=True)
+    Image.fromarray(mask).save(root / "strip" / "ground_truth" / "spot" / "0_mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(boards, small_clip_folder, tmp_path_factory) -> Path:
+    options = ["--shots", str(SHOTS), "--tiling", "1,4"]
+    output = tmp_path_factory.mktemp("fit") / "detector"
+    return fit_program(*options, data=boards, clip=small_clip_folder, output=output)
+
+
+@pytest.fixture
+def fitted(folder) -> AnomalyDetectionPipeline:
+    return AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(folder))
+
+
+def shown(fitted, boards) -> list[Image.Image]:
+    return [Image.open(boards / file).convert("RGB") for file in fitted.model.config.fit["files"]["strip"]]
+
+
+def test_a_fit_trains_and_watches_on_tiles(folder, fitted, boards):
+    processor = AnoPLeProcessor.from_pretrained(folder)
+    config = TrainingConfig(data_root=str(boards), shots=SHOTS, monitor_images=1)
+    shots = choose_shots(config)
+    samples, whole = (make_samples(config, processor, shots, 2, tiling) for tiling in ("1,4", None))
+    assert len(samples.images) == SHOTS * TILES and len(whole.images) == SHOTS
+    first = shown(fitted, boards)[0]
+    for tile, picture in zip(samples.images, TiledImage.of(first, processor, "1,4").pictures(), strict=False):
+        assert picture.size[0] == picture.size[1]  # the aspect ratio is kept
+        square = torch.from_numpy(np.array(picture.resize((64, 64), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        assert torch.equal(tile, square)
+    assert make_validation_batch(config, processor, shots, "1,4")["pixel_values"].shape[1:] == (3, 32, 32)
+
+
+def test_the_memory_of_a_fit_holds_the_tiles(fitted):
+    assert fitted.model.config.tiling == "1,4" and not tilings_of(fitted)
+    [product] = fitted.model.products
+    assert product.bank.image_vectors == [TILES * 16] * SHOTS
+    boxes = product.bank.boxes
+    assert boxes[:, 0].min() == 0 and boxes[:, 2].max() == 512 and boxes[:, 3].max() == 128
+    widths = boxes[:, 2] - boxes[:, 0]
+    assert widths.max() < 512 / 4 / 2  # a quarter of a tile, not of the image
+
+
+def test_the_threshold_of_a_fit_is_that_of_tiled_scores_of_images_left_out(fitted, boards):
+    [product] = fitted.model.products
+    threshold = product.record.threshold
+    assert threshold.image_count == SHOTS
+    for number, image in enumerate(shown(fitted, boards)):
+        own = product.bank.vectors_of(number)
+        cut, whole = (judge(fitted, tiled(image, fitted, tiling, 0), own) for tiling in ("1,4", None))
+        assert threshold.image_scores[number] == pytest.approx(cut.image_scores.item(), rel=1e-5)
+        assert threshold.map_maxima[number] == pytest.approx(cut.anomaly_maps.max().item(), rel=1e-5)
+        assert threshold.image_scores[number] != pytest.approx(whole.image_scores.item(), rel=1e-3)
+
+
+def test_later_calibration_is_by_tiles_too(fitted):
+    more = [board(seed) for seed in (20, 21)]
+    threshold = fitted.calibrate("strip", more)
+    assert threshold.held_out == 2
+    for image, score in zip(more, threshold.image_scores[-2:], strict=True):
+        assert predict_one(fitted, image, "strip").raw_score == pytest.approx(score, rel=1e-5)
+        assert predict_one(fitted, image, None, tiling=None).raw_score != pytest.approx(score, rel=1e-3)
+
+
+def test_prediction_after_a_fit_uses_tiles_and_finds_what_wholes_do_not_show(fitted, folder, boards, capsys):
+    paths = [boards / "strip" / "test" / kind / "0.png" for kind in ("spot", "good")]
+    loop = {"detector": fitted.model, "processor": fitted.processor, "sources": paths, "class_names": "strip"}
+    bad, good = predict(**loop)
+    tiles = judge(fitted, tiled(Image.open(paths[0]).convert("RGB"), fitted, "1,4", 0))
+    assert bad.raw_score == tiles.image_scores.item() and bad.raw_map.shape == tuple(tiles.anomaly_maps.shape[1:])
+    assert bad.raw_map.shape[1] == 4 * bad.raw_map.shape[0]
+    row, column = divmod(int(bad.full_size_map().argmax()), 512)
+    assert abs(row - 62) <= 24 and abs(column - 302) <= 24 and bad.raw_score > 2 * good.raw_score
+    plain, plain_good = predict(**loop, tiling=None)
+    assert plain.raw_score / plain_good.raw_score < bad.raw_score / good.raw_score
+    capsys.readouterr()
+    assert main(["predict", str(folder), str(paths[0])]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == bad.score

@@ -13,11 +13,13 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople.fitting_anople import calibrate_product
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.options import TrainingConfig
 
 from . import fitting
+from .detectors import wholes
 from .fitting import assert_it_predicts, assert_same_weights, read_log, write_products
 
 
@@ -41,24 +43,23 @@ MODES = [
     *(f"--coupling {mode}" for mode in ("text_only", "vision_only", "none")),
     "--coupling none --prefix none",
     "--coupling_projection per_layer --prompt_depth 2 --prompt_length 2",
-    *(f"--prefix {mode}" for mode in ("none", "add", "deep_token")),
+    "--prefix none",
     "--view_grid 1",
-    "--view_grid 3 --sub_image_losses pixel",
+    "--view_grid 3",
     "--decoder_head conv",
     "--decoder_head conv --alignment_detach decoder",
     "--decoder_layers 1 3 --decoder_widths 8 4",
     *(f"--pixel_anomaly {kind}" for kind in ("perlin", "cut_paste", "both", "none")),
     "--latent_noise 0",
-    "--latent_noise_target patches --latent_noise 0.05",
+    "--latent_noise 0.05",
     *(f"--{name}_loss_weight 0" for name in ("pixel", "image", "alignment")),
     *(f"--alignment_detach {side} --alignment_warmup 0" for side in ("none", "decoder", "map")),
-    "--dice_views all --dice_symmetric",
-    "--value_attention_layers 1",
-    "--memory_features frozen --memory_layers 0 2",
+    "--memory_layers 0 2",
+    "--memory_rotations quarter_turns",
     "--class_identity pooled",
     "--class_identity predicted --class_prediction text",
     "--map_fusion decoder --image_fusion text",
-    "--fusion_scale normal --image_map fused",
+    "--image_map fused",
     "--mixed_precision bf16",
     "--gradient_accumulation_steps 2",
     "--num_workers 1",
@@ -118,19 +119,26 @@ def test_bfloat16_stays_near_full_precision(fit):
 IDENTITIES = ["--mixed_precision bf16", "--class_identity pooled", "--class_identity predicted --image_map fused"]
 
 
+def thresholds_of(model: AnoPLeModel) -> dict[str, dict | None]:
+    thresholds = {product["name"]: product["threshold"] for product in model.config.products}
+    return json.loads(json.dumps({**thresholds, "of all": model.config.pooled_threshold}))
+
+
 @pytest.mark.parametrize("options", IDENTITIES)
-def test_the_lines_are_those_of_the_finished_detector(fit, products, options):
-    """Drawn in full precision, which predicts, and when the memory of every product is there to compare with."""
+def test_the_thresholds_are_those_of_the_finished_detector(fit, products, options):
+    """Fitted in full precision, which predicts, and when the memory of every product is there to compare with."""
     detector = fit(*options.split(), "--shots", "2")
     model, processor = AnoPLeModel.from_pretrained(detector), AnoPLeProcessor.from_pretrained(detector)
-    kept = json.loads(json.dumps(model.config.calibration))
+    kept = thresholds_of(model)
     for class_id, paths in enumerate(model.config.fit["files"].values()):
-        model.calibrate(processor([products / path for path in paths])["pixel_values"], class_id)
-    assert kept.keys() == model.config.calibration.keys()
-    for name, line in model.config.calibration.items():
-        assert line["estimate"] == kept[name]["estimate"] == "extrapolated"
-        for field, value in line.items():
+        images = wholes([load_photograph(products / path) for path in paths], processor)
+        calibrate_product(model, images, class_id)
+    assert kept.keys() == thresholds_of(model).keys() == {"bolt", "nut", "of all"}
+    for name, threshold in thresholds_of(model).items():
+        assert (threshold is None) == (kept[name] is None) == (name == "of all" and "pooled" not in options)
+        for field, value in (threshold or {}).items():
             if field == "estimate":
+                assert value == kept[name][field] == "extrapolated"
                 continue
             ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (kept[name][field], value))
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6, msg=lambda text: f"{name}, {field}: {text}")
@@ -153,7 +161,7 @@ def test_one_photograph_of_one_product_is_enough(fit, photograph, tmp_path, capl
     photograph(0).save(tmp_path / "one" / "bolt" / "only.jpg")
     detector = fit("--shots", "1", data=tmp_path / "one")
     model = assert_it_predicts(detector, tmp_path / "one", ["bolt/only.jpg"])
-    assert model.config.memory_sizes == [16]
+    assert [product["image_vectors"] for product in model.config.products] == [[16]]
     assert model.config.fit["files"] == {"bolt": ["bolt/only.jpg"]}
     assert not any(record.levelno == logging.WARNING and "shots" in record.getMessage() for record in caplog.records)
 
@@ -205,7 +213,7 @@ def test_fewer_photographs_than_shots_are_all_used_with_a_warning(fit, products,
     detector = fit("--shots", "7", "--classes", "bolt")
     config = AnoPLeModel.from_pretrained(detector).config
     assert config.fit["files"] == {"bolt": [f"bolt/train/good/{number:03d}.png" for number in range(5)]}
-    assert config.memory_sizes == [5 * 16]
+    assert config.products[0]["image_vectors"] == [16] * 5
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("bolt" in text and "5" in text and "7" in text for text in warnings)
 
@@ -237,5 +245,5 @@ def test_the_white_value_of_a_12_bit_camera_is_fitted_and_kept(fit, tmp_path):
     assert processor.white_value == 4095
     pixels = processor(folder / "0.png")["pixel_values"]
     assert pixels.max() - pixels.min() > 3  # the whole range, and none of it clipped
-    banks = [AnoPLeModel.from_pretrained(place).memory.bank(0) for place in (told, untold)]
+    banks = [AnoPLeModel.from_pretrained(place).products[0].bank.vectors for place in (told, untold)]
     assert not torch.equal(*banks)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
 from ..backbone_anople import name_of
+from ..configuration_anople import REMOVED, RENAMED
 from ..losses_anople import LossTerm, loss_weights
 from ..runtime import start_logging
 from ..runtime.loading import loader_workers, one_order_of_sums
@@ -209,6 +210,7 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
         asked |= {name: name_of(asked[name]) for name in NAMED if asked[name]}
         asked = {name: value for name, value in json.loads(json.dumps(asked)).items() if name not in FREE_ON_RESUME}
         known = AnoPLeConfig.from_pretrained(folder).fit or {}
+        known = {RENAMED.get(name, name): value for name, value in known.items() if name not in REMOVED}
         if asked == {name: value for name, value in known.items() if name not in FOUND}:
             return True
     other = " of other settings" if config.resume else ""

@@ -203,15 +203,15 @@ def finish(
     # 1. The memory of every product: where classes are predicted or pooled, a threshold needs them all.
     images, digests = [], []
     for class_id in range(len(shots.files)):
-        own = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
-        opened = [load_photograph(image, white_value=processor.white_value) for image in own]
-        digests.append([digest_of(image) for image in opened])
-        images.append(
-            [
-                TiledImage.of(image, processor, model.config.tiling, _mask_of(model, class_id, image))
-                for image in opened
-            ]
-        )
+        own, hashes = [], []
+        for source, owner in zip(shots.images, shots.class_ids, strict=True):
+            if owner == class_id:
+                image = load_photograph(source, white_value=processor.white_value)
+                hashes.append(digest_of(image))
+                mask = _mask_of(model, class_id, image)
+                own.append(TiledImage.of(image, processor, model.config.tiling, mask).release())
+        images.append(own)
+        digests.append(hashes)
         remember(model, images[class_id], class_id)
     # 2. Thresholds, and what they can promise, said once for products of which the same holds.
     statements: dict[str, list[str]] = {}

@@ -133,8 +133,6 @@ class TrainingConfig:
             )
 
 
-LOG_FILE = "training_log.jsonl"
-
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {
     *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),

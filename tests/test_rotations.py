@@ -1,18 +1,23 @@
+"""Copies of images: rotated ones, which the memory and training may take too, and jittered ones, which spread scores."""
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.inference_anople import Views
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.inference_anople import TiledImage
 from modeling_anople.tiling_anople import jittered_copies, patch_boxes, rotated_boxes, rotated_copies
 from modeling_anople.training.few_shot import FewShotDataset, ViewSettings
+
+from .detectors import pixel_images
 
 
 PATCHES = 16
 
 
-def test_quarter_turns_are_exact_and_the_first_is_the_photograph_itself():
+def test_quarter_turns_are_exact_and_the_first_is_the_image_itself():
     pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     copies = [copy for copy, _ in rotated_copies(pixels, "quarter_turns")]
     assert copies[0] is pixels and len(copies) == 4
@@ -26,7 +31,7 @@ def test_eighth_turns_mirror_what_lies_beyond_the_border():
     torch.testing.assert_close(torch.stack(copies), torch.ones(8, 1, 3, 16, 16))
 
 
-def test_what_is_ignored_turns_with_the_photograph():
+def test_what_is_ignored_turns_with_the_image():
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     masks[0, :2] = True
     turned = [mask[0] for _, mask in rotated_copies(torch.rand(1, 3, 8, 8), "quarter_turns", masks)]
@@ -34,7 +39,7 @@ def test_what_is_ignored_turns_with_the_photograph():
         assert torch.equal(mask, masks[0].rot90(number, dims=(0, 1)))
 
 
-def test_boxes_say_where_a_turned_patch_lies_on_the_photograph():
+def test_boxes_say_where_a_rotated_patch_lies_on_the_image():
     tiles = [(0, 0, 120, 80), (60, 0, 180, 80)]
     boxes = rotated_boxes(tiles, 4, "quarter_turns")
     exact = patch_boxes(tiles, 4)
@@ -47,44 +52,44 @@ def test_boxes_say_where_a_turned_patch_lies_on_the_photograph():
 
 
 @torch.no_grad()
-def test_a_turned_product_is_remembered_and_the_photograph_can_be_left_out(make_model, make_pixels, tmp_path):
+def test_a_rotated_product_is_remembered_and_the_image_can_be_left_out(make_model, make_pixels, tmp_path):
     model, pixels = make_model(memory_rotations="quarter_turns"), make_pixels(3)
-    model.remember(pixels, 0, sizes=[(32, 32)] * 3)
-    assert model.memory.counts[0] == [4 * PATCHES] * 3 and model.memory.boxed[0]
-    turned = pixels[:1].rot90(1, dims=(2, 3))
+    remember(model, pixel_images(pixels), 0)
+    bank = model.products[0].bank
+    assert bank.image_vectors == [4 * PATCHES] * 3 and bank.boxes is not None
+    rotated = pixels[:1].rot90(1, dims=(2, 3))
     ids = torch.zeros(1, dtype=torch.long)
-    assert model(turned, class_ids=ids).memory_maps.max() < 1e-6
-    own = model.memory.vectors_of(0, 0)
-    assert model(turned, class_ids=ids, exclude=(0, own)).memory_maps.max() > 1e-4
+    assert model(rotated, class_ids=ids).memory_maps.max() < 1e-6
+    assert model(rotated, class_ids=ids, exclude=(0, bank.vectors_of(0))).memory_maps.max() > 1e-4
     plain = make_model()
-    plain.remember(pixels, 0)
-    assert plain(turned, class_ids=ids).memory_maps.max() > 1e-4
-    torch.testing.assert_close(plain.class_prototypes, model.class_prototypes)
-    model.calibrate(pixels, 0)
+    remember(plain, pixel_images(pixels), 0)
+    assert plain(rotated, class_ids=ids).memory_maps.max() > 1e-4
+    torch.testing.assert_close(plain.products.prototypes(), model.products.prototypes())
+    calibrate_product(model, pixel_images(pixels), 0)
     model.save_pretrained(tmp_path)
     loaded = AnoPLeModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded.memory.bank(0), model.memory.bank(0))
+    assert torch.equal(loaded.products[0].bank.vectors, bank.vectors)
+    assert torch.equal(loaded.products[0].bank.boxes, bank.boxes)
 
 
 @torch.no_grad()
-def test_tiles_are_turned_each_for_itself(make_model, make_processor, photograph):
+def test_tiles_are_rotated_each_for_itself(make_model, make_processor, photograph):
     model, processor = make_model(memory_rotations="quarter_turns", tiling="3,4"), make_processor()
-    picture = photograph(3).resize((128, 96))
     mask = np.zeros((96, 128), dtype=bool)
     mask[:20, :30] = True
-    views = Views.of(picture, processor, "3,4", mask)
-    assert len(views.boxes) == 12  # more than are judged at once
-    model.remember([views], 0)
-    whole, turned = len(views.boxes) * PATCHES, model.memory.sizes[0]
-    assert 3 * whole < turned < 4 * whole
-    boxes = model.memory.boxes(0)
-    assert (boxes[:, 2] > boxes[:, 0]).all() and (boxes[:, 3] > boxes[:, 1]).all()
-    for vector in (0, 200, turned - 1):  # the vector is of the patch that its box names
-        left, top, right, bottom = boxes[vector].tolist()
+    image = TiledImage.of(photograph(3).resize((128, 96)), processor, "3,4", mask)
+    assert len(image.boxes) == 12  # more than are judged at once
+    remember(model, [image], 0)
+    bank = model.products[0].bank
+    whole, rotated = len(image.boxes) * PATCHES, bank.size
+    assert 3 * whole < rotated < 4 * whole
+    assert (bank.boxes[:, 2] > bank.boxes[:, 0]).all() and (bank.boxes[:, 3] > bank.boxes[:, 1]).all()
+    for vector in (0, 200, rotated - 1):  # the vector is of the patch that its box names
+        left, top, right, bottom = bank.box_of(vector)
         assert not mask[top:bottom, left:right].all()
 
 
-def test_training_may_turn_what_it_draws():
+def test_training_may_rotate_what_it_draws():
     image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     views = ViewSettings(32, 1, (0.0,) * 3, (1.0,) * 3)
     plain = FewShotDataset([image], [0], views=views, anomaly=None, seed=0)
@@ -108,17 +113,17 @@ def test_an_unknown_kind_is_refused(make_model, kind):
         make_model(memory_rotations=kind)
 
 
-def test_disturbed_copies_are_the_photograph_moved_and_relit_a_little():
+def test_jittered_copies_are_the_image_moved_and_relit_a_little():
     side = 64
     rows, columns = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
-    photograph = torch.stack([rows, columns, rows * columns])
-    copies = jittered_copies(photograph)
+    image = torch.stack([rows, columns, rows * columns])
+    copies = jittered_copies(image)
     assert copies.shape == (4, 3, side, side) and copies.isfinite().all()
     inner = slice(8, -8)
     for copy in copies:
-        assert 1e-3 < float((copy - photograph)[:, inner, inner].abs().mean()) < 0.06
+        assert 1e-3 < float((copy - image)[:, inner, inner].abs().mean()) < 0.06
     # shifted by 2 % of the side: the ramp along each axis rises, or falls, by 0.02
-    torch.testing.assert_close(copies[0, :2, inner, inner], photograph[:2, inner, inner] + 0.02, atol=1e-4, rtol=0)
-    torch.testing.assert_close(copies[1, :2, inner, inner], photograph[:2, inner, inner] - 0.02, atol=1e-4, rtol=0)
+    torch.testing.assert_close(copies[0, :2, inner, inner], image[:2, inner, inner] + 0.02, atol=1e-4, rtol=0)
+    torch.testing.assert_close(copies[1, :2, inner, inner], image[:2, inner, inner] - 0.02, atol=1e-4, rtol=0)
     flat = jittered_copies(torch.ones(3, 8, 8))
     torch.testing.assert_close(flat.flatten(1).mean(1), torch.tensor([1.0, 1.0, 1.03, 0.97]))
