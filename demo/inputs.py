@@ -74,7 +74,7 @@ def refusals() -> Iterator[None]:
 
 def read_image(path: str | Path | None) -> dict[str, Any]:
     """
-    Look at a file and return its short name and its bytes, as [`load_photograph`] takes them.
+    Look at a file and return its short name and its bytes, as [`load_image`] takes them.
 
     The name is without folders, so that no message tells where the server keeps its files.
 

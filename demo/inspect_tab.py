@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from modeling_anople import load_photograph
+from modeling_anople import load_image
 from modeling_anople.explanation_anople import Box, Explanation
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.runtime.heat_maps import overlay, with_legend
@@ -257,7 +257,7 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     start = time.perf_counter()
     requested = session.resolve_product(product)
     source = read_image(path)
-    image = load_photograph(source, white_value=session.processor.white_value)
+    image = load_image(source, white_value=session.processor.white_value)
     options = {"class_names": requested, "threshold": session.threshold}
     prediction = next(predict(session.model, session.processor, [image], **options))
     if prediction.error:  # the product keeps an ignore mask of another size
@@ -338,7 +338,7 @@ def explain_last(session: Session) -> ExplainedAnswer:
     Raises:
         ValueError: if there is none, or its image is no longer here.
     """
-    image = load_photograph(read_image(session.last_path), white_value=session.processor.white_value)
+    image = load_image(read_image(session.last_path), white_value=session.processor.white_value)
     options = {"class_names": session.last_requested, "explain": True}
     prediction = next(predict(session.model, session.processor, [image], **options))
     if prediction.error:

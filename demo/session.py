@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.runtime.loading import computing_device, load_detector
 
 from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normal_images, standard_detector
@@ -217,7 +217,7 @@ class Session:
     def keep_sources(self, product: str, sources: list[dict[str, Any]]) -> None:
         """Keep good images as [`read_image`] gave them."""
         white = self.processor.white_value
-        self.keep_images(product, [(source["path"], load_photograph(source, white_value=white)) for source in sources])
+        self.keep_images(product, [(source["path"], load_image(source, white_value=white)) for source in sources])
 
     def keep_images(self, product: str, images: Iterable[tuple[str, Image.Image]]) -> None:
         """Keep good images, with their names, of which a product was taught; those of other sessions stay theirs."""

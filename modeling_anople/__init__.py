@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_anople import TASK, AnoPLeConfig
-    from .images_anople import ImageError, load_photograph
+    from .images_anople import ImageError, load_image
     from .modeling_anople import AnoPLeModel, AnoPLePreTrainedModel
     from .pipeline_anople import AnomalyDetectionPipeline
     from .processing_anople import AnoPLeProcessor
@@ -30,7 +30,7 @@ _HOMES = {
     "AnomalyDetectionPipeline": "pipeline_anople",
     "ImageError": "images_anople",
     "TASK": "configuration_anople",
-    "load_photograph": "images_anople",
+    "load_image": "images_anople",
 }
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "AnoPLeProcessor",
     "AnomalyDetectionPipeline",
     "ImageError",
-    "load_photograph",
+    "load_image",
 ]
 
 
@@ -66,6 +66,8 @@ def _register() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "load_photograph":
+        raise AttributeError("load_photograph is called load_image now.")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()

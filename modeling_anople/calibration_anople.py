@@ -222,15 +222,15 @@ def _limit(scores: Sequence[float], copies: Sequence[float], rate: float) -> tup
         reach = LONE_SHIFT + student_quantile(1 - rate, PRIOR_DEGREES) * LONE_SPREAD
         return _exp(statistics.fmean(_logs(copies)) + reach), LONE_SPREAD
     logs, count = _logs(scores), len(scores)
-    centre = statistics.fmean(logs)
+    center = statistics.fmean(logs)
     degrees = PRIOR_DEGREES + count - 1
-    squares = PRIOR_DEGREES * PRIOR_SPREAD**2 + math.fsum((each - centre) ** 2 for each in logs)
+    squares = PRIOR_DEGREES * PRIOR_SPREAD**2 + math.fsum((each - center) ** 2 for each in logs)
     spread = math.sqrt(squares / degrees)
     rank = rank_from_top(count, rate)
     if rank:
         return sorted(scores)[-rank], spread
     reach = student_quantile(1 - rate, degrees) * math.sqrt(1 + 1 / count)
-    return max(_exp(centre + reach * spread), max(scores)), spread
+    return max(_exp(center + reach * spread), max(scores)), spread
 
 
 def fit_novelty_thresholds(novelty_scores: list[list[float]], *, rate: float) -> list[float]:

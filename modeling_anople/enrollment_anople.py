@@ -23,11 +23,11 @@ from .images_anople import (
     ImageSource,
     MaskSource,
     ignored_patches,
+    images_of,
     load_ignore_mask,
+    load_image,
     load_mask,
-    load_photograph,
     mask_tensor,
-    photographs_of,
     source_path,
     with_masks,
 )
@@ -78,7 +78,7 @@ def open_normals(
     Open good images, all or none.
 
     Args:
-        sources: a list, folder, dataset or generator of whatever [`load_photograph`] opens.
+        sources: a list, folder, dataset or generator of whatever [`load_image`] opens.
         processor: the detector's.
         tiling: how they are cut.
         ignore_mask: what does not count, one mask for all, or a list with one (or `None`) for each.
@@ -88,9 +88,9 @@ def open_normals(
         ImageError: naming those that cannot be read.
     """
     normals, failures = NormalImages([], [], []), []
-    for source, mask in with_masks(photographs_of(sources), ignore_mask):
+    for source, mask in with_masks(images_of(sources), ignore_mask):
         try:
-            image = load_photograph(source, white_value=processor.white_value)
+            image = load_image(source, white_value=processor.white_value)
             mask = None if mask is None else load_ignore_mask(mask, image.size[::-1])
         except ImageError as error:
             failures.append(str(error))
@@ -177,7 +177,7 @@ def known_digests(history: Iterable[dict], class_name: str, *, held_out: bool = 
 
 
 def digest_of(image: Image.Image) -> str:
-    """Digest the pixels of an image that [`load_photograph`] opened."""
+    """Digest the pixels of an image that [`load_image`] opened."""
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
 
 
@@ -219,7 +219,7 @@ def enroll(
     Args:
         model, processor: the detector; the processor learns the name.
         class_name: the new product; its words go into the prompts.
-        images: good images: a list, folder, dataset or generator of whatever [`load_photograph`] opens.
+        images: good images: a list, folder, dataset or generator of whatever [`load_image`] opens.
         max_false_alarm_rate: share of good images that may lie above the threshold; by default that of the others.
         batch_size: images encoded at once.
         date: ISO date for the log; by default now.
@@ -363,12 +363,12 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
     Keep what does not count on all images of a product, from now on wherever no other mask is given.
 
     It is used as one that is given: in score, map, explanation, and for images that are added or calibrate it later. What
-    the product has learnt before stays as it is, its threshold too; [`enroll`] with `ignore_mask` learns with the mask. No
+    the product has learned before stays as it is, its threshold too; [`enroll`] with `ignore_mask` learns with the mask. No
     other product is touched.
 
     Args:
         class_name: the product.
-        mask: anything that [`load_photograph`] opens, of the images' size; what is above 0 is ignored. `None` keeps none any
+        mask: anything that [`load_image`] opens, of the images' size; what is above 0 is ignored. `None` keeps none any
             more.
         date: ISO date for the log; by default now.
 
@@ -385,7 +385,7 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
         if model.products.tiling_of(class_id) is None and ignored_patches(whole, model.config.grid_size).all():
             raise ValueError("The ignore_mask leaves no patch that counts: mark less of the image.")
         if product.image_count:
-            logger.info("%s was learnt before this ignore_mask; its memory and threshold stay.", product.name)
+            logger.info("%s was learned before this ignore_mask; its memory and threshold stay.", product.name)
     with model.products.transaction():
         model.products.keep_mask(class_id, marked)
         model.products.log("keep_ignore_mask" if mask is not None else "drop_ignore_mask", product.name, date=date)

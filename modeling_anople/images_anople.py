@@ -59,19 +59,19 @@ class ImageError(ValueError):
     """A photograph that cannot be used; the message names it and says what to do."""
 
 
-def load_photograph(source: ImageSource, *, white_value: float | None = None) -> Image.Image:
+def load_image(source: ImageSource, *, white_value: float | None = None) -> Image.Image:
     """
     Open a photograph of any kind as RGB, upright.
 
-    EXIF rotation is applied. Alpha is laid over white. 16-bit and float greyscale are divided by a fixed white value:
-    65535 for integers, 1.0 for floats, or `white_value` (4095 for a 12-bit camera). Colour profiles are ignored, and so
+    EXIF rotation is applied. Alpha is laid over white. 16-bit and float grayscale are divided by a fixed white value:
+    65535 for integers, 1.0 for floats, or `white_value` (4095 for a 12-bit camera). Color profiles are ignored, and so
     are all frames but the first.
 
     Args:
         source: path, file, bytes, `{"path", "bytes"}` as `datasets.Image(decode=False)` gives, PIL image, array
             (height, width) or (height, width, 1 | 3 | 4), or tensor (1 | 3 | 4, height, width), of bool, uint8, uint16
             or floats within 0 and 1.
-        white_value: overrides the white value of 16-bit and float greyscale.
+        white_value: overrides the white value of 16-bit and float grayscale.
 
     Raises:
         ImageError: if it cannot be read whole, or has values on another scale.
@@ -181,7 +181,7 @@ def _scaled(array: np.ndarray, white_value: float | None, usual_white: float) ->
 def _to_rgb(image: Image.Image, white_value: float | None, background: str) -> Image.Image:
     if image.mode in WHITE_VALUES:
         image = Image.fromarray(_scaled(np.asarray(image), white_value, WHITE_VALUES[image.mode]))
-    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+    if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
         image = image.convert(image.mode.upper())
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -197,7 +197,7 @@ logger = logging.getLogger(__name__)
 MASKS = "ground_truth"  # the folder of masks beside MVTec AD's photographs
 
 
-def is_one_photograph(inputs: object) -> bool:
+def is_one_image(inputs: object) -> bool:
     """Say whether these are one photograph, and not several: a file, bytes, a PIL image or one array."""
     if isinstance(inputs, (np.ndarray, Tensor)):
         return inputs.ndim < 4
@@ -206,11 +206,11 @@ def is_one_photograph(inputs: object) -> bool:
     return isinstance(inputs, (bytes, dict, Image.Image)) or hasattr(inputs, "read")
 
 
-def photographs_of(
+def images_of(
     inputs: ImageSource | Iterable[ImageSource], *, image_column: str | None = None
 ) -> Iterable[ImageSource]:
     """
-    Turn anything with photographs into an iterable of what [`load_photograph`] opens; nothing is opened here.
+    Turn anything with photographs into an iterable of what [`load_image`] opens; nothing is opened here.
 
     Args:
         inputs: one photograph; a folder, with all image files below it, sorted; an array or tensor of several (4 axes);
@@ -220,10 +220,10 @@ def photographs_of(
     Raises:
         ValueError: for a folder without photographs, a dataset without such a column, or what holds no photographs.
     """
-    if is_one_photograph(inputs):
+    if is_one_image(inputs):
         return [inputs]
     if isinstance(inputs, (str, os.PathLike)):
-        return list_photographs([inputs])
+        return list_images([inputs])
     if hasattr(inputs, "cast_column") and hasattr(inputs, "features"):
         return _rows_of(inputs, image_column)
     if isinstance(inputs, Iterable):
@@ -265,7 +265,7 @@ def _rows_of(dataset: Any, image_column: str | None) -> Iterable[dict]:
     return (row[column] for row in table)
 
 
-def list_photographs(places: Sequence[str | os.PathLike]) -> list[Path]:
+def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     """
     Name all photographs: files as they are, folders with the image files below them, sorted. Hidden ones are passed over,
     and masks, which are what lies in folders named `ground_truth`.
@@ -308,7 +308,7 @@ def load_ignore_mask(source: MaskSource, size: tuple[int, int]) -> np.ndarray:
     Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored.
 
     Args:
-        source: anything that [`load_photograph`] opens; `"none"`, by which nothing is ignored; or a function of the size.
+        source: anything that [`load_image`] opens; `"none"`, by which nothing is ignored; or a function of the size.
         size: (height, width) of its photograph.
 
     Raises:
@@ -373,7 +373,7 @@ def mask_out(maps: Tensor | None, ignored: Tensor | None) -> Tensor | None:
     return maps.masked_fill(F.interpolate(ignored[:, None].float(), size=maps.shape[-2:])[:, 0] > 0, 0)
 
 
-def mask_out_array(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+def mask_out_map(anomaly_map: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Set a map (rows, columns) of any size to 0 where the mask (height, width) of its photograph is set."""
     if mask is None:
         return anomaly_map
@@ -388,17 +388,17 @@ __all__ = [
     "ImageError",
     "NOTHING",
     "act_on_each",
-    "mask_out_array",
+    "mask_out_map",
     "fill_ignored",
     "mask_out",
     "ignored_patches",
-    "is_one_photograph",
-    "list_photographs",
+    "is_one_image",
+    "list_images",
     "load_ignore_mask",
     "load_mask",
-    "load_photograph",
+    "load_image",
     "mask_tensor",
-    "photographs_of",
+    "images_of",
     "source_path",
     "with_masks",
 ]

@@ -24,7 +24,7 @@ from .images_anople import (
     fill_ignored,
     ignored_patches,
     load_ignore_mask,
-    load_photograph,
+    load_image,
     mask_out,
     with_masks,
 )
@@ -74,7 +74,7 @@ def open_batches(
     Open images as they are needed, `batch_size` at a time and never more ahead; one bad file never stops the rest.
 
     Args:
-        sources: anything that [`load_photograph`] opens.
+        sources: anything that [`load_image`] opens.
         class_names: the product of all, or one for each in step with `sources`. `None`: not given.
         ignore_mask: what does not count, one mask for all images, or a list with one (or `None`) for each.
 
@@ -133,7 +133,7 @@ def _open_each(sources: Sequence[ImageSource], white_value: float | None) -> lis
 
 def _open(source: ImageSource, white_value: float | None) -> Image.Image | str:
     try:
-        return load_photograph(source, white_value=white_value)
+        return load_image(source, white_value=white_value)
     except ImageError as error:
         return str(error)
 

@@ -1,4 +1,4 @@
-"""The memory: banks of normal patch features, the nearest neighbour in them, and the coreset that thins them."""
+"""The memory: banks of normal patch features, the nearest neighbor in them, and the coreset that thins them."""
 
 from collections.abc import Sequence
 
@@ -43,8 +43,8 @@ def k_center(vectors: Tensor, limit: int) -> Tensor:
     squares, chosen = vectors.square().sum(1), [0]
     gaps = torch.full_like(squares, torch.inf)
     for _ in range(limit - 1):
-        centre = vectors[chosen[-1]]
-        gaps = torch.minimum(gaps, squares - 2 * (vectors @ centre) + squares[chosen[-1]])
+        center = vectors[chosen[-1]]
+        gaps = torch.minimum(gaps, squares - 2 * (vectors @ center) + squares[chosen[-1]])
         gaps[chosen[-1]] = -torch.inf  # not twice, also where all that is left are copies
         chosen.append(int(gaps.argmax()))
     return torch.tensor(sorted(chosen), device=vectors.device)

@@ -23,7 +23,7 @@ from .enrollment_anople import (
     set_ignore_mask,
 )
 from .explanation_anople import Explanation, explain
-from .images_anople import ImageError, ImageSource, is_one_photograph, mask_out_array, photographs_of, source_path
+from .images_anople import ImageError, ImageSource, images_of, is_one_image, mask_out_map, source_path
 from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
@@ -73,7 +73,7 @@ class Prediction:
         """Bring the map to the image's own size, within 0 and 1; the raw map where there is no threshold."""
         values = self.raw_map if self.anomaly_map is None else self.anomaly_map
         full = resize_maps(torch.from_numpy(values)[None], self.size)[0].clamp(0, 1).numpy()
-        return mask_out_array(full, self.ignored)
+        return mask_out_map(full, self.ignored)
 
 
 def predict(
@@ -94,12 +94,12 @@ def predict(
 
     Args:
         detector: the network, or an exported graph of it.
-        sources: anything that `load_photograph` opens; read as they are needed, never more than a batch ahead.
+        sources: anything that `load_image` opens; read as they are needed, never more than a batch ahead.
         class_names: the product of all, or one for each in step with `sources`. `None`: predicted.
         batch_size: how many are read, and judged, at once.
         part: which score and map the raw values are of.
         explain: whether to say what stands behind each answer.
-        tiling: "auto", (rows, columns) or `None`; by default as each product was learnt. A threshold holds for that alone.
+        tiling: "auto", (rows, columns) or `None`; by default as each product was learned. A threshold holds for that alone.
         ignore_mask: places that do not count, one mask for all images, or a list with one (or `None`) for each; by default
             what each product keeps. `"none"` ignores nothing.
         threshold: calibrated score above which an image is anomalous; by default that of the config.
@@ -174,9 +174,9 @@ def _describe(
         setattr(prediction, name, result[name])
     prediction.raw_score = float(judged.part_scores[0])
     if judged.part_maps is not None:
-        prediction.raw_map = mask_out_array(judged.part_maps[0].float().cpu().numpy(), image.ignore_mask)
+        prediction.raw_map = mask_out_map(judged.part_maps[0].float().cpu().numpy(), image.ignore_mask)
     if result["label"] is not None:
-        prediction.anomaly_map = mask_out_array(result["anomaly_map"], image.ignore_mask)
+        prediction.anomaly_map = mask_out_map(result["anomaly_map"], image.ignore_mask)
 
 
 # --- The detector: model and processor, with verbs ---
@@ -203,7 +203,7 @@ class AnomalyDetectionPipeline(Pipeline):
         on_error (`"return"` or `"raise"`, defaults to `"return"`): what an image that cannot be read does.
         image_column (`str`): of a `datasets.Dataset` with several columns of images.
         explain (`bool`, defaults to `False`): whether each result has an `explanation`, see [`Explanation`].
-        tiling (`"auto"`, (rows, columns) or `None`): how images are cut; by default as each product was learnt.
+        tiling (`"auto"`, (rows, columns) or `None`): how images are cut; by default as each product was learned.
         ignore_mask: places that do not count (nonzero), one mask for all images, or a list with one for each; by default
             what each product keeps. `"none"` ignores nothing.
     """
@@ -306,13 +306,13 @@ class AnomalyDetectionPipeline(Pipeline):
         sources = self.preprocess(inputs, **reading)
         predictions = self.forward(sources, batch_size=batch_size or self._batch_size or 1, **judging)
         results = (self.postprocess(each, explain=judging.get("explain", False), **failing) for each in predictions)
-        if is_one_photograph(inputs):
+        if is_one_image(inputs):
             return next(results)
         return list(results) if isinstance(inputs, (list, tuple, np.ndarray, Tensor)) else results
 
     def preprocess(self, input_: ImageSources, image_column: str | None = None) -> Iterable[ImageSource]:
         """Turn whatever holds images into a stream of them; nothing is opened here."""
-        return photographs_of(input_, image_column=image_column)
+        return images_of(input_, image_column=image_column)
 
     def forward(self, model_inputs: Iterable[ImageSource], **forward_params) -> Iterator[Prediction]:
         """Judge a stream of images where the model is."""

@@ -20,8 +20,8 @@ from .images_anople import (
     act_on_each,
     fill_ignored,
     load_ignore_mask,
+    load_image,
     load_mask,
-    load_photograph,
     mask_tensor,
 )
 from .product_store_anople import UNKNOWN_PRODUCT, find_class
@@ -36,7 +36,7 @@ class AnoPLeProcessor(ProcessorMixin):
             depend on the machine.
         tokenizer: the CLIP tokenizer; only new products need it.
         class_names (`list[str]`): the products, in the order of their ids.
-        white_value (`float`, *optional*): white of 16-bit and float greyscale, 4095 for a 12-bit camera.
+        white_value (`float`, *optional*): white of 16-bit and float grayscale, 4095 for a 12-bit camera.
     """
 
     _auto_class = "AutoProcessor"
@@ -87,7 +87,7 @@ class AnoPLeProcessor(ProcessorMixin):
         Prepare photographs for the model.
 
         Args:
-            images: one photograph or a list of them, each anything that [`load_photograph`] opens.
+            images: one photograph or a list of them, each anything that [`load_image`] opens.
             class_names: the product of all of them, or a list with one for each.
             masks: ground truth, one or a list, each anything that opens as an image, or `None` for a good photograph.
             ignore_masks: what does not count, one for all or a list with one (or `None`) for each, of its photograph's
@@ -104,7 +104,7 @@ class AnoPLeProcessor(ProcessorMixin):
         if images is None or (isinstance(images, (list, tuple)) and not images):
             raise ValueError("AnoPLeProcessor needs images=..., got none.")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
-        photographs = [load_photograph(image, white_value=self.white_value) for image in images]
+        photographs = [load_image(image, white_value=self.white_value) for image in images]
         kwargs.pop("return_tensors", None)
         if ignore_masks is not None:
             photographs, hidden = self._ignore(photographs, ignore_masks)

@@ -265,7 +265,7 @@ class ProductStore(nn.ModuleList):
         self.write()
 
     def clear(self) -> None:
-        """Drop all images, thresholds and the log, so that products can be learnt anew; their texts, tilings and masks stay."""
+        """Drop all images, thresholds and the log, so that products can be learned anew; their texts, tilings and masks stay."""
         for product in self:
             layers, _, width = product.bank.vectors.shape
             product.bank = MemoryBank(layers, width).to(product.bank.vectors)

@@ -103,7 +103,7 @@ class VisionFeatures(ModelOutput):
     What one pass through the vision tower leaves.
 
     Args:
-        pooled (`Tensor` of shape (batch, joint width)): projected CLS token, not normalised.
+        pooled (`Tensor` of shape (batch, joint width)): projected CLS token, not normalized.
         patches (`Tensor` of shape (batch, patches, joint width)): projected patch tokens after the last norm.
         intermediate (`dict[int, Tensor]`): block number -> patch tokens (batch, patches, width) of the residual stream
             after it.
@@ -137,7 +137,7 @@ def encode_image(
         out_indices: blocks whose patch tokens are returned.
     """
     tower, prompts = clip.vision_model, prompts or []
-    # class token and patches first; what is learnt stands behind them, so that their positions stay CLIP's own
+    # class token and patches first; what is learned stands behind them, so that their positions stay CLIP's own
     hidden = tower.embeddings(pixel_values)
     patch_slots, prompt_start = slice(1, hidden.shape[1]), hidden.shape[1]
     tokens = [hidden]
@@ -182,7 +182,7 @@ def encode_text(clip: CLIPModel, input_ids: Tensor, *, prompts: list[Tensor] | N
         prompts: per prompted block (tokens, width), shared by all sequences.
 
     Returns:
-        Projected text features (sequences, joint width), not normalised.
+        Projected text features (sequences, joint width), not normalized.
     """
     tower, prompts = clip.text_model, prompts or []
     embeddings = tower.embeddings.token_embedding(input_ids)

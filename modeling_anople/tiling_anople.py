@@ -141,11 +141,11 @@ def blend_maps(maps: Tensor, layout: Layout) -> Tensor:
 
 
 def _places(start: int, side: int, step: float, length: int) -> tuple[slice, Tensor]:
-    """Say which places of an axis a tile covers, and where in the tile, within 0 and 1, their centres lie."""
+    """Say which places of an axis a tile covers, and where in the tile, within 0 and 1, their centers lie."""
     first = max(0, math.ceil(start / step - 0.5))
     last = min(length, math.floor((start + side) / step - 0.5) + 1)
-    centres = (torch.arange(first, last, dtype=torch.float32) + 0.5) * step
-    return slice(first, last), (centres - start) / side
+    centers = (torch.arange(first, last, dtype=torch.float32) + 0.5) * step
+    return slice(first, last), (centers - start) / side
 
 
 def _fade(places: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.cli import COMMANDS, main
 from modeling_anople.data import read_dataset
-from modeling_anople.images_anople import list_photographs
+from modeling_anople.images_anople import list_images
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.heat_maps import MIN_LEGEND_HEIGHT, overlay
 
@@ -119,7 +119,7 @@ def test_predict_writes_overlays_at_the_photographs_own_size(capsys, tmp_path, c
     assert len({line["overlay"] for line in lines}) == 3
     model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
     for line, path in zip(lines, pictures, strict=True):
-        picture, original = Image.open(line["overlay"]), load_photograph(path)
+        picture, original = Image.open(line["overlay"]), load_image(path)
         width, height = original.size
         assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
         [prediction] = predict(model, processor, [path], class_names="bolt")
@@ -143,7 +143,7 @@ def test_predict_takes_folders_in_order(capsys, checkpoint, pictures, photograph
     assert (
         [line["path"] for line in lines]
         == [str(path) for path in expected]
-        == list(map(str, list_photographs([folder, pictures[1]])))
+        == list(map(str, list_images([folder, pictures[1]])))
     )
 
 
@@ -254,11 +254,11 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
 
 
 def test_masks_of_a_data_set_are_no_photographs(drawn, caplog):
-    paths = list_photographs([drawn])
+    paths = list_images([drawn])
     assert paths and not [path for path in paths if "ground_truth" in path.parts]
     assert re.search(r"\d+ masks in ground_truth are passed over", caplog.text)
     masks = next(drawn.glob("*/ground_truth"))
-    assert list_photographs([masks])  # where they are asked for
+    assert list_images([masks])  # where they are asked for
 
 
 def test_an_export_names_the_extra_of_its_format(capsys, monkeypatch, checkpoint, tmp_path):

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from modeling_anople import ImageError, __version__, load_photograph
+from modeling_anople import ImageError, __version__, load_image
 from modeling_anople import cli as program
 from modeling_anople.cli import main
 from modeling_anople.runtime import start_logging
@@ -112,6 +112,6 @@ def test_an_address_is_not_taken_for_a_file(capsys, checkpoint):
     assert main(["predict", str(checkpoint), "https://example.com/a.png"]) == 2
     assert "https://example.com/a.png is an address, and none is fetched" in capsys.readouterr().err
     with pytest.raises(ImageError, match="https://example.com/a.png: addresses are not fetched: download"):
-        load_photograph("https://example.com/a.png")
+        load_image("https://example.com/a.png")
     with pytest.raises(ImageError, match="there is no such file"):
-        load_photograph("C:/none.png")
+        load_image("C:/none.png")

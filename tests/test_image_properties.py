@@ -10,7 +10,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="of the dev extra")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as draw  # noqa: E402
 
-from modeling_anople import load_photograph  # noqa: E402
+from modeling_anople import load_image  # noqa: E402
 from modeling_anople.tiling_anople import LARGEST_COUNT, blend_maps, plan_tiles  # noqa: E402
 
 from .detectors import detector_of, fit  # noqa: E402
@@ -72,7 +72,7 @@ def test_blending_a_constant_gives_that_constant_and_nothing_leaves_its_range(he
     mode=draw.sampled_from(MODES), width=draw.integers(1, 90), height=draw.integers(1, 90), seed=draw.integers(0, 99)
 )
 def test_any_mode_becomes_rgb_of_its_own_size(mode, width, height, seed):
-    opened = load_photograph(picture(mode, (width, height), seed))
+    opened = load_image(picture(mode, (width, height), seed))
     assert opened.mode == "RGB" and opened.size == (width, height)
 
 
@@ -80,15 +80,15 @@ def test_any_mode_becomes_rgb_of_its_own_size(mode, width, height, seed):
 @given(white=draw.sampled_from([255, 1023, 4095, 16383, 65535]), seed=draw.integers(0, 99))
 def test_greyscale_is_scaled_by_a_fixed_rule_never_by_the_photograph(white, seed):
     values = np.sort(np.random.default_rng(seed).integers(0, white + 1, 300).astype(np.uint16))[None]
-    grey = np.asarray(load_photograph(values, white_value=white))[0, :, 0].astype(int)
+    grey = np.asarray(load_image(values, white_value=white))[0, :, 0].astype(int)
     assert np.array_equal(grey, np.rint(255 * (values[0] / white)).astype(int))
-    part = np.asarray(load_photograph(values[:, :150], white_value=white))[0, :, 0]
+    part = np.asarray(load_image(values[:, :150], white_value=white))[0, :, 0]
     assert np.array_equal(part, grey[:150])  # what else is on the photograph does not matter
 
 
 def test_a_twelve_bit_ramp_keeps_its_steps():
     ramp = np.arange(4096, dtype=np.uint16)[None]
-    grey = np.asarray(load_photograph(ramp, white_value=4095))[0, :, 0].astype(int)
+    grey = np.asarray(load_image(ramp, white_value=4095))[0, :, 0].astype(int)
     assert set(np.diff(grey)) == {0, 1} and grey[0] == 0 and grey[-1] == 255 and len(set(grey)) == 256
 
 

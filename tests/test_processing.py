@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError, load_image
 from modeling_anople.processing_anople import load_mask
 
 from .detectors import write_detector
@@ -50,7 +50,7 @@ IN_MEMORY = {
 @pytest.mark.parametrize("name", IN_MEMORY)
 def test_images_in_memory_have_the_right_colours(name):
     source, expected = IN_MEMORY[name]
-    np.testing.assert_allclose(np.asarray(load_photograph(source), dtype=float), expected, atol=1)
+    np.testing.assert_allclose(np.asarray(load_image(source), dtype=float), expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_images_in_memory_have_the_right_colours(name):
 )
 def test_images_in_memory_that_mean_something_else_are_refused(source, message):
     with pytest.raises(ImageError, match=message):
-        load_photograph(source)
+        load_image(source)
 
 
 MARKED = GREY > 200

@@ -161,10 +161,10 @@ def test_a_wrong_view_pattern_is_refused(pattern, what):
 )
 def test_a_tree_that_is_not_whole_is_refused_with_the_remedy(tmp_path, name, make, lost, what):
     (make(tmp_path) / lost).unlink()
-    home, licence = SETS[name].home, SETS[name].licence
+    home, license = SETS[name].home, SETS[name].license
     with pytest.raises(ValueError, match=what) as caught:
         read_source(f"{name}:{tmp_path}", split="train")
-    assert home in str(caught.value) and licence in str(caught.value) and "Expected:" in str(caught.value)
+    assert home in str(caught.value) and license in str(caught.value) and "Expected:" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", SETS)

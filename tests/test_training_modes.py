@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.fitting_anople import calibrate_product
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.options import TrainingConfig
@@ -131,7 +131,7 @@ def test_the_thresholds_are_those_of_the_finished_detector(fit, products, option
     model, processor = AnoPLeModel.from_pretrained(detector), AnoPLeProcessor.from_pretrained(detector)
     kept = thresholds_of(model)
     for class_id, paths in enumerate(model.config.fit["files"].values()):
-        images = wholes([load_photograph(products / path) for path in paths], processor)
+        images = wholes([load_image(products / path) for path in paths], processor)
         calibrate_product(model, images, class_id)
     assert kept.keys() == thresholds_of(model).keys() == {"bolt", "nut", "of all"}
     for name, threshold in thresholds_of(model).items():

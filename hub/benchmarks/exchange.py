@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.calibration_anople import rank_from_top
 from modeling_anople.data import read_dataset
-from modeling_anople.images_anople import load_photograph
+from modeling_anople.images_anople import load_image
 from modeling_anople.training.few_shot import sample_few_shot
 
 from .measuring import RESULTS, detector_of, keep_table
@@ -69,7 +69,7 @@ def good_photographs(tables: dict[str, Dataset], name: str) -> dict[tuple[str, s
 
 def mean_gray(image: dict) -> float:
     """Measure the light of a photograph."""
-    return ImageStat.Stat(load_photograph(image).convert("L")).mean[0]
+    return ImageStat.Stat(load_image(image).convert("L")).mean[0]
 
 
 def split_alarms(scored: Sequence[Scored], *, more: int, rate: float, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hub.reproduce.drawn_defects import damage
-from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_photograph
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.data import read_source
 from modeling_anople.memory_anople import nearest_distance
 from modeling_anople.prompting_anople import encode_image
@@ -78,14 +78,14 @@ def split(rows: dict[str, dict], name: str, shots: int, seed: int, count: int) -
     generator = np.random.default_rng([seed + 100, sum(map(ord, name))])
     pictures, masks = [], []
     for number, path in enumerate(held_out):
-        picture, mask = load_photograph(rows[path]["image"]), None
+        picture, mask = load_image(rows[path]["image"]), None
         scale = SIDE / max(picture.size)
         picture = picture.resize([round(length * scale) for length in picture.size], Image.Resampling.BICUBIC)
         if number >= len(held_out) // 2:
             _, picture, mask = damage(picture, number, generator)
         pictures.append(picture)
         masks.append(mask)
-    return [load_photograph(rows[path]["image"]) for path in chosen], pictures, masks
+    return [load_image(rows[path]["image"]) for path in chosen], pictures, masks
 
 
 def judge(found: dict[int, Tensor], banks: dict[int, Tensor], masks: list, side: int) -> tuple[float, float]:

@@ -34,7 +34,7 @@ from modeling_anople.data import read_dataset
 from modeling_anople.data.drawn_products import write_dataset
 from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.memory_anople import nearest_distance
-from modeling_anople.processing_anople import load_mask, load_photograph
+from modeling_anople.processing_anople import load_image, load_mask
 from modeling_anople.scoring_anople import smooth_maps
 from modeling_anople.training.few_shot import square_image
 
@@ -114,7 +114,7 @@ def draw_bank(paths: Sequence[str], *, shots: int, seed: int) -> list[str]:
 
 def load_squares(sources: Sequence[object]) -> Tensor:
     """Open photographs and resize them to the square (bicubic): uint8 (images, 3, 224, 224)."""
-    return torch.stack([square_image(load_photograph(source), SIDE) for source in sources])
+    return torch.stack([square_image(load_image(source), SIDE) for source in sources])
 
 
 def load_square_mask(source: object) -> np.ndarray:

@@ -117,7 +117,9 @@ def _head_faults(data: dict) -> list[str]:
     if data.get("license") == "other" and not data.get("license_name"):
         faults.append("license 'other' needs a license_name")
     if data.get("pipeline_tag"):
-        faults.append(f"with pipeline_tag {data['pipeline_tag']!r} the Hub shows a snippet that does not run: leave it out")
+        faults.append(
+            f"with pipeline_tag {data['pipeline_tag']!r} the Hub shows a snippet that does not run: leave it out"
+        )
     for name in ("tags", "metrics", "datasets"):
         value = data.get(name, [])
         if not (isinstance(value, list) and all(isinstance(entry, str) and entry for entry in value)):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from modeling_anople.data import read_source
 from modeling_anople.data.drawn_products import DEFECTS, draw_defect
-from modeling_anople.images_anople import load_photograph
+from modeling_anople.images_anople import load_image
 from modeling_anople.runtime import run_program
 from modeling_anople.training.few_shot import sample_few_shot
 
@@ -93,7 +93,7 @@ def damage(picture: Image.Image, number: int, generator: np.random.Generator) ->
 
 
 def _open(source: object, side: int) -> Image.Image:
-    photograph = load_photograph(source)
+    photograph = load_image(source)
     scale = side / max(photograph.size)
     size = [max(1, round(length * scale)) for length in photograph.size]
     return photograph.resize(size, Image.Resampling.BICUBIC)

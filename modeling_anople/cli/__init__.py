@@ -75,7 +75,7 @@ def count_set(name: str, root: str) -> tuple[list[str], bool]:
     lines += [
         f"| all | {' | '.join(map(str, totals))} | {said} |",
         "",
-        f"{facts.title}: {facts.home}; licence: {facts.licence}.",
+        f"{facts.title}: {facts.home}; license: {facts.license}.",
     ]
     return lines, whole and agrees
 
@@ -225,7 +225,7 @@ class PredictOptions:
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
     explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
     tiling: str = field(
-        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learnt."}
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learned."}
     )
     ignore_mask: str | None = field(
         default=None,
@@ -312,12 +312,12 @@ def predict(arguments: list[str]) -> int:
         return _predict_shards(places, options, shards)
     if options.class_column or options.image_column:
         raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
-    from ..images_anople import list_photographs, load_photograph
+    from ..images_anople import list_images, load_image
     from ..pipeline_anople import predict as judge
     from ..runtime.heat_maps import overlay, with_legend
     from ..tiling_anople import tiling_text
 
-    paths, failed, labels = list_photographs(places.images), 0, Counter()
+    paths, failed, labels = list_images(places.images), 0, Counter()
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.class_name is not None:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
@@ -340,7 +340,7 @@ def predict(arguments: list[str]) -> int:
             if prediction.explanation:
                 line["explanation"] = prediction.explanation.as_dict()
             if folder and not prediction.error:
-                picture = overlay(load_photograph(path, white_value=processor.white_value), prediction.full_size_map())
+                picture = overlay(load_image(path, white_value=processor.white_value), prediction.full_size_map())
                 line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
                 with_legend(picture).save(line["overlay"])
             write_row(line)

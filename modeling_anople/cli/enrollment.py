@@ -86,7 +86,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     from tqdm.auto import tqdm
 
-    from ..images_anople import list_photographs
+    from ..images_anople import list_images
     from ..runtime.loading import load_config
 
     verb, begun = command, command == "enroll" and options.clip is not None
@@ -100,7 +100,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
         detector = _load(places.checkpoint)
     from ..calibration_anople import describe_guarantee
 
-    paths = list_photographs(places.images) if places.images else None
+    paths = list_images(places.images) if places.images else None
     threshold = getattr(detector, verb)(
         places.name,
         paths and tqdm(paths, desc=command, disable=None),

@@ -320,7 +320,7 @@ def read_source(source: str | Path, *, split: str, classes: Sequence[str] | None
         classes: products to keep; by default all.
 
     Raises:
-        ValueError: where a public set is not whole, with what is missing, where it is to be had and its licence; and as
+        ValueError: where a public set is not whole, with what is missing, where it is to be had and its license; and as
             for [`read_dataset`].
     """
     name, root = split_source(source)

@@ -69,8 +69,8 @@ class Canvas:
         return smooth_noise(generator, (self.size, self.size), (rows, columns))
 
 
-def blob(generator: np.random.Generator, centre: np.ndarray, radius: float, *, jagged: bool = False) -> np.ndarray:
-    """Return a closed outline (points, 2) around `centre`: rounded, or with the corners of broken material."""
+def blob(generator: np.random.Generator, center: np.ndarray, radius: float, *, jagged: bool = False) -> np.ndarray:
+    """Return a closed outline (points, 2) around `center`: rounded, or with the corners of broken material."""
     if jagged:
         angles = (np.arange(13) + generator.uniform(0, 0.8, 13)) * 2 * np.pi / 13
         radii = generator.uniform(0.7, 1.25, 13)
@@ -81,7 +81,7 @@ def blob(generator: np.random.Generator, centre: np.ndarray, radius: float, *, j
             radii += generator.normal(0, 0.2 / order) * np.cos(order * angles + generator.uniform(0, 2 * np.pi))
     stretch, turn = generator.uniform(0.65, 1.0), generator.uniform(0, np.pi)
     x, y = radius * radii * np.cos(angles), stretch * radius * radii * np.sin(angles)
-    return centre + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
+    return center + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
 
 
 def curve(generator: np.random.Generator, start: np.ndarray, length: float, *, bend: float = 1.0) -> np.ndarray:
@@ -123,9 +123,9 @@ def _pulled(image: np.ndarray, source: tuple[np.ndarray, np.ndarray]) -> np.ndar
     return np.stack(layers, axis=2)
 
 
-def _mix(image: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Lay `colour`, one or one per pixel, over the image with opacity `alpha` (height, width)."""
-    return image + alpha[..., None] * (colour - image)
+def _mix(image: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Lay `color`, one or one per pixel, over the image with opacity `alpha` (height, width)."""
+    return image + alpha[..., None] * (color - image)
 
 
 def _offset(alpha: np.ndarray, distance: float) -> np.ndarray:
@@ -143,8 +143,8 @@ def _behind(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator)
         ndimage.gaussian_filter(np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BOX)), 4)
         for layer in (*(np.moveaxis(image, 2, 0) * weight), weight)
     ]
-    colours = [total / np.maximum(sums[3], 1e-6) for total in sums[:3]]
-    behind = np.stack([np.asarray(Image.fromarray(layer).resize((width, height))) for layer in colours], axis=2)
+    colors = [total / np.maximum(sums[3], 1e-6) for total in sums[:3]]
+    behind = np.stack([np.asarray(Image.fromarray(layer).resize((width, height))) for layer in colors], axis=2)
     depth = 1.0 if outside.mean() > 0.02 else generator.uniform(0.15, 0.45)
     return depth * behind + generator.normal(0, 2, (height, width, 1)).astype(np.float32)
 
@@ -166,8 +166,8 @@ def missing_part(image: np.ndarray, mask: np.ndarray, generator: np.random.Gener
     unit = max(mask.shape) / 256
     radius = generator.uniform(9, 28) * unit
     point, out = _edge_point(generator, mask)
-    centre = point - 0.3 * radius * out if generator.uniform() < 0.7 else _pick(generator, mask)
-    hole = antialiased(mask.shape, polygons=[blob(generator, centre, radius, jagged=True)])
+    center = point - 0.3 * radius * out if generator.uniform() < 0.7 else _pick(generator, mask)
+    hole = antialiased(mask.shape, polygons=[blob(generator, center, radius, jagged=True)])
     hole = ndimage.gaussian_filter(hole, 0.6 * unit) * _soft(ndimage.binary_dilation(mask, iterations=2))
     wall = np.clip(hole - _offset(hole, 3 * unit), 0, 1)  # the flank next to the lamp lies in shadow
     rim = np.clip(_offset(hole, 1.5 * unit) - hole, 0, 1) * mask  # the opposite edge catches the light
@@ -177,30 +177,30 @@ def missing_part(image: np.ndarray, mask: np.ndarray, generator: np.random.Gener
 
 def contamination(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Leave crumbs, a hair or drops of liquid on the object."""
-    unit, centre, dark = max(mask.shape) / 256, _pick(generator, mask), image[mask].mean() > 95
+    unit, center, dark = max(mask.shape) / 256, _pick(generator, mask), image[mask].mean() > 95
     kind = generator.choice(["crumbs", "hair", "drops"])
     if kind == "hair":
-        path = curve(generator, centre, generator.uniform(50, 130) * unit, bend=2.5)
+        path = curve(generator, center, generator.uniform(50, 130) * unit, bend=2.5)
         alpha = antialiased(mask.shape, lines=[path], width=generator.uniform(1.0, 1.8) * unit)
-        colour = generator.uniform(20, 60) * (1 if dark else 4) * np.array([1.0, 0.92, 0.82])
+        color = generator.uniform(20, 60) * (1 if dark else 4) * np.array([1.0, 0.92, 0.82])
     else:
         count, spread = (generator.integers(8, 45), 10) if kind == "crumbs" else (generator.integers(1, 6), 16)
-        centres = centre + generator.normal(0, spread * unit, (count, 2)) * (np.arange(count) > 0)[:, None]
+        centers = center + generator.normal(0, spread * unit, (count, 2)) * (np.arange(count) > 0)[:, None]
         radii = generator.gamma(3, 0.7, count) * unit if kind == "crumbs" else generator.uniform(4, 10, count) * unit
-        spots = [blob(generator, *spot, jagged=kind == "crumbs") for spot in zip(centres, radii, strict=True)]
+        spots = [blob(generator, *spot, jagged=kind == "crumbs") for spot in zip(centers, radii, strict=True)]
         alpha = antialiased(mask.shape, polygons=spots)
         relief = alpha - _offset(alpha, 1.5 * unit)  # bright on the flank next to the lamp
         tone = (generator.uniform(60, 130) if dark else 170) * np.array([1.0, 0.84, 0.64])
-        colour = (generator.normal(1, 0.12, mask.shape) * (1 + 0.5 * relief))[..., None] * tone
+        color = (generator.normal(1, 0.12, mask.shape) * (1 + 0.5 * relief))[..., None] * tone
     shaded = image * (1 - 0.35 * ndimage.gaussian_filter(_offset(alpha, 2 * unit), unit))[..., None]
     if kind == "drops":  # a clear lens: dark towards the lamp, bright on the far flank, with a glint
         edge = ndimage.gaussian_filter(alpha, 1.5 * unit)
         glints = [
-            blob(generator, at + LIGHT[:2] * size * 0.7, size * 0.2) for at, size in zip(centres, radii, strict=True)
+            blob(generator, at + LIGHT[:2] * size * 0.7, size * 0.2) for at, size in zip(centers, radii, strict=True)
         ]
-        colour = image * 0.85 - 130 * (edge - _offset(edge, 3 * unit))[..., None]
-        colour += 230 * antialiased(mask.shape, polygons=glints)[..., None]
-    return _mix(shaded, 0.9 * alpha, colour)
+        color = image * 0.85 - 130 * (edge - _offset(edge, 3 * unit))[..., None]
+        color += 230 * antialiased(mask.shape, polygons=glints)[..., None]
+    return _mix(shaded, 0.9 * alpha, color)
 
 
 def discoloured(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -218,16 +218,16 @@ def discoloured(image: np.ndarray, mask: np.ndarray, generator: np.random.Genera
 def broken(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Break a jagged piece loose, move and turn it a little, and let cracks run on from it."""
     unit = max(mask.shape) / 256
-    centre, out = _edge_point(generator, mask)
+    center, out = _edge_point(generator, mask)
     radius = generator.uniform(14, 38) * unit
-    piece = antialiased(mask.shape, polygons=[blob(generator, centre, radius, jagged=True)])
+    piece = antialiased(mask.shape, polygons=[blob(generator, center, radius, jagged=True)])
     piece = piece * _soft(ndimage.binary_dilation(mask))
     way, turn = out * generator.uniform(3, 7) * unit, generator.normal(0, 0.1)
     rows, columns = np.indices(mask.shape, dtype=np.float32)
-    x, y = columns - centre[0] - way[0], rows - centre[1] - way[1]
-    source = (centre[1] + y * np.cos(turn) - x * np.sin(turn), centre[0] + x * np.cos(turn) + y * np.sin(turn))
+    x, y = columns - center[0] - way[0], rows - center[1] - way[1]
+    source = (center[1] + y * np.cos(turn) - x * np.sin(turn), center[0] + x * np.cos(turn) + y * np.sin(turn))
     picture = _pulled(np.dstack([image, piece]), source)
-    starts = centre + generator.normal(0, 0.3, (generator.integers(1, 4), 2)) * radius - out * radius * 0.6
+    starts = center + generator.normal(0, 0.3, (generator.integers(1, 4), 2)) * radius - out * radius * 0.6
     rough = generator.normal(0, 1.2 * unit, (25, 2))
     cracks = [curve(generator, start, 1.5 * radius) + rough for start in starts]
     crack = antialiased(mask.shape, lines=cracks, width=generator.uniform(0.8, 1.6) * unit) * mask
@@ -238,12 +238,12 @@ def broken(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator) 
 
 def bent(image: np.ndarray, mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Push a part of the object sideways, with the shading of the dent."""
-    centre, out = _edge_point(generator, mask)
+    center, out = _edge_point(generator, mask)
     reach = generator.uniform(10, 22) * max(mask.shape) / 256
     angle = np.arctan2(out[1], out[0]) + generator.normal(0, 0.7)
     push = np.array([np.cos(angle), np.sin(angle)]) * generator.uniform(0.35, 0.7) * reach * generator.choice([-1, 1])
     rows, columns = np.indices(mask.shape, dtype=np.float32)
-    x, y = (columns - centre[0]) / reach, (rows - centre[1]) / reach
+    x, y = (columns - center[0]) / reach, (rows - center[1]) / reach
     bump = np.exp(-(x**2 + y**2) / 2)
     source = (rows - push[1] * bump, columns - push[0] * bump)
     warped = _pulled(np.dstack([image, mask.astype(np.float32)]), source)
@@ -302,20 +302,20 @@ def draw_defect(
 
 
 class Surface:
-    """What the camera sees before the light is on: colour 0 to 1, height in units of half a frame, cover and gloss."""
+    """What the camera sees before the light is on: color 0 to 1, height in units of half a frame, cover and gloss."""
 
-    def __init__(self, cover: np.ndarray, colour: Sequence[float], *, gloss: float, shininess: float = 30.0):
+    def __init__(self, cover: np.ndarray, color: Sequence[float], *, gloss: float, shininess: float = 30.0):
         self.cover, self.gloss, self.shininess = cover, gloss, shininess
-        self.colour = np.broadcast_to(np.asarray(colour, dtype=np.float32), (*cover.shape, 3)).copy()
+        self.color = np.broadcast_to(np.asarray(color, dtype=np.float32), (*cover.shape, 3)).copy()
         self.height = np.zeros_like(cover, dtype=np.float32)
 
-    def paint(self, mask: np.ndarray, colour: Sequence[float], height: float = 0.0) -> None:
-        """Lay a colour, raised by a height, over the soft mask (size, size)."""
-        self.colour += mask[..., None] * (np.asarray(colour, dtype=np.float32) - self.colour)
+    def paint(self, mask: np.ndarray, color: Sequence[float], height: float = 0.0) -> None:
+        """Lay a color, raised by a height, over the soft mask (size, size)."""
+        self.color += mask[..., None] * (np.asarray(color, dtype=np.float32) - self.color)
         self.height += mask * height
 
     def shaded(self, light: np.ndarray) -> np.ndarray:
-        """Return the lit colours (size, size, 3): ambient and Lambert light and a Blinn-Phong highlight."""
+        """Return the lit colors (size, size, 3): ambient and Lambert light and a Blinn-Phong highlight."""
         size = self.cover.shape[0]
         height = ndimage.gaussian_filter(self.height.astype(np.float32), size / 300)
         slope_y, slope_x = np.gradient(height, 2 / size)
@@ -324,7 +324,7 @@ class Surface:
         half = (light + [0, 0, 1]) / np.linalg.norm(light + [0, 0, 1])
         glance = np.maximum(half[2] - slope_x * half[0] - slope_y * half[1], 0) / length
         highlight = self.gloss * glance**self.shininess
-        return self.colour * (0.35 + 0.65 * diffuse / light[2])[..., None] + highlight[..., None]
+        return self.color * (0.35 + 0.65 * diffuse / light[2])[..., None] + highlight[..., None]
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def paint_gear(canvas: Canvas, design: np.random.Generator, instance: np.random.
     radius, angle = np.hypot(canvas.x, canvas.y), np.arctan2(canvas.y, canvas.x)
     grooves = np.interp(radius, np.linspace(0, 1.5, 220), instance.normal(0, 1, 220)).astype(np.float32)
     sheen = 0.5 + 0.5 * np.cos(2 * (angle - instance.normal(0.9, 0.1)))  # turned metal shines in two opposite sectors
-    surface.colour *= (0.86 + 0.3 * sheen**2 + 0.035 * grooves + 0.015 * canvas.noise(instance, 40, 40))[..., None]
+    surface.color *= (0.86 + 0.3 * sheen**2 + 0.035 * grooves + 0.015 * canvas.noise(instance, 40, 40))[..., None]
     surface.height = 0.06 * surface.cover - 0.04 * canvas.inside(np.abs(radius - 0.39) - 0.15)
     return surface
 
@@ -405,7 +405,7 @@ def paint_woven_fabric(canvas: Canvas, design: np.random.Generator, instance: np
     fibre = np.where(above, canvas.noise(instance, 40, 160), canvas.noise(instance, 160, 40))
     surface = Surface(np.ones_like(canvas.x), hsv_to_rgb(hue, 0.4, 0.72), gloss=0.02)
     hollow = 1 - 0.45 * np.abs(across) ** 3 - 0.3 * np.abs(along) ** 4
-    surface.colour *= (yarn * hollow * (1 + 0.05 * fibre))[..., None]
+    surface.color *= (yarn * hollow * (1 + 0.05 * fibre))[..., None]
     surface.height = (0.5 * np.sqrt(1.01 - across**2) + 0.5 * np.cos(along * 1.3)) / count
     return surface
 
@@ -425,7 +425,7 @@ def paint_wire_mesh(canvas: Canvas, design: np.random.Generator, instance: np.ra
     cover = canvas.inside((nearest - radius) * 2 / count)
     surface = Surface(cover, hsv_to_rgb(hue, 0.25, 0.62), gloss=0.45, shininess=24)
     top = np.maximum(*heights)
-    surface.colour *= (0.8 + 1.2 * np.minimum(top, 0.25) + 0.05 * canvas.noise(instance, 50, 50))[..., None]
+    surface.color *= (0.8 + 1.2 * np.minimum(top, 0.25) + 0.05 * canvas.noise(instance, 50, 50))[..., None]
     surface.height = top * 2 / count
     return surface
 
@@ -439,7 +439,7 @@ def paint_wooden_board(canvas: Canvas, design: np.random.Generator, instance: np
     fibre = canvas.noise(instance, 130, 5) + 0.5 * canvas.noise(instance, 200, 16)
     pores = np.clip(canvas.noise(instance, 180, 14) - 1.6, 0, 1)
     surface = Surface(np.ones_like(canvas.x), hsv_to_rgb(hue, 0.5, 0.78), gloss=0.05)
-    surface.colour *= (1 - 0.25 * late + 0.03 * fibre - 0.3 * pores)[..., None] ** np.array([0.8, 1.0, 1.3])
+    surface.color *= (1 - 0.25 * late + 0.03 * fibre - 0.3 * pores)[..., None] ** np.array([0.8, 1.0, 1.3])
     surface.height = 0.0008 * fibre - 0.004 * pores
     return surface
 
@@ -467,7 +467,7 @@ def paint_circuit_board(canvas: Canvas, design: np.random.Generator, instance: n
     surface.paint(canvas.outlines(polygons=[*bodies[:3], _box(0, 0, 0.98, 0.34)]), (0.1, 0.1, 0.11), height=0.04)
     words = _lettering(design, 9, 0.6, 0.07) + [stroke + (0, 0.6) for stroke in _lettering(design, 12, 0.8, 0.05)]
     surface.paint(canvas.outlines(lines=words, width=0.012), (0.75, 0.77, 0.75))
-    surface.colour *= (1 + 0.02 * canvas.noise(instance, 30, 30))[..., None]
+    surface.color *= (1 + 0.02 * canvas.noise(instance, 30, 30))[..., None]
     return surface
 
 
@@ -483,7 +483,7 @@ def paint_capsule(canvas: Canvas, design: np.random.Generator, instance: np.rand
     surface.paint(canvas.inside(np.abs(canvas.x - 0.02) - 0.008), hsv_to_rgb(hue, 0.6, 0.45))
     profile = np.sqrt(np.maximum(radius**2 - distance**2, 0.0002))
     surface.height = 0.8 * profile + 0.0004 * canvas.noise(instance, 40, 40)
-    surface.colour *= (0.75 + 0.9 * profile)[..., None]
+    surface.color *= (0.75 + 0.9 * profile)[..., None]
     return surface
 
 

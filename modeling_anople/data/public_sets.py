@@ -1,4 +1,4 @@
-"""Public data sets in their own trees: official numbers, licences, and how each is laid out."""
+"""Public data sets in their own trees: official numbers, licenses, and how each is laid out."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..images_anople import IMAGE_EXTENSIONS
 
 
-# --- What is known of the public data sets: where they are to be had, under which licence, how they lie, how large they are ---
+# --- What is known of the public data sets: where they are to be had, under which license, how they lie, how large they are ---
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PublicSet:
 
     Args:
         home: where it is to be had.
-        licence: of the photographs; says who says so where the authors' own words could not be read.
+        license: of the photographs; says who says so where the authors' own words could not be read.
         layout: the tree that the reader expects.
         classes: name -> (train, good test, defective test photographs); `None` stands for a number in which the trees in
             use differ, or for all three where we do not know them.
@@ -31,7 +31,7 @@ class PublicSet:
 
     title: str
     home: str
-    licence: str
+    license: str
     layout: str
     classes: dict[str, tuple[int | None, int, int] | None] = field(default_factory=dict)
     both_splits: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class PublicSet:
 
     def refusal(self, root: object, missing: str) -> str:
         """Say what is missing and where the set is to be had."""
-        return f"{root} is no whole {self.title}: {missing}. Expected: {self.layout}. It is to be had at {self.home}; licence: {self.licence}."
+        return f"{root} is no whole {self.title}: {missing}. Expected: {self.layout}. It is to be had at {self.home}; license: {self.license}."
 
 
 # 3,629 train, 467 + 1,258 test in all

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data import read_source
 from ..export.graph_detector import ExportedDetector
-from ..images_anople import ImageError, load_mask, load_photograph
+from ..images_anople import ImageError, load_image, load_mask
 from ..inference_anople import Part
 from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
@@ -170,7 +170,7 @@ def _panels(
     names = [row.class_name for row in shown]
     predictions = predict(model, processor, (sample["image"] for sample in samples), class_names=names)
     for row, sample, prediction in zip(shown, samples, predictions, strict=True):
-        photograph = load_photograph(sample["image"], white_value=processor.white_value)
+        photograph = load_image(sample["image"], white_value=processor.white_value)
         answer = f"raw score {row.score:.3g}, no line"
         if row.label is not None:
             answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"

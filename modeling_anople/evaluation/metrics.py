@@ -228,7 +228,7 @@ def _as_mask(mask: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     if mask.shape != shape:
         raise ValueError(
             f"the mask has size {mask.shape} and the anomaly map {shape}; "
-            "resize the map (bilinear) or the mask (nearest neighbour) so that both agree."
+            "resize the map (bilinear) or the mask (nearest neighbor) so that both agree."
         )
     wrong = mask[(mask != 0) & (mask != 1)]
     if wrong.size:

@@ -1,7 +1,7 @@
-"""Pictures of calibrated anomaly maps, on a colour scale that is fixed to the decision line.
+"""Pictures of calibrated anomaly maps, on a color scale that is fixed to the decision line.
 
 A calibrated map is a float array (height, width) in [0, 1]; 0.5 is its product's decision line, and only values above
-it are anomalous. Colours never depend on the other values of a map: a good part stays pale and pictures compare.
+it are anomalous. Colors never depend on the other values of a map: a good part stays pale and pictures compare.
 """
 
 import html
@@ -21,21 +21,21 @@ MIN_PICTURE_WIDTH, MAX_PICTURE_WIDTH = 128, 448  # the lower leaves room for the
 MIN_LEGEND_HEIGHT = 64
 SAMPLES = "samples"  # folder of a gallery with single pictures, and the name of their list
 # 256 levels: 0..127 up to the line (blue to near white), 128..255 above it (amber to red). Lightness rises to the line
-# and falls beyond it, so the scale can also be read with colour-blind eyes.
+# and falls beyond it, so the scale can also be read with color-blind eyes.
 _STOPS = {0: "#0a288c", 64: "#4076ba", 102: "#96b8d4", 127: "#e2e7e9", 128: "#ffc846", 192: "#fa7d23", 255: "#da1002"}
-_STOP_COLOURS = np.array([ImageColor.getrgb(colour) for colour in _STOPS.values()])  # (stop, channel)
+_STOP_COLOURS = np.array([ImageColor.getrgb(color) for color in _STOPS.values()])  # (stop, channel)
 _COLOURS = np.stack([np.interp(range(256), list(_STOPS), channel) for channel in _STOP_COLOURS.T], axis=-1)
 _COLOURS = _COLOURS.round().astype(np.uint8)  # (level, channel)
 # Share of the overlay's opacity at each level: normal regions leave the photograph visible.
 _OPACITY = np.interp(range(256), (0, 64, 127, 128, 255), (0.0, 0.06, 0.3, 0.9, 1.0))
 _WHITE, _INK, _GREY, _RULE, _PAPER = "#ffffff", "#1c2026", "#686e76", "#d5dade", "#f2f4f6"
-_TRUTH = "#00be96"  # the ground-truth tint, a colour that the scale does not use
+_TRUTH = "#00be96"  # the ground-truth tint, a color that the scale does not use
 
 
 def colorize(anomaly_map: np.ndarray) -> np.ndarray:
-    """Return the colours of a calibrated anomaly map, as uint8 (height, width, 3).
+    """Return the colors of a calibrated anomaly map, as uint8 (height, width, 3).
 
-    Equal values get equal colours in every map; values up to 0.5 are blue to near white, values above it amber to red.
+    Equal values get equal colors in every map; values up to 0.5 are blue to near white, values above it amber to red.
     Raises ValueError for a map that is not two-dimensional, is empty, or leaves [0, 1].
     """
     return _COLOURS[_levels(_checked(anomaly_map))]
@@ -61,7 +61,7 @@ def overlay(image: Image.Image, anomaly_map: np.ndarray, *, alpha: float = 0.55,
 
 
 def legend(height: int, *, line_label: str = "line") -> Image.Image:
-    """Draw the colour scale as a vertical bar of `height` pixels with ticks at 0, 0.5 (`line_label`) and 1.
+    """Draw the color scale as a vertical bar of `height` pixels with ticks at 0, 0.5 (`line_label`) and 1.
 
     Raises ValueError for a height below 64 pixels, where the labels would overlap.
     """
@@ -292,7 +292,7 @@ section {{ min-width: 0 }} main, div.scroll {{ margin-top: 1.5rem }} a.scroll {{
 img {{ display: block; height: auto; max-width: max(100%, 36rem) }}
 </style></head><body>
 <h1>{title}</h1><p>{notes}</p>
-<p>Colours mean the same in every picture: blue to white up to the decision line (0.5), amber to red above it. \
+<p>Colors mean the same in every picture: blue to white up to the decision line (0.5), amber to red above it. \
 Outlined regions are above the line. Nothing is rescaled per image.</p>
 {table}
 <main>{sections}</main>

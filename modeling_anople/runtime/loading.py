@@ -105,7 +105,7 @@ def loader_workers(device: torch.device, processes: int = 1) -> int:
 
 def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
     """
-    Hash what a detector learnt: all weights but the CLIP's, what is known of each product, and the threshold.
+    Hash what a detector learned: all weights but the CLIP's, what is known of each product, and the threshold.
 
     Returns:
         64 hexadecimal digits. The memory holds features of the CLIP, and thereby stands for it.

@@ -227,7 +227,7 @@ def fit_steps(
     first: int = 0,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """
-    Take one optimiser step after another, until the loader ends or the caller looks no further.
+    Take one optimizer step after another, until the loader ends or the caller looks no further.
 
     Args:
         wrapped, optimizer, loader: as `accelerator.prepare` returned them.

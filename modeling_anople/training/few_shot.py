@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..data import read_source
-from ..images_anople import ImageError, list_photographs, load_ignore_mask, load_mask, load_photograph
+from ..images_anople import ImageError, list_images, load_ignore_mask, load_image, load_mask
 from ..inference_anople import TiledImage
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed
@@ -50,7 +50,7 @@ def perlin_noise(height: int, width: int, scale: tuple[int, int], generator: tor
 
 
 def _lattice(size: int, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give fade weights and signed distances, in cells, of each pixel centre to each lattice line."""
+    """Give fade weights and signed distances, in cells, of each pixel center to each lattice line."""
     positions = (torch.arange(size) + 0.5) * cells / size
     offsets = positions[:, None] - torch.arange(cells + 1)  # (size, cells + 1)
     nearness = 1 - offsets.abs().clamp(max=1)
@@ -74,7 +74,7 @@ def perlin_mask(
 
 
 def _rotate(picture: Image.Image, degrees: float) -> Image.Image:
-    """Rotate about the centre at the same size, to nearest pixels; what enters from outside the frame is mirrored."""
+    """Rotate about the center at the same size, to nearest pixels; what enters from outside the frame is mirrored."""
     width, height = picture.size
     margin = math.ceil((math.hypot(width, height) - min(width, height)) / 2)
     pixels = np.asarray(picture)
@@ -306,7 +306,7 @@ def _check_image(image: torch.Tensor, name: str) -> None:
     low, high = (bound.item() for bound in image.aminmax())
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise ValueError(
-            f"{name} must lie in [0, 1], got {low} to {high}: divide 8-bit pixels by 255, normalise later."
+            f"{name} must lie in [0, 1], got {low} to {high}: divide 8-bit pixels by 255, normalize later."
         )
 
 
@@ -347,7 +347,7 @@ class ViewSettings:
     Args:
         image_size: side of a view in pixels.
         grid: the enlarged photograph is cut into grid x grid sub-images; 1 gives the global view alone.
-        mean, std: normalisation of the image processor.
+        mean, std: normalization of the image processor.
     """
 
     image_size: int
@@ -542,7 +542,7 @@ def read_ignore_masks(folder: str | None, names: list[str]) -> dict[str, np.ndar
     Raises:
         ValueError: for a picture of no product.
     """
-    masks = {composed(path.stem): load_mask(path) for path in (list_photographs([folder]) if folder else [])}
+    masks = {composed(path.stem): load_mask(path) for path in (list_images([folder]) if folder else [])}
     if unknown := sorted(masks.keys() - names):
         raise ValueError(f"{folder} holds ignore masks of {unknown}, which are not fitted; products are {names}.")
     return {name: mask for name, mask in masks.items() if mask.any()}
@@ -605,15 +605,15 @@ def _squares(
     image: dict, processor: AnoPLeProcessor, grid: int, tiling: str | None, mask: np.ndarray | None
 ) -> list[torch.Tensor]:
     """Make the whole photograph, or each tile, a square; what is ignored or beyond the border is painted over."""
-    photograph = load_photograph(image, white_value=processor.white_value)
+    photograph = load_image(image, white_value=processor.white_value)
     mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
     parts = TiledImage.of(photograph, processor, tiling, mask).pictures()
     return [square_image(part, processor.image_size * grid) for part in parts]
 
 
 def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
-    normalisation = processor.image_processor
-    return ViewSettings(processor.image_size, grid, tuple(normalisation.image_mean), tuple(normalisation.image_std))
+    normalization = processor.image_processor
+    return ViewSettings(processor.image_size, grid, tuple(normalization.image_mean), tuple(normalization.image_std))
 
 
 __all__ = [

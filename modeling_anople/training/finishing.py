@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..calibration_anople import describe_guarantee
 from ..enrollment_anople import digest_of
 from ..fitting_anople import calibrate_product, remember
-from ..images_anople import load_photograph
+from ..images_anople import load_image
 from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
@@ -32,7 +32,7 @@ from .options import TrainingConfig
 
 def save_state(folder: Path, *, step: int, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """
-    Write learnable weights, optimiser state and the step, without pickle and without the frozen CLIP.
+    Write learnable weights, optimizer state and the step, without pickle and without the frozen CLIP.
 
     Samples, noise and learning rate are functions of the step, so nothing else is needed to go on exactly.
     """
@@ -47,7 +47,7 @@ def save_state(folder: Path, *, step: int, settings: dict, model: nn.Module, opt
 
 def load_state(folder: Path, *, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """
-    Bring model and optimiser to where [`save_state`] left them.
+    Bring model and optimizer to where [`save_state`] left them.
 
     Returns:
         The number of steps done; 0 if the folder holds no state.
@@ -206,7 +206,7 @@ def finish(
         own, hashes = [], []
         for source, owner in zip(shots.images, shots.class_ids, strict=True):
             if owner == class_id:
-                image = load_photograph(source, white_value=processor.white_value)
+                image = load_image(source, white_value=processor.white_value)
                 hashes.append(digest_of(image))
                 mask = _mask_of(model, class_id, image)
                 own.append(TiledImage.of(image, processor, model.config.tiling, mask).release())

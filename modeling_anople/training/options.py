@@ -62,7 +62,7 @@ class TrainingConfig:
         },
     )
     seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})
-    max_steps: int = field(default=2000, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=2000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=8, metadata={"help": "Photographs per step over all processes, times the views."})
     prompt_learning_rate: float = field(default=1e-3, metadata={"help": "Of prompts, projections and prefix."})
     decoder_learning_rate: float = field(
@@ -80,7 +80,7 @@ class TrainingConfig:
     )
     max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
     white_value: float | None = field(
-        default=None, metadata={"help": "White of 16-bit and float greyscale photographs; 4095 for a 12-bit camera."}
+        default=None, metadata={"help": "White of 16-bit and float grayscale photographs; 4095 for a 12-bit camera."}
     )
     ignore_masks: str | None = field(
         default=None,

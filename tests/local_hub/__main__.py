@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from modeling_anople.images_anople import list_photographs
+from modeling_anople.images_anople import list_images
 from modeling_anople.runtime import start_logging
 from modeling_anople.runtime.loading import load_detector
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("photographs", nargs="+", help="Photographs, or folders of them; the first 8 are judged.")
     options = parser.parse_args(arguments)
     try:
-        paths = [str(path.resolve()) for path in list_photographs(options.photographs)[:8]]
+        paths = [str(path.resolve()) for path in list_images(options.photographs)[:8]]
         pairs = round_trip(options.checkpoint, paths)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"tests.local_hub: {error}\n")

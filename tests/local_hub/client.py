@@ -127,6 +127,28 @@ def save_and_push(folder: str, target: str, repository: str, **keywords: object)
     AnoPLeModel.from_pretrained(folder).save_pretrained(target, push_to_hub=True, repo_id=repository, **keywords)
 
 
+def push_pipeline(folder: str, repository: str, images: list[str], *, by: str, target: str) -> list[float]:
+    """Let a detector learn a product and push it, by `push_to_hub` or when it is saved; return what it says of the images."""
+    from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel
+
+    detector = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(folder))
+    detector.enroll("gasket", images)
+    detector.processor.white_value = 4095
+    if by == "push_to_hub":
+        detector.push_to_hub(repository)
+    else:
+        detector.save_pretrained(target, push_to_hub=True, repo_id=repository)
+    return [result["score"] for result in detector(images)]
+
+
+def pipeline_answers(repository: str, images: list[str]) -> list[tuple[str, float]]:
+    """Judge images by the pipeline that a repository makes: product and score of each."""
+    from transformers import pipeline
+
+    detector = pipeline(model=repository, trust_remote_code=True, device="cpu")
+    return [(result["class_name"], result["score"]) for result in detector(images)]
+
+
 def push_clip(folder: str, repository: str, *, change: float = 0.0) -> str:
     """Push a CLIP with tokenizer and image processor, its weights changed a little; return the commit."""
     import torch

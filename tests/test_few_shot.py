@@ -1,28 +1,227 @@
-"""Pseudo-anomalies: exact masks, sane statistics, any size, one generator as the only source of chance."""
+"""The stream of training samples: the choice of images, the views they are cut into, and pseudo-anomalies with exact masks."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from modeling_anople.training.few_shot import (
     TEXTURE_OPERATIONS,
+    FewShotDataset,
     PseudoAnomaly,
+    StepSampler,
+    ViewSettings,
     augment_texture,
     blend_texture,
+    collate_views,
     cut_paste,
     perlin_mask,
     perlin_noise,
+    sample_few_shot,
+    square_image,
 )
+
+
+PATHS = [f"bolt/train/good/{number:03d}.png" for number in range(20)]
+PLAIN = ViewSettings(16, 2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def make_samples(photograph):
+    """Make streams over small photographs; keywords go to FewShotDataset."""
+
+    def make(count: int = 3, *, views: ViewSettings = PLAIN, seed: int = 0, kind: str = "cut_paste", **settings):
+        images = [square_image(photograph(number), views.image_size * views.grid) for number in range(count)]
+        anomaly = None if kind == "none" else PseudoAnomaly(kind=kind)
+        return FewShotDataset(images, list(range(count)), views=views, anomaly=anomaly, seed=seed, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("class_name", ["bolt", "nut", "Flasche ü"])
+def test_shots_are_sorted_and_nested(seed, class_name):
+    chosen = {shots: sample_few_shot(PATHS, shots, seed=seed, class_name=class_name) for shots in (1, 2, 4, 8)}
+    assert all(files == sorted(files) and len(set(files)) == shots for shots, files in chosen.items())
+    assert set(chosen[1]) < set(chosen[2]) < set(chosen[4]) < set(chosen[8]) < set(PATHS)
+
+
+def test_shots_depend_on_neither_the_order_of_the_files_nor_on_other_classes():
+    expected = sample_few_shot(PATHS, 4, seed=3, class_name="bolt")
+    for attempt in range(5):
+        shuffled = random.Random(attempt).sample(PATHS, len(PATHS))
+        sample_few_shot(shuffled, 2, seed=3, class_name=f"other{attempt}")
+        assert sample_few_shot(shuffled, 4, seed=3, class_name="bolt") == expected
+    assert sample_few_shot(PATHS, 4, seed=3, class_name="nut") != expected  # a class of the same names
+
+
+def test_seeds_choose_differently_and_reach_every_file():
+    by_seed = [tuple(sample_few_shot(PATHS, 2, seed=seed, class_name="bolt")) for seed in range(60)]
+    assert len(set(by_seed)) > 40
+    assert {path for files in by_seed for path in files} == set(PATHS)
+
+
+def test_fewer_files_than_shots_gives_all_of_them():
+    assert sample_few_shot(PATHS[2::-1], 4, seed=0, class_name="bolt") == PATHS[:3]
+
+
+def test_shots_below_one_are_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        sample_few_shot(PATHS, 0, seed=0, class_name="bolt")
+
+
+def test_square_image_is_the_resized_photograph(photograph):
+    image = square_image(photograph(0, size=(48, 32)), 24)
+    assert image.shape == (3, 24, 24) and image.dtype == torch.uint8
+    assert np.array_equal(image.permute(1, 2, 0), np.asarray(photograph(0, size=(48, 32)).resize((24, 24), 3)))
+
+
+def test_sub_images_are_the_quarters_in_reading_order():
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[3, 20] = True  # top right
+    pixels, masks = PLAIN.cut(image, mask)
+    assert pixels.shape == (5, 3, 16, 16) and masks.shape == (5, 16, 16)
+    quarters = [image[:, :16, :16], image[:, :16, 16:], image[:, 16:, :16], image[:, 16:, 16:]]
+    assert all(torch.equal(view, quarter) for view, quarter in zip(pixels[1:], quarters, strict=True))
+    assert masks.flatten(1).sum(1).tolist() == [1, 0, 1, 0, 0]
+    assert masks[2, 3, 4] == 1 and masks[0, 1, 10] == 1
+
+
+@pytest.mark.parametrize("grid", [2, 3])
+def test_the_global_mask_is_the_pooled_mask_of_the_sub_images(grid):
+    views = ViewSettings(8, grid, (0.0,) * 3, (1.0,) * 3)
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(8 * grid, 8 * grid, generator=generator) < 0.03
+    _, masks = views.cut(torch.rand(3, 8 * grid, 8 * grid, generator=generator), mask)
+    rows = [torch.cat(list(masks[1 + grid * row : 1 + grid * (row + 1)]), dim=1) for row in range(grid)]
+    whole = torch.cat(rows)
+    assert torch.equal(whole, mask.float())
+    assert torch.equal(masks[0], torch.nn.functional.max_pool2d(whole[None], grid)[0])
+    assert 0 < masks[0].sum() < masks[0].numel()
+
+
+def test_views_are_normalized_as_told():
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    pixels, _ = ViewSettings(16, 2, mean, std).cut(image, mask)
+    plain, _ = PLAIN.cut(image, mask)
+    expected = (plain - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    assert torch.allclose(pixels, expected)
+
+
+def test_grid_one_gives_the_global_view_alone(make_samples):
+    sample = make_samples(views=ViewSettings(16, 1, (0.0,) * 3, (1.0,) * 3))[1]
+    assert sample["pixel_values"].shape == (1, 3, 16, 16)
+    assert sample["view_ids"].tolist() == [0]
+
+
+@pytest.mark.parametrize(("grid", "gray_levels"), [(1, 0.0), (2, 3.0)])
+def test_training_sees_photographs_as_the_processor_shows_them(photograph, make_processor, grid, gray_levels):
+    """Enlarged and shrunk (grid 2), a photograph differs by at most 3 of 255 gray levels from one resized once."""
+    normalization, picture = make_processor().image_processor, photograph(4, size=(200, 160))
+    views = ViewSettings(32, grid, tuple(normalization.image_mean), tuple(normalization.image_std))
+    samples = FewShotDataset([square_image(picture, 32 * grid)], [0], views=views, anomaly=None, seed=0)
+    shown = make_processor()(picture)["pixel_values"][0]
+    levels = 255 * torch.tensor(normalization.image_std).view(3, 1, 1)
+    difference = ((samples[0]["pixel_values"][0] - shown) * levels).abs()
+    assert float(difference.max()) <= gray_levels + 1e-4
+    assert float(difference.mean()) < 0.5
+
+
+def test_a_sample_is_a_function_of_seed_and_number(make_samples):
+    first, again, other = make_samples(), make_samples(), make_samples(seed=1)
+    kept = [first[number] for number in range(8)]
+    for number in (7, 0, 3, 3, 5, 1):
+        assert kept[number].keys() == again[number].keys()
+        assert all(torch.equal(kept[number][name], again[number][name]) for name in kept[number])
+    assert any(not torch.equal(kept[n]["pixel_values"], other[n]["pixel_values"]) for n in range(8))
+    assert all(not torch.equal(kept[n]["noise_seeds"], other[n]["noise_seeds"]) for n in range(8))
+
+
+def test_samples_leave_the_photographs_as_they_are(make_samples):
+    samples = make_samples(kind="perlin")
+    before = [image.clone() for image in samples.images]
+    for number in range(12):
+        samples[number]
+    assert all(torch.equal(image, old) for image, old in zip(samples.images, before, strict=True))
+
+
+def test_every_photograph_comes_once_per_round_in_changing_order(make_samples):
+    samples = make_samples(count=5, kind="none")
+    rounds = [[int(samples[5 * turn + place]["class_ids"][0]) for place in range(5)] for turn in range(8)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 4
+
+
+def test_every_second_sample_is_made_anomalous(make_samples):
+    samples = make_samples()
+    assert [bool(samples[number]["mask_labels"].any()) for number in range(6)] == [False, True] * 3
+
+
+def test_with_period_one_every_sample_is_made_anomalous(make_samples):
+    samples = make_samples(anomaly_period=1)
+    assert all(samples[number]["mask_labels"].any() for number in range(6))
+
+
+@pytest.mark.parametrize("kind", ["perlin", "cut_paste", "both"])
+def test_pixels_change_under_the_mask_alone_and_anew_each_time(make_samples, photograph, kind):
+    samples = make_samples(count=1, kind=kind)
+    whole = samples.images[0].float() / 255
+    clean, _ = PLAIN.cut(whole, torch.zeros(32, 32, dtype=torch.bool))
+    masks = []
+    for number in range(1, 40, 2):
+        sample = samples[number]
+        changed = (sample["pixel_values"][1:] - clean[1:]).abs().amax(1) > 0
+        assert not (changed & (sample["mask_labels"][1:] == 0)).any()
+        masks.append(sample["mask_labels"][0])
+    assert sum(bool(mask.any()) for mask in masks) > 10
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_textures_come_from_other_photographs(make_samples):
+    samples, generator = make_samples(count=4), torch.Generator().manual_seed(0)
+    for chosen in range(4):
+        drawn = [samples._textures(chosen, generator)[0] for _ in range(40)]
+        sources = {next(n for n, image in enumerate(samples.images) if image is texture) for texture in drawn}
+        assert sources == {0, 1, 2, 3} - {chosen}
+    assert make_samples(count=1)._textures(0, generator) == []
+
+
+def test_no_photographs_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        FewShotDataset([], [], views=PLAIN, anomaly=None, seed=0)
+
+
+def test_a_batch_joins_the_views_of_its_samples(make_samples):
+    samples = make_samples()
+    loader = DataLoader(samples, batch_size=2, sampler=StepSampler(3, 9), collate_fn=collate_views)
+    batches = list(loader)
+    assert len(batches) == 3
+    assert batches[0]["pixel_values"].shape == (10, 3, 16, 16) and batches[0]["mask_labels"].shape == (10, 16, 16)
+    assert torch.equal(batches[0]["pixel_values"][5:], samples[4]["pixel_values"])
+    assert batches[0]["view_ids"].tolist() == [0, 1, 2, 3, 4] * 2
+    assert batches[0]["class_ids"].tolist() == [*samples[3]["class_ids"], *samples[4]["class_ids"]]
+
+
+def test_the_sampler_numbers_what_is_left():
+    assert list(StepSampler(4, 8)) == [4, 5, 6, 7] and len(StepSampler(4, 8)) == 4
+    assert len(StepSampler(8, 8)) == 0
+
+
+# -- pseudo-anomalies: any size, sane statistics, one generator as the only source of chance ------------------------------
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def photograph(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def draw_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, height, width, generator=seeded(seed))
 
 
@@ -108,7 +307,7 @@ class TestTexture:
         everything = set()
         for seed in range(40):
             applied.clear()
-            result = augment_texture(photograph(8, 11), seeded(seed))
+            result = augment_texture(draw_image(8, 11), seeded(seed))
             assert (result.shape, result.dtype) == ((3, 8, 11), torch.float32)
             assert 0 <= result.min() <= result.max() <= 1
             assert len(applied) == len(set(applied)) == 3
@@ -132,7 +331,7 @@ class TestTexture:
 
 class TestCutPaste:
     def test_areas_and_aspects(self):
-        image = photograph(256, 256)
+        image = draw_image(256, 256)
         rectangles, scars = [], []
         for seed in range(200):
             _, mask = cut_paste(image, seeded(seed))
@@ -156,13 +355,13 @@ class TestCutPaste:
 
     def test_scar_grows_with_the_image(self):
         def median_scar(side):
-            areas = [cut_paste(photograph(side, side), seeded(seed))[1].sum() / side**2 for seed in range(40)]
+            areas = [cut_paste(draw_image(side, side), seeded(seed))[1].sum() / side**2 for seed in range(40)]
             return np.median([area for area in areas if area < 0.015])
 
         assert median_scar(384) == pytest.approx(median_scar(128), rel=0.25)
 
     def test_mask_is_exact(self):
-        """Every masked pixel of a grey image is that grey, jittered: no blank pixel from the rotation."""
+        """Every masked pixel of a gray image is that gray, jittered: no blank pixel from the rotation."""
         image = torch.full((3, 96, 96), 0.5)
         jittered = 0
         for seed in range(60):
@@ -177,7 +376,7 @@ class TestCutPaste:
 class TestPseudoAnomaly:
     @pytest.mark.parametrize("size", [(64, 64), (241, 333), (16, 16), (5, 90), (1, 1)])
     def test_any_size(self, kind, size):
-        image, textures = photograph(*size), [photograph(40, 30, seed=1), photograph(*size, seed=2)]
+        image, textures = draw_image(*size), [draw_image(40, 30, seed=1), draw_image(*size, seed=2)]
         for seed in range(8):
             for choice in (textures, []):
                 result, mask = PseudoAnomaly(kind)(image, choice, seeded(seed))
@@ -186,7 +385,7 @@ class TestPseudoAnomaly:
                 assert 0 <= result.min() <= result.max() <= 1
 
     def test_changes_the_inside_only(self, kind):
-        image, textures = photograph(80, 96), [photograph(80, 96, seed=1)]
+        image, textures = draw_image(80, 96), [draw_image(80, 96, seed=1)]
         changed, masked = 0, 0
         for seed in range(30):
             result, mask = PseudoAnomaly(kind)(image, textures, seeded(seed))
@@ -197,7 +396,7 @@ class TestPseudoAnomaly:
         assert changed > 0.97 * masked
 
     def test_generator_is_the_only_source_of_chance(self, kind):
-        image, textures = photograph(64, 64), [photograph(64, 64, seed=1), photograph(64, 64, seed=2)]
+        image, textures = draw_image(64, 64), [draw_image(64, 64, seed=1), draw_image(64, 64, seed=2)]
         before = torch.get_rng_state()
         first = [PseudoAnomaly(kind)(image, textures, seeded(seed)) for seed in range(6)]
         second = [PseudoAnomaly(kind)(image, textures, seeded(seed)) for seed in range(6)]
@@ -207,7 +406,7 @@ class TestPseudoAnomaly:
         assert len({mask.numpy().tobytes() for _, mask in first}) == 6
 
     def test_inputs_are_left_alone(self, kind):
-        image, texture = photograph(64, 64), photograph(64, 64, seed=1)
+        image, texture = draw_image(64, 64), draw_image(64, 64, seed=1)
         image_copy, texture_copy = image.clone(), texture.clone()
         for seed in range(20):
             result, _ = PseudoAnomaly(kind)(image, [texture], seeded(seed))
@@ -227,29 +426,29 @@ class TestPseudoAnomaly:
     )
     def test_refuses_other_images(self, kind, image, message):
         with pytest.raises(ValueError, match=message):
-            PseudoAnomaly(kind)(image, [photograph(8, 8)], seeded(0))
+            PseudoAnomaly(kind)(image, [draw_image(8, 8)], seeded(0))
 
 
 def test_empty_mask_returns_the_image():
-    image = photograph(32, 32)
+    image = draw_image(32, 32)
     result, mask = PseudoAnomaly(perlin_threshold=0.999)(image, [], seeded(0))
     assert not mask.any()
     assert torch.equal(result, image)
 
 
 def test_textures_are_all_used_and_resized():
-    """Black image, textures of one plain colour each: what shows up tells which one was drawn."""
+    """Black image, textures of one plain color each: what shows up tells which one was drawn."""
     image = torch.zeros(3, 32, 32)
     anomaly = PseudoAnomaly(blend_max=0.0, perlin_threshold=-0.99)
 
-    def colours(textures):
+    def colors(textures):
         return {tuple(anomaly(image, textures, seeded(seed))[0].amax((1, 2)).tolist()) for seed in range(12)}
 
-    red, blue = (torch.tensor(colour).view(3, 1, 1).expand(3, 10, 7) for colour in ([0.6, 0.1, 0.1], [0.1, 0.1, 0.6]))
-    assert colours([red]) != colours([blue])
-    assert colours([red, blue]) <= colours([red]) | colours([blue])
-    assert not colours([red, blue]) <= colours([red])
-    assert not colours([red, blue]) <= colours([blue])
+    red, blue = (torch.tensor(color).view(3, 1, 1).expand(3, 10, 7) for color in ([0.6, 0.1, 0.1], [0.1, 0.1, 0.6]))
+    assert colors([red]) != colors([blue])
+    assert colors([red, blue]) <= colors([red]) | colors([blue])
+    assert not colors([red, blue]) <= colors([red])
+    assert not colors([red, blue]) <= colors([blue])
 
 
 def test_both_is_half_and_half():
@@ -257,7 +456,7 @@ def test_both_is_half_and_half():
     bad, perlin = torch.full((3, 48, 48), 2.0), 0
     for seed in range(80):
         try:
-            PseudoAnomaly("both")(photograph(48, 48), [bad], seeded(seed))
+            PseudoAnomaly("both")(draw_image(48, 48), [bad], seeded(seed))
         except ValueError:
             perlin += 1
     assert 25 < perlin < 55
@@ -265,13 +464,13 @@ def test_both_is_half_and_half():
 
 @pytest.mark.parametrize("option", [{"blend_max": 0.0}, {"perlin_threshold": 0.2}, {"perlin_max_exponent": 1}])
 def test_parameters_reach_the_recipe(option):
-    image, textures = photograph(32, 32), [photograph(32, 32, seed=1)]
+    image, textures = draw_image(32, 32), [draw_image(32, 32, seed=1)]
     default, changed = ([PseudoAnomaly(**o)(image, textures, seeded(s))[0] for s in range(5)] for o in ({}, option))
     assert not torch.equal(torch.stack(default), torch.stack(changed))
 
 
 def test_own_texture_is_turned():
-    """Each row of the image has one colour; a texture that has not been turned rarely breaks that."""
+    """Each row of the image has one color; a texture that has not been turned rarely breaks that."""
     image = torch.linspace(0, 1, 32).view(1, 32, 1).repeat(3, 1, 32)
     anomaly = PseudoAnomaly(blend_max=0.0, perlin_threshold=-0.99)
     results = [anomaly(image, [], seeded(seed))[0] for seed in range(40)]
