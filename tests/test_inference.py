@@ -138,6 +138,36 @@ def test_a_batch_of_several_products_answers_as_each_image_alone(mixture, photog
         assert (alone[11].error is None) == ("ignore_mask" in options)
 
 
+@pytest.mark.parametrize("identity", ["given", "pooled"])
+@pytest.mark.parametrize("tiling", ["same", None, "auto", (1, 2)])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_batch_with_masks_of_its_own_equals_each_alone(make_detector, images, identity, tiling, fitted):
+    model, processor = make_detector(class_identity=identity)
+    if not fitted:
+        model.config.pooled_threshold = None
+        model.products.named("nut").record.threshold = None
+    masks = [np.zeros(image.size[::-1], dtype=bool) for image in images]
+    for mask in masks[1:5]:
+        mask[: len(mask) // 3] = True
+    masks[4][:-1] = True  # so little is left that no patch counts
+    masks[5], masks[6] = None, np.ones((3, 3), dtype=bool)  # nothing given; another size
+    names = ["bolt", "nut"] * 3 + ["bolt"]
+    alone = [
+        next(predict(model, processor, [image], class_names=name, ignore_mask=[mask], tiling=tiling))
+        for image, name, mask in zip(images, names, masks, strict=True)
+    ]
+    assert [place for place, one in enumerate(alone) if one.error] == [4, 6]
+    assert "leaves no patch that counts" in alone[4].error and "the mask has 3 x 3 pixels" in alone[6].error
+    assert [one.label is None for one in alone[:4]] == [
+        not fitted and (identity == "pooled" or name == "nut") for name in names[:4]
+    ]
+    for batch_size in (2, len(images)):
+        options = {"batch_size": batch_size, "ignore_mask": masks, "tiling": tiling}
+        together = predict(model, processor, images, class_names=names, **options)
+        for prediction, one in zip(together, alone, strict=True):
+            alike(prediction, one)
+
+
 def test_a_detector_left_in_training_mode_predicts_all_the_same(detector, images):
     expected = [each.score for each in predict(*detector, images)]
     detector[0].train()
@@ -257,6 +287,13 @@ def test_a_processor_of_another_detector_is_refused(detector, make_processor, im
         ValueError, match=r"processor knows the products \['nut', 'bolt'\], the detector \['bolt', 'nut'\]"
     ):
         next(predict(detector[0], other, images))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("names", [[None], ["bolt", None], [None, None], ["bolt", "nut", None]])
+def test_no_name_among_names_is_refused_however_images_fall_into_batches(detector, images, names, batch_size):
+    with pytest.raises(ValueError, match="class None is not known"):
+        list(predict(*detector, images[: len(names)], class_names=names, batch_size=batch_size))
 
 
 def test_memory_of_an_unfitted_detector_is_refused(make_model, make_processor, images):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,6 +314,42 @@ def test_a_detector_is_saved_over_its_own_folder(own, photograph, tmp_path):
     here = detector(normals_of(photograph, 2))
     detector.save_pretrained(tmp_path)
     assert_alike(pipeline("image-anomaly-detection", str(tmp_path), device="cpu")(normals_of(photograph, 2)), here)
+
+
+def names_in(folder: Path) -> list[list[str]]:
+    """The products that the config and the processor of a folder know."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return [[values["name"] for values in config["products"]], AnoPLeProcessor.from_pretrained(folder).class_names]
+
+
+@pytest.mark.parametrize("saved_by", ["detector", "model", "adapter", "adapter by model"])
+def test_saving_over_what_was_there_leaves_nothing_of_it(own, small_clip_folder, photograph, tmp_path, saved_by):
+    """Names in the folder that the model no longer has would shift the ids of all others."""
+
+    def save() -> None:
+        if saved_by == "model":
+            own.model.save_pretrained(tmp_path)
+        elif saved_by == "adapter by model":
+            own.model.save_adapter(tmp_path)
+        else:
+            own.save_pretrained(tmp_path, adapter=saved_by == "adapter")
+
+    nut, gaskets = normals_of(photograph, 1)[0], normals_of(photograph, 2)
+    expected = own(nut, class_name="nut")
+    own.enroll("gasket", gaskets)
+    save()
+    assert names_in(tmp_path) == [["bolt", "nut", "gasket"]] * 2
+    own.forget("bolt")
+    save()
+    assert names_in(tmp_path) == [["nut", "gasket"]] * 2
+    if "adapter" in saved_by:
+        again = AnomalyDetectionPipeline(AnoPLeModel.load_adapter(tmp_path, clip=str(small_clip_folder)))
+    else:
+        again = pipeline("image-anomaly-detection", str(tmp_path), device="cpu")
+    assert again.processor.class_names == again.model.config.class_names == ["nut", "gasket"]
+    for each in (own, again):
+        assert_alike([each(nut, class_name="nut")], [expected])
+        assert each(gaskets)[0]["class_name"] == "gasket"
 
 
 def test_a_detector_is_saved_without_its_clip(own, photograph, small_clip_folder, tmp_path):

@@ -202,9 +202,7 @@ def test_a_damaged_photograph_that_only_watches_is_left_out(fit, products, tmp_p
             if path.relative_to(data).as_posix() not in chosen[name]:
                 path.write_bytes(b"no picture")
     detector = fit(data=data)
-    said = [
-        record.getMessage() for record in caplog.records if "Held out to check the decoder" in record.getMessage()
-    ]
+    said = [record.getMessage() for record in caplog.records if "Held out to check the decoder" in record.getMessage()]
     assert said and all("is not an image that Pillow can read" in line for line in said)
     assert AnoPLeModel.from_pretrained(detector).config.fit["decoder_health"] is None
 
