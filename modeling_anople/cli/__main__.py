@@ -1,8 +1,493 @@
-"""The `anople` program as a module: `accelerate launch -m modeling_anople.cli ...`."""
+"""The `anople` program. Each command's modules are imported when it is called."""
 
+import contextlib
+import csv
+import json
+import logging
+import re
+import runpy
 import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import main
+from ..runtime import CHECKPOINT, make_parser, parse, start_logging
+from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 
 
-sys.exit(main())
+if TYPE_CHECKING:
+    from ..pipeline_anople import Prediction
+
+
+# --- `anople data check NAME ROOT`: whether a public set is whole ---
+
+
+DATA_USAGE = "anople data check NAME ROOT: count a public data set, and compare with the official numbers.\n"
+
+
+@dataclass
+class CheckOptions:
+    """`anople data check` has no options."""
+
+
+def data(arguments: list[str]) -> int:
+    """Run `check`; exit with 1 where a number differs from the official one."""
+    if not arguments or arguments[0] != "check":
+        sys.stderr.write(DATA_USAGE)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    from ..data.public_sets import SETS
+
+    places = {"name": f"One of {', '.join(SETS)}.", "root": "Its folder."}
+    found, _ = parse(make_parser("data check", CheckOptions, **places), arguments[1:])
+    if found.name not in SETS:
+        raise ValueError(f"No public set {found.name!r} is known: choose from {', '.join(SETS)}.")
+    lines, whole = count_set(found.name, found.root)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0 if whole else 1
+
+
+def count_set(name: str, root: str) -> tuple[list[str], bool]:
+    """Count train, good and defective test photographs of each class; return a table, and whether all numbers agree."""
+    from ..data import read_source
+    from ..data.public_sets import SETS
+
+    facts, counts = SETS[name], Counter()
+    for split in ("train", "test"):
+        rows = read_source(f"{name}:{root}", split=split)
+        counts.update(
+            (owner, split, bool(label)) for owner, label in zip(rows["class_name"], rows["label"], strict=True)
+        )
+    lines, whole = ["| class | train | test, good | test, defective | official |", "|---|---|---|---|---|"], True
+    totals = (0, 0, 0)
+    for owner in dict.fromkeys([*facts.classes, *sorted({owner for owner, _, _ in counts})]):
+        ours = counts[owner, "train", False], counts[owner, "test", False], counts[owner, "test", True]
+        said, agrees = compare(ours, facts.classes.get(owner), facts.both_splits.get(owner))
+        if not any(ours) or owner not in facts.classes:
+            said, agrees = "missing" if not any(ours) else "no class of this set", False
+        whole &= agrees
+        totals = tuple(map(sum, zip(totals, ours, strict=True)))
+        lines.append(f"| {owner} | {' | '.join(map(str, ours))} | {said} |")
+    said, agrees = compare(totals, facts.totals, None)
+    lines += [
+        f"| all | {' | '.join(map(str, totals))} | {said} |",
+        "",
+        f"{facts.title}: {facts.home}; license: {facts.license}.",
+    ]
+    return lines, whole and agrees
+
+
+def compare(ours: tuple, official: tuple | None, both_splits: tuple | None) -> tuple[str, bool]:
+    """Say whether counts agree with the official ones; `None` agrees with all, `both_splits` counts both splits together."""
+    if official is not None:
+        agrees = all(there in (here, None) for here, there in zip(ours, official, strict=True))
+        return ("agrees", True) if agrees else (f"differs: {official}".replace("None", "any"), False)
+    if both_splits is not None:
+        good, bad = ours[0] + ours[1], ours[2]
+        return (
+            ("agrees", True)
+            if (good, bad) == both_splits
+            else (f"differs: {both_splits[0]} good, {both_splits[1]} defective", False)
+        )
+    return "not known to us", True
+
+
+# --- `anople demo`: the demo lies beside the package in a checkout and is no part of it, so it is run by its path ---
+
+
+def demo(arguments: list[str]) -> int:
+    """Run `demo/app.py` of the checkout that this package lies in."""
+    program = Path(__file__).resolve().parents[2] / "demo" / "app.py"
+    if not program.is_file():
+        raise ValueError(
+            f"the demo is not installed with the package (no {program}): run `anople demo` from a checkout that is "
+            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.publish.space`."
+        )
+    return runpy.run_path(str(program))["main"](arguments)
+
+
+# --- What `anople predict` writes of each photograph: a JSON line, and a row of a table ---
+
+
+COLUMNS = ("path", "class", "score", "label", "raw_score", "p_value", "seconds", "overlay", "error")
+
+
+def to_row(path: Path, prediction: "Prediction") -> dict[str, Any]:
+    """Put what is known of one photograph into the order of the columns; the last two only where there is something."""
+    row = {"path": str(path), "class": prediction.class_name, "score": prediction.score, "label": prediction.label}
+    row |= {"raw_score": prediction.raw_score, "p_value": prediction.p_value}
+    row["seconds"] = prediction.seconds and round(prediction.seconds, 4)
+    return row | ({"error": prediction.error} if prediction.error else {})
+
+
+@contextlib.contextmanager
+def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open a CSV file for rows of [`to_row`], each written at once; without a path rows go nowhere."""
+    if path is None:
+        yield lambda row: None
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS)
+        writer.writeheader()
+
+        def write(row: dict[str, Any]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        yield write
+
+
+def open_results(folder: Path | None, inputs: set[Path]) -> contextlib.AbstractContextManager:
+    """
+    Open the file of JSON lines of a folder; without a folder there is none. Pictures of an earlier run there are removed.
+
+    Args:
+        inputs: files that are read, and stay.
+
+    Raises:
+        ValueError: if the folder is a file.
+    """
+    if folder is None:
+        return contextlib.nullcontext()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.jsonl"
+    for name in _pictures_of(results):  # of the run before, which this one replaces
+        if (folder / name).resolve() not in inputs:
+            (folder / name).unlink(missing_ok=True)
+    return results.open("w", encoding="utf-8")
+
+
+def _pictures_of(results: Path) -> Iterator[str]:
+    """Name the pictures that a run has drawn, by its results, which may end in the middle of a line."""
+    text = results.read_text(encoding="utf-8", errors="replace") if results.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            name = Path(json.loads(line)["overlay"]).name if '"overlay"' in line else ""
+            if re.fullmatch(r"\d{4,}-.*\.png", name):
+                yield name
+
+
+# --- The `anople` program. Each command's modules are imported when it is called ---
+
+
+logger = logging.getLogger(__name__)
+
+USAGE = """anople COMMAND ...
+
+  fit DATA          learn several products from a few good photographs each
+  evaluate CHECKPOINT DATA
+                    measure a detector on a test set and write a gallery
+  predict CHECKPOINT IMAGES...
+                    judge photographs and draw heat maps
+  products CHECKPOINT
+                    list what a detector knows, and the log of how it came to
+  enroll CHECKPOINT NAME IMAGES...
+                    add a product from good photographs, without training;
+                    --clip begins a new detector with it
+  add_normals CHECKPOINT NAME IMAGES...
+                    show a product more good photographs
+  calibrate CHECKPOINT NAME [IMAGES...]
+                    set a product's line anew, by more good photographs or for
+                    another rate of false alarms; nothing else changes
+  ignore CHECKPOINT NAME MASK
+                    keep what does not count on a product's photographs
+  forget CHECKPOINT NAME
+                    remove a product
+  export CHECKPOINT FOLDER
+                    write an ONNX graph, which predict takes as well; later
+                    --products_only brings it products and lines that changed
+  draw FOLDER       draw a small set of product photographs to try things on
+  data check NAME ROOT
+                    count a public data set and compare with the official numbers
+  demo [CHECKPOINT] try a detector in the browser (from a checkout)
+
+`anople COMMAND --help` lists the options of a command, `anople --version` says which this is."""
+
+
+@dataclass
+class PredictOptions:
+    """Options of `anople predict`."""
+
+    class_name: str | None = field(
+        default=None, metadata={"help": "The product; without it, predicted.", "aliases": ["--class"]}
+    )
+    output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
+    csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
+    class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
+    image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
+    threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
+    tiling: str = field(
+        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learned."}
+    )
+    ignore_mask: str | None = field(
+        default=None,
+        metadata={
+            "help": "Picture of the photographs' size; what is not black there does not count. By default what the product "
+            "keeps; none ignores nothing."
+        },
+    )
+    device: str = field(
+        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+    )
+
+
+@dataclass
+class ExportOptions:
+    """Options of `anople export`."""
+
+    format: Literal["onnx", "openvino"] = field(default="onnx", metadata={"help": "Of the graph."})
+    weights: Literal["float32", "int8", "int8_dynamic"] = field(
+        default="float32",
+        metadata={
+            "help": "int8 halves the file or better and moves scores by some hundredths; int8_dynamic also computes in 8 "
+            "bits, which is faster, and moves them by up to two tenths."
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export in the folder."})
+    products_only: bool = field(
+        default=False,
+        metadata={"help": "Bring products and lines of this detector's export up to date; the graph stays as it is."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+
+
+@dataclass
+class DrawOptions:
+    """Options of `anople draw`."""
+
+    seed: int = field(default=0, metadata={"help": "Of everything drawn."})
+    classes: list[str] | None = field(default=None, metadata={"help": "Products to draw; by default all."})
+    train: int = field(default=8, metadata={"help": "Good photographs to learn from, per product."})
+    good: int = field(default=8, metadata={"help": "Good test photographs per product."})
+    defective: int = field(default=12, metadata={"help": "Defective test photographs per product."})
+    size: int = field(default=256, metadata={"help": "Side of a photograph in pixels."})
+
+
+def fit(arguments: list[str]) -> int:
+    """Run the training program with DATA as its first argument."""
+    from ..training import main as train_main
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data_root", *arguments]
+    train_main(arguments)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a detector on a test set."""
+    from ..evaluation import main as measure
+
+    return measure(arguments)
+
+
+def predict(arguments: list[str]) -> int:
+    """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
+    parser = make_parser("predict", PredictOptions, checkpoint=CHECKPOINT)
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="Photographs, folders of them, or shards of a data set (.parquet, .tar), also on the Hub: "
+        "hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN].",
+    )
+    places, options = parse(parser, arguments)
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
+    from ..runtime.loading import list_shards, load_judge
+
+    if shards := list_shards(places.images):
+        return _predict_shards(places, options, shards)
+    if options.class_column or options.image_column:
+        raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
+    from ..images_anople import list_images, load_image
+    from ..pipeline_anople import predict as judge
+    from ..runtime.heat_maps import overlay, with_legend
+    from ..tiling_anople import tiling_text
+
+    paths, failed, labels = list_images(places.images), 0, Counter()
+    model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
+    if options.class_name is not None:
+        processor.class_id(options.class_name)  # refuses it before anything is replaced
+    folder = Path(options.output) if options.output else None
+    predictions = judge(
+        model,
+        processor,
+        paths,
+        class_names=options.class_name,
+        batch_size=options.batch_size,
+        explain=options.explain,
+        tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
+        ignore_mask=options.ignore_mask,
+        threshold=options.threshold,
+    )
+    with open_results(folder, {path.resolve() for path in paths}) as results, table_writer(options.csv) as write_row:
+        for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
+            line = to_row(path, prediction)
+            failed += prediction.error is not None
+            if prediction.explanation:
+                line["explanation"] = prediction.explanation.as_dict()
+            if folder and not prediction.error:
+                picture = overlay(load_image(path, white_value=processor.white_value), prediction.full_size_map())
+                line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
+                with_legend(picture).save(line["overlay"])
+            write_row(line)
+            text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
+            sys.stdout.write(text)
+            if results:
+                results.write(text)
+            labels[prediction.label or "without a line"] += prediction.error is None
+    if len(paths) > 1:
+        counts = [f"{count} {label}" for label, count in sorted(labels.items()) if count]
+        counts += [f"{failed} that could not be used"] if failed else []
+        logger.info("%d photographs: %s.", len(paths), ", ".join(counts))
+    return 1 if failed else 0
+
+
+def _predict_shards(places: Namespace, options: PredictOptions, shards: list) -> int:
+    """Judge a data set shard by shard; exit with 1 if a photograph could not be read."""
+    from ..data.shards import predict_shards
+    from ..runtime.loading import join_processes, load_judge
+
+    given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
+    given["--tiling"] = options.tiling != "same"
+    if unused := [name for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
+    if options.output is None:
+        raise ValueError("Shards are answered in files: add --output FOLDER.")
+    join_processes()  # which gives each its own GPU; before, all would take the first
+    model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
+    if options.threshold is not None:
+        model.config.threshold = options.threshold
+    failed = predict_shards(
+        model,
+        processor,
+        shards,
+        Path(options.output),
+        class_name=options.class_name,
+        class_column=options.class_column,
+        image_column=options.image_column,
+        batch_size=options.batch_size,
+    )
+    return 1 if failed else 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write a detector as a graph."""
+    parser = make_parser("export", ExportOptions, checkpoint=CHECKPOINT, folder="Where to.")
+    places, options = parse(parser, arguments)
+    if options.products_only and (options.format, options.weights, options.overwrite) != ("onnx", "float32", False):
+        raise ValueError("--products_only keeps the graph: leave out --format, --weights and --overwrite.")
+    if not options.products_only:
+        import onnxscript  # noqa: F401  needed by the exporter; a missing one is named before anything is loaded
+    if options.format == "openvino":
+        import openvino  # noqa: F401
+
+    from ..export import export_detector, export_products
+    from ..runtime.loading import load_detector
+
+    model, processor = load_detector(places.checkpoint, options.revision)
+    if options.products_only:
+        folder = export_products(model, processor, places.folder)
+        logger.info("%s holds the products and lines of %s; its graph is as it was.", folder, places.checkpoint)
+        return 0
+    folder = export_detector(
+        model,
+        processor,
+        places.folder,
+        format=options.format,
+        weights=options.weights,
+        overwrite=options.overwrite,
+    )
+    logger.info("%s holds the graph: anople predict %s PHOTOGRAPHS", folder, folder)
+    return 0
+
+
+def draw(arguments: list[str]) -> int:
+    """Draw a small data set of products with good and defective photographs."""
+    parser = make_parser("draw", DrawOptions, folder="Where to; must be empty or new.")
+    places, options = parse(parser, arguments)
+    from ..data.drawn_products import write_dataset
+
+    settings = dict(vars(options))
+    write_dataset(Path(places.folder), settings.pop("seed"), **settings)
+    sys.stdout.write(f"Photographs: {places.folder}\n")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "predict": predict,
+    "products": products,
+    "enroll": enroll,
+    "add_normals": add_normals,
+    "calibrate": calibrate,
+    "forget": forget,
+    "ignore": ignore,
+    "export": export,
+    "draw": draw,
+    "data": data,
+    "demo": demo,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors that a person can mend are one line, without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in (*COMMANDS, "--version"):
+        from ..product_store_anople import did_you_mean
+
+        known = not arguments or arguments[0] in ("-h", "--help")
+        sys.stderr.write(
+            USAGE + "\n"
+            if known
+            else f"anople: no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}\n{USAGE}\n"
+        )
+        return 0 if known and arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"anople {version('anople')}\n")
+        return 0
+    start_logging()
+    try:
+        return COMMANDS[arguments[0]](arguments[1:])
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"anople {arguments[0]}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        more = ": the same command with --resume goes on" if arguments[0] == "fit" else ""
+        sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
+        return 130
+    except ModuleNotFoundError as error:
+        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
+        extra = "openvino" if error.name == "openvino" else extra
+        sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
+        return 2
+
+
+__all__ = [
+    "COLUMNS",
+    "compare",
+    "count_set",
+    "data",
+    "demo",
+    "open_results",
+    "table_writer",
+    "to_row",
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,455 @@
-"""Measure from the command line: `accelerate launch -m modeling_anople.evaluation ...`."""
+"""Measure a detector on a test set: metrics and rates per product, a line per image, and a gallery."""
 
+import csv
+import json
+import logging
+import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from . import main
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data import read_source
+from ..export.graph_detector import ExportedDetector
+from ..images_anople import ImageError, load_image, load_mask
+from ..inference_anople import Part
+from ..modeling_anople import AnoPLeModel
+from ..pipeline_anople import Prediction, predict
+from ..processing_anople import AnoPLeProcessor
+from ..product_store_anople import composed, find_class
+from ..runtime import CHECKPOINT, make_parser, parse, start_logging
+from ..runtime.heat_maps import SAMPLES, contact_sheet, panel, write_gallery
+from ..runtime.loading import detector_sha256, join_processes, load_judge
+from ..scoring_anople import resize_maps
+from .metrics import PixelMetrics, image_metrics, mean_metrics
 
 
-sys.exit(main())
+# --- What an evaluation found: metrics per class and their mean, and a line per image ---
+
+
+METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+LINE_RATES = ("false_alarm_rate", "detection_rate")
+
+
+@dataclass
+class ImageRow:
+    """One photograph of the test set: what it is and what was answered."""
+
+    path: str
+    class_name: str
+    defect: str
+    anomalous: bool
+    score: float | None
+    raw_score: float | None
+    p_value: float | None
+    label: str | None
+    judged_as: str | None
+    seconds: float | None
+    error: str | None
+
+    @property
+    def severity(self) -> float:
+        """How wrong the answer is, from 0 to 1."""
+        return 1 - self.score if self.anomalous else self.score
+
+
+@dataclass
+class EvaluationReport:
+    """
+    Result of [`evaluate`].
+
+    Args:
+        classes: per class the metrics, `None` where undefined, the rates at the line and the counts.
+        mean: over classes with equal weight.
+        rows: one entry per photograph.
+        protocol: class identity, part, shots, seed, evaluation size, name of the CLIP and hash of the detector's state.
+    """
+
+    classes: dict[str, dict[str, Any]]
+    rows: list[ImageRow]
+    protocol: dict[str, Any]
+    mean: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        rates = {name: {key: entry[key] for key in METRICS + LINE_RATES} for name, entry in self.classes.items()}
+        counts = {key: sum(entry[key] for entry in self.classes.values()) for key in ("normal", "anomalous")}
+        self.mean = {**mean_metrics(rates), **counts}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `evaluation.json` holds."""
+        errors = {row.path: row.error for row in self.rows if row.error}
+        return {"mean": self.mean, "classes": self.classes, **self.protocol, "errors": errors}
+
+    def write_json(self, path: Path) -> None:
+        """Write `evaluation.json`."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def write_csv(self, path: Path) -> None:
+        """Write one line per photograph."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(ImageRow.__dataclass_fields__))
+            writer.writeheader()
+            writer.writerows(vars(row) for row in self.rows)
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """Return the table, one dict per class and one for the mean."""
+        return [{"class": name, **entry} for name, entry in [*self.classes.items(), ("mean", self.mean)]]
+
+    def to_markdown(self) -> str:
+        """Render the table; figures in percent."""
+        columns = ["class", *METRICS, *LINE_RATES, "normal", "anomalous"]
+        cells = [[_cell(name, row[name]) for name in columns] for row in self.table_rows()]
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        lines = [columns, ["-" * width for width in widths], *cells]
+        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.1f}" if name in METRICS + LINE_RATES else str(value)
+
+
+# --- A gallery to look at: a sheet per class, and the few single pictures that a model card shows ---
+
+
+def make_gallery(
+    model: AnoPLeModel, processor: AnoPLeProcessor, rows: Dataset, report: EvaluationReport, directory: Path
+) -> Path:
+    """
+    Write one PNG per class and an index.html: photograph, ground truth, heat map and score, worst errors first.
+
+    The folder `samples` gets single pictures, up to three of each class: its worst two errors and a defect that was
+    found, with `samples.json`, which says what they show. A model card takes its pictures from there.
+
+    Returns:
+        The path of the index.
+    """
+    by_path = {
+        (name, path): number for number, (name, path) in enumerate(zip(rows["class_name"], rows["path"], strict=True))
+    }
+    sheets, entries = {}, []
+    shutil.rmtree(directory / SAMPLES, ignore_errors=True)
+    for name in report.classes:
+        shown = _to_show([row for row in report.rows if row.class_name == name and row.score is not None])
+        samples = [rows[by_path[row.class_name, row.path]] for row in shown]
+        if panels := list(_panels(model, processor, shown, samples)):
+            sheets[name] = contact_sheet(panels, title=name)
+            entries += _write_samples(shown, panels, directory / SAMPLES, len(sheets))
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.protocol.items())
+    index = write_gallery(directory, sheets, summary_rows=report.table_rows(), title="AnoPLe", notes=settings)
+    if entries:
+        text = json.dumps(entries, indent=2) + "\n"
+        (directory / SAMPLES / f"{SAMPLES}.json").write_text(text, encoding="utf-8")
+    return index
+
+
+def _to_show(rows: list[ImageRow], worst: int = 4, others: int = 4) -> list[ImageRow]:
+    """Take the worst errors, then some spread evenly over the rest, in that order."""
+    ordered = sorted(rows, key=lambda row: (-row.severity, row.path))
+    rest = ordered[worst:]
+    places = np.unique(np.linspace(0, len(rest) - 1, min(others, len(rest))).astype(int)) if rest else []
+    return ordered[:worst] + [rest[place] for place in places]
+
+
+def _panels(
+    model: AnoPLeModel, processor: AnoPLeProcessor, shown: list[ImageRow], samples: list[dict]
+) -> Iterator[Image.Image]:
+    names = [row.class_name for row in shown]
+    predictions = predict(model, processor, (sample["image"] for sample in samples), class_names=names)
+    for row, sample, prediction in zip(shown, samples, predictions, strict=True):
+        photograph = load_image(sample["image"], white_value=processor.white_value)
+        answer = f"raw score {row.score:.3g}, no line"
+        if row.label is not None:
+            answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"
+        yield panel(
+            photograph,
+            anomaly_map=prediction.full_size_map(),
+            mask=_mask_to_show(row, sample, prediction),
+            title=f"{row.path}  -  {f'defective ({row.defect})' if row.anomalous else 'good'}",
+            subtitle=answer,
+        )
+
+
+def _mask_to_show(row: ImageRow, sample: dict, prediction: Prediction) -> np.ndarray | None:
+    if sample["mask"] is None:  # a good photograph needs none
+        return None if row.anomalous else np.zeros(prediction.size, dtype=bool)
+    try:
+        return load_mask(sample["mask"], size=prediction.size)
+    except ImageError:
+        return None
+
+
+def _write_samples(
+    shown: list[ImageRow], panels: list[Image.Image], directory: Path, class_number: int
+) -> list[dict[str, Any]]:
+    """Write the pictures of one class that say most; a class without a line has neither errors nor successes."""
+    kinds = [kind_of(row) for row in shown]
+    wrong = [place for place, kind in enumerate(kinds) if kind in ("miss", "false alarm")]
+    found = [place for place, kind in enumerate(kinds) if kind == "found"]
+    entries = []
+    for place in [*wrong[:2], *found[len(found) // 2 :][:1]]:
+        directory.mkdir(parents=True, exist_ok=True)
+        file_name = f"{class_number:02d}-{kinds[place].replace(' ', '-')}-{len(entries) + 1}.jpg"
+        panels[place].save(directory / file_name, quality=88)
+        row = shown[place]
+        shows = {"class": row.class_name, "path": row.path, "defect": row.defect, "score": row.score}
+        entries.append({"file": file_name, "kind": kinds[place], "severity": row.severity, **shows})
+    return entries
+
+
+def kind_of(row: ImageRow) -> str | None:
+    """Name an answer: a `miss`, a `false alarm`, `found` or `passed`; `None` where the class has no line."""
+    if row.label is None:
+        return None
+    if row.anomalous:
+        return "found" if row.label == "anomalous" else "miss"
+    return "false alarm" if row.label == "anomalous" else "passed"
+
+
+# --- Measure a detector on a test set: `anople evaluate CHECKPOINT DATA` ---
+
+
+logger = logging.getLogger(__name__)
+
+DIGITS = 10
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of `anople evaluate`."""
+
+    json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
+    csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
+    gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
+    classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
+    score: Literal["fused", "memory", "decoder", "text"] = field(
+        default="fused", metadata={"help": "Measure the whole, or one part alone."}
+    )
+    class_identity: Literal["given", "predicted", "pooled"] | None = field(
+        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
+    )
+    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    device: str = field(
+        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+    )
+
+
+def evaluate(
+    model: AnoPLeModel | ExportedDetector,
+    processor: AnoPLeProcessor,
+    data: str | Path | Dataset,
+    *,
+    classes: list[str] | None = None,
+    part: Part = "fused",
+    evaluation_size: int = 400,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> EvaluationReport:
+    """
+    Measure a detector on the test split.
+
+    Args:
+        data: a folder, parquet file or Hub id that [`read_source`] reads, or its rows.
+        classes: products to measure; by default all that the detector knows and the data has.
+        part: `fused`, or one part alone: `memory`, `decoder`, `text`.
+        evaluation_size: maps and masks are compared at this size; pixel metrics depend on it (paper.md 3.2).
+
+    Returns:
+        [`EvaluationReport`]. Pixel metrics count good photographs and defective ones with a mask.
+
+    Raises:
+        ValueError: if the data has no test photographs of any known class, or `evaluation_size` is below 1.
+    """
+    if evaluation_size < 1:
+        raise ValueError(f"evaluation_size must be at least 1 pixel, got {evaluation_size}.")
+    rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
+    names = sorted(set(rows["class_name"]))
+    report_rows, entries = [], {}
+    state = join_processes()
+    with tqdm(total=len(rows), desc="evaluate", disable=not (progress and state.is_main_process)) as bar:
+        for name in names:  # one class at a time, because pixel metrics hold a histogram
+            own = _own_share(np.flatnonzero(np.array(rows["class_name"]) == name), batch_size, state)
+            chosen = rows.select(own)
+            pixels, of_class = PixelMetrics(), []
+            sources = (row["image"] for row in chosen)
+            predictions = predict(model, processor, sources, class_names=name, batch_size=batch_size, part=part)
+            for row, prediction in zip(chosen, predictions, strict=True):
+                of_class.append(_image_row(row, prediction))
+                of_class[-1].error = prediction.error or add_pixels(pixels, row, prediction, evaluation_size)
+                bar.update(state.num_processes)
+            of_class = _gather(of_class, own, pixels, state)
+            entries[name] = _class_entry(of_class, pixels)
+            report_rows += of_class
+    for entry in report_rows:
+        if entry.error and state.is_main_process:
+            logger.warning("%s", entry.error)
+    fit = model.config.fit or {}
+    protocol = {
+        "class_identity": model.config.class_identity,
+        "score": part,
+        "shots": fit.get("shots"),
+        "seed": fit.get("seed"),
+        "evaluation_size": evaluation_size,
+        "clip": (model.config.clip_source or {}).get("name"),
+        "detector_sha256": detector_sha256(model),
+    }
+    if model.dtype != torch.float32:
+        protocol["dtype"] = str(model.dtype).removeprefix("torch.")
+    return EvaluationReport(entries, report_rows, protocol)
+
+
+def test_rows(data: str | Path, known: list[str], classes: list[str] | None = None) -> Dataset:
+    """Read the test split of the classes that a detector knows."""
+    rows = read_source(data, split="test", classes=classes)
+    names = rows["class_name"][:]
+    composed_names = set(map(composed, known))  # as rows have them
+    unknown = sorted(set(names) - composed_names)
+    for name in unknown if classes else ():
+        find_class(name, known)  # refuses it
+    if unknown:
+        logger.warning("Left out, unknown to the detector: %s.", ", ".join(unknown))
+        rows = rows.select([number for number, name in enumerate(names) if name in composed_names])
+    if len(rows) == 0:
+        raise ValueError(
+            f"{data} has no test photographs of {known}: put them into CLASS/test/good and CLASS/test/DEFECT, "
+            "or use `anople predict` to judge photographs without a ground truth."
+        )
+    return rows
+
+
+def _own_share(numbers: np.ndarray, batch_size: int, state: PartialState) -> list[int]:
+    """Pick every n-th batch of the rows' numbers, beginning at this process' own."""
+    batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    return [int(number) for batch in batches[state.process_index :: state.num_processes] for number in batch]
+
+
+def _gather(rows: list[ImageRow], numbers: list[int], pixels: PixelMetrics, state: PartialState) -> list[ImageRow]:
+    """Join what all processes found: the rows in the order of their numbers, and the pixels, in place."""
+    if state.num_processes == 1:
+        return rows
+    together = gather_object([(number, row) for number, row in zip(numbers, rows, strict=True)])
+    for number, others in enumerate(gather_object([pixels])):
+        if number != state.process_index:
+            pixels.merge(others)
+    return [row for _, row in sorted(together, key=lambda pair: pair[0])]
+
+
+def _image_row(row: dict, prediction: Prediction) -> ImageRow:
+    return ImageRow(
+        path=row["path"],
+        class_name=row["class_name"],
+        defect=row["defect"],
+        anomalous=bool(row["label"]),
+        score=prediction.score,
+        raw_score=prediction.raw_score,
+        p_value=prediction.p_value,
+        label=prediction.label,
+        judged_as=prediction.class_name,
+        seconds=prediction.seconds,
+        error=prediction.error,
+    )
+
+
+def add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: int) -> str | None:
+    """Compare one map with its mask, or say why not; a defective photograph without a mask is left out."""
+    if prediction.raw_map is None or (row["label"] and row["mask"] is None):
+        return None
+    mask = None
+    if row["mask"] is not None:
+        try:
+            marked = load_mask(row["mask"], size=prediction.size).astype(np.uint8)
+        except ImageError as error:
+            return str(error)
+        mask = np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST)) > 0
+    pixels.update(resize_maps(torch.from_numpy(prediction.raw_map)[None], (size, size))[0].numpy(), mask)
+    return None
+
+
+def _class_entry(rows: list[ImageRow], pixels: PixelMetrics) -> dict[str, Any]:
+    judged = [row for row in rows if row.raw_score is not None]
+    normal = [row for row in judged if not row.anomalous]
+    anomalous = [row for row in judged if row.anomalous]
+    figures = {
+        **image_metrics([row.raw_score for row in judged], [row.anomalous for row in judged]),
+        **pixels.compute(),
+        "false_alarm_rate": _share_flagged(normal),
+        "detection_rate": _share_flagged(anomalous),
+    }
+    # sums of several processes differ from those of one in their last digits
+    figures = {key: None if value is None else round(value, DIGITS) for key, value in figures.items()}
+    return {**figures, "normal": len(normal), "anomalous": len(anomalous)}
+
+
+def _share_flagged(rows: list[ImageRow]) -> float | None:
+    labels = [row.label for row in rows]
+    return None if not labels or None in labels else labels.count("anomalous") / len(labels)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a detector, print the table and write what was asked for; with several processes, the first does."""
+    start_logging()
+    parser = make_parser("evaluate", EvaluateOptions, checkpoint=CHECKPOINT, data="Test photographs.")
+    places, options = parse(parser, arguments)
+    state = join_processes()
+    model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
+    if options.class_identity:
+        model.config.class_identity = options.class_identity
+    rows = test_rows(places.data, processor.class_names, options.classes)
+    report = evaluate(
+        model,
+        processor,
+        rows,
+        part=options.score,
+        evaluation_size=options.evaluation_size,
+        batch_size=options.batch_size,
+    )
+    if state.is_main_process:
+        sys.stdout.write(report.to_markdown() + "\n")
+        if options.json:
+            report.write_json(Path(options.json))
+        if options.csv:
+            report.write_csv(Path(options.csv))
+        if options.gallery:
+            index = make_gallery(model, processor, rows, report, Path(options.gallery))
+            sys.stdout.write(f"Gallery: {index}\n")
+    state.wait_for_everyone()
+    return 0
+
+
+__all__ = [
+    "EvaluateOptions",
+    "EvaluationReport",
+    "ImageRow",
+    "LINE_RATES",
+    "METRICS",
+    "add_pixels",
+    "evaluate",
+    "kind_of",
+    "main",
+    "make_gallery",
+    "test_rows",
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

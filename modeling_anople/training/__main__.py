@@ -1,6 +1,288 @@
-"""Fit from the command line: `accelerate launch -m modeling_anople.training ...`."""
+"""
+Fit AnoPLe to a few good photographs of several products.
 
-from . import main
+    accelerate launch -m modeling_anople.training --data_root DATA --shots 4 --output_dir out/first
+
+Only photographs of the train split are ever opened here. The last step is kept: there is no test score to choose by.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
+from ..backbone_anople import name_of
+from ..configuration_anople import REMOVED, RENAMED
+from ..losses_anople import LossTerm, loss_weights
+from ..runtime import start_logging
+from ..runtime.loading import loader_workers, one_order_of_sums
+from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
+from .finishing import STATE_FILE, finish, load_state, save_state, trim_log
+from .options import TrainingConfig, model_options, parse_options
 
 
-main()
+logger = logging.getLogger(__name__)
+
+
+LOG_FILE = "training_log.jsonl"
+NAMED = ("data_root", "clip", "ignore_masks")  # folders, of which a detector keeps the names alone
+
+FOUND = {"files", "processes", "decoder_health"}  # what a detector keeps of its fit beside the settings
+
+# Not part of what a resumed fit must repeat.
+FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "save_steps", "log_steps", "report_to", "num_workers"}
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """Warm up linearly, then fall along a cosine to `final_learning_rate_ratio`; a function of the step alone."""
+    warmup = max(1, round(config.warmup_ratio * config.max_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.max_steps - warmup)
+    low = config.final_learning_rate_ratio
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: AnoPLeModel, config: TrainingConfig) -> torch.optim.AdamW:
+    """Build AdamW with one group for the decoder and one for all that prompts."""
+    learnable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for name, weight in learnable if name.startswith("decoder.") == decoder], "base_lr": rate}
+        for decoder, rate in ((False, config.prompt_learning_rate), (True, config.decoder_learning_rate))
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
+
+
+def combine_losses(
+    accelerator: Accelerator, terms: dict[str, LossTerm], weights: dict[str, float]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    Sum the loss terms so that several processes reach the loss of one.
+
+    Each term is divided by the samples that all processes saw, not by its own, which differ: some have more positive
+    views. Gradients are averaged over processes later, hence the factor.
+
+    Returns:
+        This process' share of the loss and of each term's mean; their averages over processes are what one would have.
+    """
+    counts = torch.stack([term.count.float() for term in terms.values()])
+    counts = accelerator.reduce(counts, reduction="sum").clamp(min=1) / accelerator.num_processes
+    means = {name: term.total / count for (name, term), count in zip(terms.items(), counts, strict=True)}
+    return sum(weights[name] * mean for name, mean in means.items()), means
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """
+    Join the processes that were launched.
+
+    Raises:
+        ValueError: if accelerate joined fewer than were started; they would fit apart and write over one another.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        # batch_size counts the photographs of all processes; each takes its part of every batch
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=True),
+    )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but accelerate joined {accelerator.num_processes}: without a GPU, set "
+            "ACCELERATE_USE_CPU=true for `accelerate launch --multi_gpu --num_processes N`."
+        )
+    return accelerator
+
+
+def train(config: TrainingConfig, options: dict | None = None) -> Path:
+    """
+    Fit a detector and save it.
+
+    Args:
+        config: how to train.
+        options: fields of [`AnoPLeConfig`] that differ from their defaults.
+
+    Returns:
+        The folder with the finished detector, loadable by `AnoPLeModel.from_pretrained`.
+
+    Raises:
+        ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with
+            the remedy.
+    """
+    output_dir, options = Path(config.output_dir), dict(options or {})
+    if _is_finished(output_dir, config, options):
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+            logger.info("The detector in %s is finished.", output_dir)
+        return output_dir
+    accelerator = make_accelerator(config)
+    # 1. Data: k good photographs of each class, the same in every process.
+    shots = choose_shots(config)
+    for name, files in shots.files.items() if accelerator.is_main_process else ():
+        logger.info("%s, %d shots: %s", name, len(files), ", ".join(files))
+    # 2. Model: a frozen CLIP with learnable prompts and decoder.
+    names, revision = list(shots.files), config.clip_revision
+    model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **options).freeze_clip()
+    processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision)
+    processor.white_value = config.white_value
+    for name, mask in shots.masks.items():
+        model.products.keep_mask(model.products.id_of(name), mask)
+    optimizer = make_optimizer(model, config)
+    # 3. Where an earlier, killed run stopped.
+    settings = {**dataclasses.asdict(config), **options, "files": shots.files}
+    settings = {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
+    first = load_state(output_dir, settings=settings, model=model, optimizer=optimizer) if config.resume else 0
+    # 4. Samples by number, so that any process, at any time, draws the same ones.
+    samples = make_samples(config, processor, shots, model.config.view_grid, model.config.tiling)
+    workers = config.num_workers
+    if workers is None:
+        workers = loader_workers(accelerator.device, accelerator.num_processes)
+    loader = DataLoader(
+        samples,
+        batch_size=config.batch_size // config.gradient_accumulation_steps,
+        sampler=StepSampler(first * config.batch_size, config.max_steps * config.batch_size),
+        collate_fn=collate_views,
+        num_workers=workers,
+    )
+    validation = make_validation_batch(config, processor, shots, model.config.tiling)
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        trim_log(output_dir / LOG_FILE, first)
+    if config.report_to != "none":
+        accelerator.init_trackers("anople", config={name: str(value) for name, value in settings.items()})
+
+    # 5. The loop.
+    bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
+    with one_order_of_sums(accelerator.device):
+        for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
+            bar.update()
+            if step % config.log_steps == 0 or step == config.max_steps:
+                log_step(accelerator, output_dir, step, bar, losses)
+            if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
+                save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
+    bar.close()
+
+    # 6. Memory, lines and class embeddings; then one folder with all of it.
+    accelerator.wait_for_everyone()
+    # prediction is in full precision
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+    # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
+    vars(model).pop("forward", None)
+    if accelerator.is_main_process:
+        health = finish(model, processor, shots, validation, config)
+        seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
+        # a detector may be published: names of folders, not the way to them
+        model.config.fit = {**settings, **seen, **{key: name_of(settings[key]) for key in NAMED if settings[key]}}
+        save(model, processor, output_dir)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return output_dir
+
+
+def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
+    """
+    Say whether a fit that is to go on has ended before; of its folders only the names can be compared.
+
+    Raises:
+        ValueError: for a folder that holds another detector, or an unfinished fit, and neither is to be replaced.
+    """
+    if config.overwrite:
+        return False
+    begun, written = (folder / STATE_FILE).exists(), (folder / "model.safetensors").exists()
+    if begun and not (written or config.resume):
+        raise ValueError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
+    if begun and config.resume or not written:  # if both, it was killed while the detector was written
+        return False
+    if config.resume:
+        asked = {**dataclasses.asdict(config), **options}
+        asked |= {name: name_of(asked[name]) for name in NAMED if asked[name]}
+        asked = {name: value for name, value in json.loads(json.dumps(asked)).items() if name not in FREE_ON_RESUME}
+        known = AnoPLeConfig.from_pretrained(folder).fit or {}
+        known = {RENAMED.get(name, name): value for name, value in known.items() if name not in REMOVED}
+        if asked == {name: value for name, value in known.items() if name not in FOUND}:
+            return True
+    other = " of other settings" if config.resume else ""
+    raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")
+
+
+def fit_steps(
+    accelerator: Accelerator,
+    wrapped: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    config: TrainingConfig,
+    *,
+    first: int = 0,
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """
+    Take one optimizer step after another, until the loader ends or the caller looks no further.
+
+    Args:
+        wrapped, optimizer, loader: as `accelerator.prepare` returned them.
+        config: how to train.
+        first: steps that were done before.
+
+    Yields:
+        The number of steps done and, of the last one, the loss and the mean of each of its terms.
+    """
+    model = accelerator.unwrap_model(wrapped)
+    wrapped.train()
+    step, weights = first, loss_weights(model.config)
+    alignment_start = model.config.alignment_warmup * config.max_steps
+    for batch in loader:
+        with accelerator.accumulate(wrapped):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
+            terms = wrapped(**batch).loss_terms
+            now = weights if step >= alignment_start else {**weights, "alignment": 0.0}
+            loss, means = combine_losses(accelerator, terms, now)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            step += 1
+            yield step, {"loss": loss, **means}
+
+
+def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
+    """Write the finished detector; the state to resume from goes last, once nothing can be lost any more."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    logger.info("The detector is in %s.", folder)
+
+
+def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, values: dict[str, torch.Tensor]) -> None:
+    """Show, write and report the losses of one step."""
+    figures = {name: round(float(accelerator.reduce(value.detach(), "mean")), 6) for name, value in values.items()}
+    accelerator.log(figures, step=step)
+    if accelerator.is_main_process:
+        bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Parse the command line, seed every generator and fit."""
+    start_logging()
+    config, options = parse_options("anople fit", TrainingConfig, model_options(), arguments)
+    set_seed(config.seed)
+    return train(config, options)
+
+
+if __name__ == "__main__":
+    main()

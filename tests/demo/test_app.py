@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from demo.app import chosen_checkpoint
-from modeling_anople import cli
+from modeling_anople.cli import __main__ as cli
 
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -30,7 +30,7 @@ def test_anople_demo_runs_the_one_beside_the_package(capsys, monkeypatch, tmp_pa
     assert ended.value.code == 0 and "usage: anople demo" in capsys.readouterr().out
     assert cli.main(["demo", str(tmp_path)]) == 2
     assert "holds no detector" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "modeling_anople" / "cli" / "__init__.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "modeling_anople" / "cli" / "__main__.py"))
     assert cli.main(["demo"]) == 2
     assert "the demo is not installed with the package" in capsys.readouterr().err
 
