@@ -52,7 +52,8 @@ class Prediction:
         class_name: the class it was judged as; `None` when pooled, or of an unknown product.
         seconds: its share of the time from reading to answer.
         explanation: what stands behind the answer, where that was asked for.
-        ignored: bool (height, width) of the image, the places that did not count; maps are 0 there.
+        ignored: bool (height, width) of the image, the places that did not count. [`full_size_map`] is 0 there; the coarse
+            maps are not, or what is next to these places would fade when they are enlarged.
     """
 
     source: ImageSource | None = None
@@ -174,9 +175,9 @@ def _describe(
         setattr(prediction, name, result[name])
     prediction.raw_score = float(judged.part_scores[0])
     if judged.part_maps is not None:
-        prediction.raw_map = mask_out_map(judged.part_maps[0].float().cpu().numpy(), image.ignore_mask)
+        prediction.raw_map = judged.part_maps[0].float().cpu().numpy()
     if result["label"] is not None:
-        prediction.anomaly_map = mask_out_map(result["anomaly_map"], image.ignore_mask)
+        prediction.anomaly_map = result["anomaly_map"]
 
 
 # --- The detector: model and processor, with verbs ---

@@ -169,6 +169,18 @@ def test_processor_pipeline_and_explanation_take_masks(detector, photograph, mas
     assert told == results[0]["explanation"] and (told.box[0] < BOX[0] + 1 or told.box[1] < BOX[1] + 1)
 
 
+def test_a_map_is_whole_up_to_the_very_border_of_a_mask(detector, photograph, mask):
+    image = photograph(3)
+    output = detector.model(**detector.processor(image, class_names="bolt", ignore_masks=mask))
+    [own] = detector.processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)])
+    result = detector(image, class_name="bolt", ignore_mask=mask)
+    assert np.array_equal(result["anomaly_map"], np.where(mask > 0, 0, own["anomaly_map"]))
+    thin = np.zeros((40, 48), dtype=bool)
+    thin[20] = True  # hides no patch
+    seen, hidden = (detector(image, class_name="bolt", ignore_mask=each)["anomaly_map"] for each in ("none", thin))
+    assert (hidden[20] == 0).all() and (hidden[[19, 21]] > seen[[19, 21]].min() / 2).all()
+
+
 def test_a_mask_between_patches_that_leaves_none_fails_alone(detector, photograph):
     nearly = np.ones((40, 48), dtype=bool)
     nearly[0, 0] = False

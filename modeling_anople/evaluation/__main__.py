@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data import read_source
 from ..export.graph_detector import ExportedDetector
-from ..images_anople import ImageError, load_image, load_mask
+from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
 from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
@@ -381,7 +381,8 @@ def add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: in
         except ImageError as error:
             return str(error)
         mask = np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST)) > 0
-    pixels.update(resize_maps(torch.from_numpy(prediction.raw_map)[None], (size, size))[0].numpy(), mask)
+    raw_map = mask_out_map(prediction.raw_map, prediction.ignored)
+    pixels.update(resize_maps(torch.from_numpy(raw_map)[None], (size, size))[0].numpy(), mask)
     return None
 
 
