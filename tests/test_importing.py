@@ -25,7 +25,7 @@ assert type(AutoModel.from_config(AutoConfig.for_model("anople", class_names=["a
         "from transformers import pipeline, AutoModel; import modeling_anople" + REGISTERED,
         "import transformers; import modeling_anople" + REGISTERED,
         "import modeling_anople.runtime.loading" + REGISTERED,
-        "import modeling_anople.training" + REGISTERED,
+        "from modeling_anople.training import train" + REGISTERED,
     ],
     ids=["nothing heavy", "a name", "an attribute", "after its models", "after transformers", "loading", "training"],
 )

@@ -256,7 +256,8 @@ def test_fit_takes_the_data_first(capsys, tmp_path, drawn, small_clip_folder):
 def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictures, drawn):
     """`pip install anople` alone predicts; the other commands name what they lack."""
     for name in ("cli", "data", "evaluation", "evaluation.metrics", "runtime.heat_maps", "training"):
-        monkeypatch.delitem(sys.modules, f"modeling_anople.{name}", raising=False)
+        for part in (name, f"{name}.__main__"):
+            monkeypatch.delitem(sys.modules, f"modeling_anople.{part}", raising=False)
     for name in ("datasets", "scipy", "sklearn", "accelerate"):
         monkeypatch.setitem(sys.modules, name, None)
     from modeling_anople.cli import main as bare_main

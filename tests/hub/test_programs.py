@@ -25,7 +25,7 @@ def test_the_old_name_of_a_program_says_the_new_one(old):
 
 @pytest.mark.parametrize(
     "name",
-    ["modeling_anople.cli", "hub.publish.__main__", "hub.publish.space", "hub.open_clip.__main__",
+    ["modeling_anople.cli.__main__", "hub.publish.__main__", "hub.publish.space", "hub.open_clip.__main__",
      "hub.mini_clip.__main__", "hub.reproduce.__main__", "tests.local_hub.__main__"],
 )  # fmt: skip
 def test_every_program_starts_its_log_in_one_place(name):
