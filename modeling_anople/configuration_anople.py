@@ -309,7 +309,7 @@ def what_became_of(option: str) -> str | None:
     if option in RENAMED:
         return f"{option} is called {RENAMED[option]} now."
     if option in REMOVED:
-        return f"{option} is no longer there, as no table of the paper needs it and none of ours shows that it helps: leave it out (it is {REMOVED[option]!r} now)."
+        return f"{option} is no longer there, as no table of the paper needs it and none of ours on the shipped weights shows that it helps: leave it out (it is {REMOVED[option]!r} now)."
     return None
 
 

@@ -462,7 +462,7 @@ def card_data(config: AnoPLeConfig, facts: CardFacts, backbone: Backbone) -> Mod
         **license,
         **base,
         library_name="transformers",
-        # no pipeline_tag: of no task of the Hub would the snippet run that it shows beside the card
+        # no pipeline_tag: none of the Hub's tasks is this one, and the snippet for image-segmentation ends in an error
         tags=["anomaly-detection", "few-shot", "clip", "anople", "custom_code"],
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         metrics=["roc_auc"] if results else None,
