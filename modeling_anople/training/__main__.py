@@ -165,6 +165,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     # 5. The loop.
     bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
+    losses = None
     with one_order_of_sums(accelerator.device):
         for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
             bar.update()
@@ -180,6 +181,9 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
     vars(model).pop("forward", None)
+    # The wrapper must be gone before the process group ends. Else it is the last to hold the group, and frees it with
+    # Python's lock in hand, while the group's threads may wait for that lock: one fit in some thirty never ended.
+    wrapped, optimizer, loader, losses = accelerator.free_memory(wrapped, optimizer, loader, losses)
     if accelerator.is_main_process:
         health = finish(model, processor, shots, validation, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
