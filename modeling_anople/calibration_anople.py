@@ -1,10 +1,11 @@
 """The threshold of a product: fitted from the scores of a few good images, applied to raw scores, and what it can promise."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -96,13 +97,15 @@ PRIOR_SPREAD, PRIOR_DEGREES = 0.25, 4
 LONE_SHIFT, LONE_SPREAD = 0.16, 0.44
 SMALLEST_SPREAD = 0.05
 SMALLEST_NOVELTY_THRESHOLD = 1e-3
-LARGEST_LOG = 80.0  # a line that no score reaches is still a finite float32
+SMALLEST_SCORE = 1e-9  # of which there is a logarithm
+LARGEST_SCORE = 1.0  # raw scores and maps lie within 0 and 1
+ESTIMATES = ("", "rank", "extrapolated", "copies")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProductThreshold:
     """
-    One class' line. Plain floats, kept in the config.
+    One class' line. Plain floats, kept in the config; checked whenever one is made, so that there is none which cannot be.
 
     Args:
         image_threshold, map_threshold: raw image score, and raw map value, from which on a photograph, or a place, is anomalous.
@@ -118,6 +121,9 @@ class ProductThreshold:
         estimate: how the line was set: `rank`, `extrapolated` or `copies` (see [`fit_threshold`]); empty before.
         attainable_rate: lowest false-alarm rate that the photographs alone support; 1 where nothing is.
         jittered_image_scores, jittered_map_maxima: raw scores of a lone photograph's moved and relit copies against itself.
+
+    Raises:
+        ValueError: naming the field that says something impossible, whereby all would be normal, or nothing, or anything.
     """
 
     image_threshold: float
@@ -136,10 +142,104 @@ class ProductThreshold:
     jittered_image_scores: list[float] = field(default_factory=list)
     jittered_map_maxima: list[float] = field(default_factory=list)
 
+    def __post_init__(self):
+        positive = (
+            "image_threshold",
+            "image_spread",
+            "map_threshold",
+            "map_spread",
+            "max_false_alarm_rate",
+            "attainable_rate",
+        )
+        for name in positive:
+            _require_numbers(name, [getattr(self, name)], above=0)
+        for name in ("max_false_alarm_rate", "attainable_rate"):
+            _require(getattr(self, name) <= 1, f"{name} is a share of at most 1, got {getattr(self, name)}.")
+        for name in ("image_scores", "map_maxima", "jittered_image_scores", "jittered_map_maxima"):
+            _require_numbers(name, getattr(self, name))
+        for first, second in (("image_scores", "map_maxima"), ("jittered_image_scores", "jittered_map_maxima")):
+            counts = len(getattr(self, first)), len(getattr(self, second))
+            _require(counts[0] == counts[1], f"{first} and {second} must be as many, got {counts[0]} and {counts[1]}.")
+        for name in ("image_count", "held_out"):
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 0, f"{name} must be a number of photographs, got {value!r}.")
+        _require(
+            self.held_out <= len(self.image_scores),
+            f"held_out is {self.held_out}, but image_scores holds {len(self.image_scores)}.",
+        )
+        _require(self.estimate in ESTIMATES, f"estimate must be one of {ESTIMATES[1:]}, got {self.estimate!r}.")
+        for name in ("novelty_thresholds", "novelty_scores"):
+            values = getattr(self, name)
+            _require(
+                isinstance(values, (list, tuple)) and len(values) in (0, 2),
+                f"{name} must be empty or of two entries, got {values!r}.",
+            )
+        _require_numbers("novelty_thresholds", self.novelty_thresholds, above=0)
+        for values in self.novelty_scores:
+            _require_numbers("novelty_scores", values)
+
+    def check_reach(self) -> None:
+        """
+        Refuse a line above all raw scores, which lie within 0 and 1.
+
+        Raises:
+            ValueError: saying what would support the rate that it was set for.
+        """
+        if self.image_threshold > LARGEST_SCORE or self.map_threshold > LARGEST_SCORE:
+            highest = max(self.image_threshold, self.map_threshold)
+            raise ValueError(
+                f"For {percent(self.max_false_alarm_rate)} false alarms it lies at a score of {highest:.3g}, and none is above "
+                f"{LARGEST_SCORE:g}, so that nothing would ever be anomalous: "
+                f"{scores_needed(self.max_false_alarm_rate)} good photographs would support this rate, or set a higher one."
+            )
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> "ProductThreshold | None":
-        """Read what stands in a config; `None` stays `None`."""
-        return None if values is None else cls(**values)
+    def from_dict(cls, values: Mapping[str, Any] | None, owner: str = "a product") -> "Self | None":
+        """
+        Read what stands in a config; `None` stays `None`.
+
+        Args:
+            owner: whose it is, for the error.
+
+        Raises:
+            ValueError: naming owner and field, if one is missing, unknown or impossible.
+        """
+        if values is None:
+            return None
+        try:
+            if not isinstance(values, Mapping):
+                raise ValueError(f"it is {values!r}, no record")
+            known = {each.name: each for each in dataclasses.fields(cls)}
+            missing = [name for name, each in known.items() if name not in values and _is_needed(each)]
+            if unknown := sorted(set(values) - set(known)) or missing:
+                raise ValueError(f"{'it lacks' if unknown is missing else 'it has the unknown'} {', '.join(unknown)}.")
+            record = cls(**values)
+            record.check_reach()
+            return record
+        except ValueError as error:
+            raise ValueError(
+                f"The threshold of {owner} cannot be: {error} Copy the detector again, or calibrate the product anew."
+            ) from error
+
+
+def _is_needed(each: dataclasses.Field) -> bool:
+    return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_numbers(name: str, values: object, *, above: float | None = None) -> None:
+    """Refuse what is no list of finite numbers that are not negative, or that lie above another."""
+    _require(isinstance(values, (list, tuple)), f"{name} must be a list of numbers, got {values!r}.")
+    for value in values:
+        _require(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+            f"{name} must be finite, got {value!r}.",
+        )
+        _require(value >= 0 if above is None else value > above, f"{name} must lie above 0, got {value}.")
 
 
 def fit_threshold(
@@ -185,7 +285,7 @@ def fit_threshold(
         held_out: how many of the scores are of photographs that are not in the memory.
 
     Raises:
-        ValueError: if no score is given or the rate is not within 0 and 0.5.
+        ValueError: if no score is given, one is no finite number, or the rate is not within 0 and 0.5.
     """
     if not 0 < max_false_alarm_rate < 0.5:
         raise ValueError(
@@ -195,6 +295,12 @@ def fit_threshold(
         raise ValueError("A line needs the score of at least one good photograph, got none: give more photographs.")
     if rank_from_top(held_out, max_false_alarm_rate):
         image_scores, map_maxima = image_scores[-held_out:], map_maxima[-held_out:]
+    for known in (image_scores, map_maxima, jittered_image_scores, jittered_map_maxima):
+        if broken := [score for score in known if not math.isfinite(score)]:
+            raise ValueError(
+                f"A good photograph scores {broken[0]}, which is no number to set a line by: the detector's weights are "
+                "broken, copy or fit it again."
+            )
     image_threshold, image_spread = _limit(image_scores, jittered_image_scores, max_false_alarm_rate)
     map_threshold, map_spread = _limit(map_maxima, jittered_map_maxima, max_false_alarm_rate)
     count = len(image_scores)
@@ -202,7 +308,7 @@ def fit_threshold(
     return ProductThreshold(
         image_threshold,
         image_spread,
-        map_threshold,
+        min(map_threshold, LARGEST_SCORE),
         map_spread,
         list(image_scores),
         list(map_maxima),
@@ -228,7 +334,7 @@ def _limit(scores: Sequence[float], copies: Sequence[float], rate: float) -> tup
     spread = math.sqrt(squares / degrees)
     rank = rank_from_top(count, rate)
     if rank:
-        return sorted(scores)[-rank], spread
+        return max(sorted(scores)[-rank], SMALLEST_SCORE), spread
     reach = student_quantile(1 - rate, degrees) * math.sqrt(1 + 1 / count)
     return max(_exp(center + reach * spread), max(scores)), spread
 
@@ -253,11 +359,11 @@ def _upper_limit(scores: Sequence[float], rate: float) -> float:
 
 
 def _logs(scores: Sequence[float]) -> list[float]:
-    return [math.log(max(score, 1e-9)) for score in scores]
+    return [math.log(max(score, SMALLEST_SCORE)) for score in scores]
 
 
 def _exp(log: float) -> float:
-    return math.exp(min(log, LARGEST_LOG))
+    return math.exp(min(log, 80.0))  # far above every score, and still finite
 
 
 def student_quantile(probability: float, degrees: int) -> float:
@@ -288,9 +394,6 @@ def _student_cdf(t: float, degrees: int) -> float:
 # --- From raw scores to a verdict: plain functions of arrays and lines, outside the model, so that an exported one has them too ---
 
 
-SMALLEST_SCORE = 1e-9
-
-
 def to_scale(values: Tensor, threshold: Tensor, spread: Tensor) -> Tensor:
     """
     Bring raw values to the scale on which 0.5 is the threshold: sigmoid((log value - log threshold) / spread).
@@ -305,36 +408,47 @@ def to_scale(values: Tensor, threshold: Tensor, spread: Tensor) -> Tensor:
     return ((values.float().clamp(min=SMALLEST_SCORE).log() - threshold.log()) / spread).sigmoid()
 
 
-def p_values(scores: Tensor, thresholds: Sequence[ProductThreshold]) -> Tensor:
+def p_values(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) -> Tensor:
     """
     Return the share of good images that would score at least this, judged by rank among the product's normals: (batch,).
 
     It is the conformal p-value, (1 + number of normals that score at least this) / (n + 1), over the n independent normal
     scores behind a threshold (Vovk, Gammerman and Shafer, chapter 2). It never lies below 1 / (n + 1), however odd an
-    image is. NaN where copies were counted as normals (thresholds of earlier versions).
+    image is. NaN where copies were counted as normals (thresholds of earlier versions), where there is no threshold, and
+    for what is no number.
     """
-    normals = [each.image_scores if each.image_count else None for each in thresholds]
+    normals = [each.image_scores if each and each.image_count else None for each in thresholds]
     longest = max(len(known or []) for known in normals)
     rows = [[*(known or []), *[-math.inf] * (longest - len(known or []))] for known in normals]
     totals = [math.nan if known is None else len(known) + 1.0 for known in normals]
     above = (scores.new_tensor(rows, dtype=torch.float32) >= scores.float()[:, None]).sum(1)
-    return (1 + above) / scores.new_tensor(totals, dtype=torch.float32)
+    shares = (1 + above) / scores.new_tensor(totals, dtype=torch.float32)
+    return shares.masked_fill(~scores.isfinite(), math.nan)
 
 
 def label_of(score: float, threshold: float) -> str:
-    """Name what a calibrated score says: "anomalous" above the threshold."""
+    """
+    Name what a calibrated score says: "anomalous" above the threshold.
+
+    Raises:
+        ValueError: for a score, or a threshold, that is no number, since that says nothing at all.
+    """
+    if not (math.isfinite(score) and math.isfinite(threshold)):
+        raise ValueError(f"A score of {score} at a threshold of {threshold} is neither normal nor anomalous.")
     return "anomalous" if score > threshold else "normal"
 
 
-def calibrate(values: Tensor, thresholds: Sequence[ProductThreshold], part: str) -> Tensor:
+def calibrate(values: Tensor, thresholds: Sequence[ProductThreshold | None], part: str) -> Tensor:
     """
-    Bring raw values (batch, ...) of one part, "image" or "map", to the scale of their products.
+    Bring raw values (batch, ...) of one part, "image" or "map", to the scale of their products; NaN where there is none.
 
     A place of a map at 0.5 is as odd as the oddest place of a good image may be.
     """
     shape = (-1,) + (1,) * (values.ndim - 1)
     limit, spread = (
-        torch.tensor([getattr(each, f"{part}_{what}") for each in thresholds], device=values.device).view(shape)
+        torch.tensor(
+            [getattr(each, f"{part}_{what}") if each else math.nan for each in thresholds], device=values.device
+        ).view(shape)
         for what in ("threshold", "spread")
     )
     return to_scale(values, limit, spread)

@@ -259,6 +259,7 @@ class CheckpointMixin:
         lost = [name for name in missing if not name.startswith("clip.")]
         if lost or unexpected:
             raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
+        model.products.check_finite()
         model.name_or_path, model.hub_arguments = str(folder), hub
         return align_weights(model).eval()
 
@@ -270,9 +271,11 @@ class CheckpointMixin:
         One that version 0.1 saved is read under the names that its tensors have today.
 
         Raises:
-            ValueError: for an adapter, whose CLIP would otherwise be drawn at random.
+            ValueError: for an adapter, and for weights that are missing, which would otherwise be drawn at random; for
+                thresholds that cannot be, and for products whose tensors are not those of their records, or not finite.
         """
         place, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        informed = kwargs.pop("output_loading_info", False)
         known = {} if place is None else AnoPLeConfig.get_config_dict(place, **hub)[0]
         if known.get("adapter_clip_sha256"):
             raise ValueError(
@@ -285,15 +288,22 @@ class CheckpointMixin:
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", config.dtype)
-            loaded = super().from_pretrained(None, *args, config=config, state_dict=_todays_names(tensors), **kwargs)
+            kwargs |= {"config": config, "state_dict": _todays_names(tensors)}
+            model, found = super().from_pretrained(None, *args, output_loading_info=True, **kwargs)
         else:
-            loaded = super().from_pretrained(place, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model, found = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
+        if wrong := sorted(found["missing_keys"]) or sorted(found["unexpected_keys"]):
+            what = "has no" if found["missing_keys"] else "has the unknown"
+            raise ValueError(
+                f"{place} {what} {', '.join(wrong[:3])}{' ...' if wrong[3:] else ''}: its weights are not those that its "
+                "config.json describes. Copy the folder again."
+            )
+        model.products.check_finite()
         model.hub_arguments = hub
         if place is not None:
             model.name_or_path = str(place)
         align_weights(model)
-        return loaded
+        return (model, found) if informed else model
 
 
 def _read_weights(place: str | os.PathLike, hub: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -246,6 +246,9 @@ class AnoPLeConfig(PreTrainedConfig):
         _require(self.prompt_length >= 1, f"prompt_length must be at least 1, got {self.prompt_length}.")
         _require(self.prompt_depth >= 1, f"prompt_depth must be at least 1, got {self.prompt_depth}.")
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}.")
+        _require(
+            0 <= self.threshold <= 1, f"threshold must lie within 0 and 1, got {self.threshold}; 0.5 is the line."
+        )
         _require(len(self.decoder_widths) == 2, f"decoder_widths needs two numbers, got {self.decoder_widths}.")
         for name in ("memory_layers", "decoder_layers"):
             wrong = [layer for layer in getattr(self, name) or [] if not 0 <= layer < depth]

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
         for image, (embedding, vectors, boxes) in zip(batch, _encode(model, batch), strict=True):
             if not len(boxes):
                 raise ValueError("The ignore_mask leaves no patch of a good image: mark less of it.")
+            if not (vectors.isfinite().all() and embedding.isfinite().all()):
+                raise ValueError(
+                    f"What the detector sees of a good image of {product.name!r} is no finite number: its weights are broken, "
+                    "copy or fit it again."
+                )
             bank.add(vectors, [vectors.shape[1]], boxes)
             total = total + (embedding if image.layout is None else _embedding_of(model, image))
         if limit and bank.size > 2 * limit:  # however many images there are
@@ -264,8 +270,11 @@ def _keep_threshold(
     model: AnoPLeModel, class_id: int, threshold: ProductThreshold, novelty: Sequence[Sequence[float]]
 ) -> ProductThreshold:
     """Add the thresholds of unknown products to a product's own, and keep both."""
-    threshold.novelty_scores = [sorted(values) for values in novelty]
-    threshold.novelty_thresholds = fit_novelty_thresholds(novelty, rate=model.config.unknown_product_rate)
+    threshold = replace(
+        threshold,
+        novelty_scores=[sorted(values) for values in novelty],
+        novelty_thresholds=fit_novelty_thresholds(novelty, rate=model.config.unknown_product_rate),
+    )
     model.products.set_threshold(class_id, threshold)
     return threshold
 

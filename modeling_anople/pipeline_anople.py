@@ -122,6 +122,7 @@ def predict(
             "processor that belongs to this detector."
         )
     threshold = detector.config.threshold if threshold is None else threshold
+    _check_threshold(threshold)
     start = time.perf_counter()
     batches = open_batches(processor, sources, class_names=class_names, batch_size=batch_size, ignore_mask=ignore_mask)
     for batch in batches:
@@ -131,6 +132,11 @@ def predict(
             prediction.seconds = (time.perf_counter() - start) / len(judged)
         yield from predictions
         start = time.perf_counter()
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie within 0 and 1, got {threshold}; a fitted one is 0.5.")
 
 
 @torch.inference_mode()
@@ -160,7 +166,7 @@ def _predict_batch(
             predictions[place].error = "The ignore_mask leaves no patch that counts: mark less of the image."
             continue
         _describe(predictions[place], processor, image, judged, threshold)
-        if explained:
+        if explained and predictions[place].error is None:
             predictions[place].explanation = explain(detector, processor, image, judged.output, threshold)
     return predictions
 
@@ -170,6 +176,14 @@ def _describe(
 ) -> None:
     """Write what a detector said of an image into its prediction, in place."""
     result = processor.post_process_anomaly_detection(judged.output, threshold=threshold)[0]
+    raw = [each for each in (judged.part_scores, judged.part_maps) if each is not None]
+    if result["error"] is None and not all(each.isfinite().all() for each in raw):
+        result["error"] = (
+            "What one part says of it is not finite: the detector's weights are broken, copy or fit it again."
+        )
+    if result["error"] is not None:
+        prediction.error = result["error"]
+        return
     prediction.size, prediction.ignored = image.size, image.ignore_mask
     for name in ("score", "label", "p_value", "class_name"):
         setattr(prediction, name, result[name])
@@ -226,7 +240,8 @@ class AnomalyDetectionPipeline(Pipeline):
             processor: the detector's; by default the one that lies where the model was loaded from.
 
         Raises:
-            ValueError: for a processor of another kind, or of another detector: one with products that this never had.
+            ValueError: for a processor of another kind, or of another detector: one with products that this never had, or
+                that numbers them otherwise.
         """
         processor = model.load_processor() if processor is None else processor
         if not hasattr(processor, "post_process_anomaly_detection"):
@@ -236,7 +251,10 @@ class AnomalyDetectionPipeline(Pipeline):
             )
         config = model.config
         had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
-        if not had.issuperset(map(composed, processor.class_names)):
+        has, known = (list(map(composed, names)) for names in (config.class_names, processor.class_names))
+        if not had.issuperset(known) or [name for name in has if name in known] != [
+            name for name in known if name in has
+        ]:
             raise ValueError(
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."
@@ -266,8 +284,8 @@ class AnomalyDetectionPipeline(Pipeline):
             raise TypeError(f"The pipeline knows no {', '.join(unknown)}: it takes {', '.join(known)}, batch_size.")
         if class_name is not None and class_names is not None:
             raise ValueError("Give class_name for all images, or class_names with one for each; not both.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie within 0 and 1, got {threshold}; a fitted one is 0.5.")
+        if threshold is not None:
+            _check_threshold(threshold)
         if on_error not in (None, "return", "raise"):
             raise ValueError(f"on_error must be 'return' or 'raise', got {on_error!r}.")
         names = class_name if class_names is None else class_names

@@ -25,6 +25,7 @@ from .images_anople import (
     mask_tensor,
 )
 from .product_store_anople import UNKNOWN_PRODUCT, find_class
+from .scoring_anople import broken_answers
 
 
 class AnoPLeProcessor(ProcessorMixin):
@@ -180,17 +181,23 @@ class AnoPLeProcessor(ProcessorMixin):
             `p_value` (see [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line),
             `class_name`. Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
             class was predicted and the photograph shows none of the products, `label` is "unknown product" and
-            `class_name` is `None`; score, p-value and map are as the nearest one.
+            `class_name` is `None`; score, p-value and map are as the nearest one. `error` is `None`, or says which number
+            is not finite; all else is `None` then.
         """
-        calibrated = outputs.calibrated_scores is not None
-        scores = outputs.calibrated_scores if calibrated else outputs.image_scores
-        maps = (outputs.calibrated_maps if calibrated else outputs.anomaly_maps).detach().float()
-        if target_sizes is not None and len(target_sizes) != len(scores):
-            raise ValueError(f"{len(scores)} results were given {len(target_sizes)} target_sizes: give one for each.")
+        count = len(outputs.image_scores)
+        if target_sizes is not None and len(target_sizes) != count:
+            raise ValueError(f"{count} results were given {len(target_sizes)} target_sizes: give one for each.")
         known, results = outputs.is_known_class, []
-        p_values = _finite(outputs.p_values, len(scores))
-        for number, score in enumerate(scores.tolist()):
-            anomaly_map = maps[number : number + 1, None]
+        p_values = _finite(outputs.p_values, count)
+        for number, broken in enumerate(broken_answers(outputs)):
+            if broken is not None:
+                error = f"Its {broken} is not finite: the detector's weights are broken, copy or fit it again."
+                results.append({**dict.fromkeys(RESULTS), "error": error})
+                continue
+            calibrated = outputs.calibrated_scores is not None and bool(outputs.calibrated_scores[number].isfinite())
+            score = (outputs.calibrated_scores if calibrated else outputs.image_scores)[number].item()
+            anomaly_map = (outputs.calibrated_maps if calibrated else outputs.anomaly_maps)[number].detach().float()
+            anomaly_map = anomaly_map[None, None]
             if target_sizes is not None:
                 size = tuple(int(side) for side in target_sizes[number])
                 anomaly_map = F.interpolate(anomaly_map, size=size, mode="bilinear", align_corners=False)
@@ -205,9 +212,13 @@ class AnoPLeProcessor(ProcessorMixin):
                     "p_value": p_values[number],
                     "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
                     "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
+                    "error": None,
                 }
             )
         return results
+
+
+RESULTS = ("score", "label", "raw_score", "p_value", "anomaly_map", "class_name", "error")
 
 
 def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import difflib
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,9 @@ from .calibration_anople import ProductThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig
 from .images_anople import ImageError
 from .memory_anople import MemoryBank
+
+
+logger = logging.getLogger(__name__)
 
 
 UNKNOWN_PRODUCT = "unknown product"
@@ -92,9 +96,9 @@ class ProductRecord:
 
     @classmethod
     def from_dict(cls, values: dict) -> "ProductRecord":
-        """Read an entry of `config.products`."""
+        """Read an entry of `config.products`; a `ValueError` for a threshold that cannot be names product and field."""
         record = cls(**values)
-        record.threshold = ProductThreshold.from_dict(values.get("threshold"))
+        record.threshold = ProductThreshold.from_dict(values.get("threshold"), repr(record.name))
         record.image_vectors = list(record.image_vectors)
         return record
 
@@ -172,13 +176,14 @@ class ProductStore(nn.ModuleList):
     All products of a detector, in the order of their class ids, and the log of how they came to be.
 
     Whatever changes a product goes through here: the config's `products`, `pooled_threshold` and `history` are written by
-    this class alone, after every change and before a detector is saved. To move a threshold by hand, edit
-    `store.named(...).record.threshold`: answers change at once, and [`write`] tells the config.
+    this class alone, after every change and before a detector is saved. To move a threshold by hand, put another one at
+    `store.named(...).record.threshold` (`dataclasses.replace`): answers change at once, and [`write`] tells the config.
     """
 
     def __init__(self, config: AnoPLeConfig):
         super().__init__(Product(ProductRecord.from_dict(values), config) for values in config.products)
         self.config = config
+        self._pooled_threshold()  # refuses one that cannot be
 
     def id_of(self, class_name: str) -> int:
         """Return the id of a product; a `ValueError` for an unknown one names those that are known."""
@@ -197,6 +202,16 @@ class ProductStore(nn.ModuleList):
     def remembers_nothing(self) -> bool:
         """Whether no product has a memory."""
         return not any(product.bank.size for product in self)
+
+    def check_finite(self) -> None:
+        """Refuse, by a `ValueError`, products with numbers that are not finite: whatever was compared with them would be, too."""
+        for product in self:
+            for name, tensor in product.named_buffers():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise ValueError(
+                        f"{name} of {product.name!r} holds numbers that are not finite: copy the detector again, or forget the "
+                        "product and enroll it anew."
+                    )
 
     @property
     def have_masks(self) -> bool:
@@ -226,8 +241,11 @@ class ProductStore(nn.ModuleList):
     def thresholds(self, class_ids: Tensor | None, count: int) -> list[ProductThreshold | None]:
         """Return the threshold of each of `count` images, or the one that all share; `None` where there is none."""
         if class_ids is None:
-            return [ProductThreshold.from_dict(self.config.pooled_threshold)] * count
+            return [self._pooled_threshold()] * count
         return [self[class_id].record.threshold for class_id in class_ids.tolist()]
+
+    def _pooled_threshold(self) -> ProductThreshold | None:
+        return ProductThreshold.from_dict(self.config.pooled_threshold, "all products together")
 
     def tiling_of(self, class_id: int | None) -> str | None:
         """Say how the images of a product are cut: its own setting, or else the detector's."""
@@ -274,7 +292,16 @@ class ProductStore(nn.ModuleList):
         self.write()
 
     def set_threshold(self, class_id: int, threshold: ProductThreshold) -> None:
-        """Keep the threshold of one product, and fit the common one of the pooled mode anew."""
+        """
+        Keep the threshold of one product, and fit the common one of the pooled mode anew.
+
+        Raises:
+            ValueError: if it lies above every score.
+        """
+        try:
+            threshold.check_reach()
+        except ValueError as error:
+            raise ValueError(f"No threshold can be set for {self[class_id].name!r}. {error}") from error
         self[class_id].record.threshold = threshold
         self._fit_pooled(threshold.max_false_alarm_rate)
         self.write()
@@ -329,6 +356,12 @@ class ProductStore(nn.ModuleList):
         rate = known["max_false_alarm_rate"] if rate is None and known else rate
         fitted = [product.record.threshold for product in self if product.record.threshold]
         pooled = fit_pooled_threshold(fitted, rate) if rate else None
+        try:
+            if pooled:
+                pooled.check_reach()
+        except ValueError as error:
+            logger.warning("All products together have no threshold, and so no label. %s", error)
+            pooled = None
         self.config.pooled_threshold = asdict(pooled) if pooled else None
 
     @contextlib.contextmanager

@@ -29,8 +29,9 @@ class AnoPLeOutput(ModelOutput):
         loss_terms (`dict[str, LossTerm]`, *optional*): focal, dice, image and alignment loss as sum and count.
         image_scores (`Tensor` of shape (batch,)): raw image score, higher is more anomalous.
         anomaly_maps (`Tensor` of shape (batch, side, side)): raw fused map, upsampled and smoothed.
-        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the threshold of the class.
-        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): 0.5 is the threshold of the class.
+        calibrated_scores (`Tensor` of shape (batch,), *optional*): 0.5 is the threshold of the class; NaN for an image whose
+            class has none, and absent where none has.
+        calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): likewise.
         p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
         text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
@@ -56,6 +57,20 @@ class AnoPLeOutput(ModelOutput):
     image_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+def broken_answers(output: AnoPLeOutput) -> list[str | None]:
+    """
+    Name for each image what of its answer is no finite number, `None` where all is well.
+
+    Whatever a verdict rests on counts: the raw score, the raw map, and the global feature by which a class is predicted.
+    """
+    broken: list[str | None] = [None] * len(output.image_scores)
+    for name, what in (("image_embeds", "global feature"), ("anomaly_maps", "anomaly map"), ("image_scores", "score")):
+        if (values := getattr(output, name)) is not None:
+            finite = values.reshape(len(values), -1).isfinite().all(1).tolist()
+            broken = [old if whole else what for old, whole in zip(broken, finite, strict=True)]
+    return broken
 
 
 # --- How several answers become one: harmonic mean of scores, upsampling and smoothing of maps (paper.md 1.9) ---
@@ -238,9 +253,9 @@ class Detector(ABC):
         return torch.tensor([each or [math.inf, math.inf] for each in limits]) if any(limits) else None
 
     def apply_thresholds(self, output: AnoPLeOutput) -> None:
-        """Add calibrated scores and maps and p-values to raw ones, in place, if every class asked for has a threshold."""
+        """Add calibrated scores and maps and p-values to raw ones, in place: NaN for an image whose class has no threshold."""
         thresholds = self.products.thresholds(output.class_ids, len(output.image_scores))
-        if None in thresholds:
+        if not any(thresholds):
             return
         output.calibrated_scores = calibrate(output.image_scores, thresholds, "image")
         output.calibrated_maps = calibrate(output.anomaly_maps, thresholds, "map")
@@ -268,6 +283,7 @@ def novelty_scores(
 __all__ = [
     "AnoPLeOutput",
     "Detector",
+    "broken_answers",
     "fuse_images",
     "fuse_maps",
     "fuse_scores",

@@ -466,12 +466,11 @@ def test_new_normals_join_before_those_held_out(detector, photograph):
 
 
 def test_scores_of_earlier_versions_are_dropped_because_they_count_copies(detector, photograph):
-    old = detector.model.products.named("nut").record.threshold
-    for field in dataclasses.fields(old):  # what they did not keep has the value that it is read with
-        if field.name in ("image_count", "held_out", "estimate", "attainable_rate"):
-            setattr(old, field.name, field.default)
-        if field.name.startswith("jittered"):
-            setattr(old, field.name, [])
+    record = detector.model.products.named("nut").record
+    # what they did not keep has the value that it is read with
+    kept = {"image_count": 0, "held_out": 0, "estimate": "", "attainable_rate": 1.0}
+    kept |= {"jittered_image_scores": [], "jittered_map_maxima": []}
+    record.threshold = dataclasses.replace(record.threshold, **kept)
     [result] = detector([photograph(70)], class_name="nut")
     assert result["label"] and result["p_value"] is None
     assert detector.calibrate("nut", others(photograph, 2)).image_count == 2

@@ -1,5 +1,7 @@
 """What a detector learns of a product without training: its memory, its prototype and its threshold."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -306,10 +308,10 @@ def test_held_out_scores_stay_last_when_more_is_remembered(make_model, make_pixe
 def test_scores_of_copies_that_an_earlier_version_counted_are_dropped(make_model, make_pixels):
     model, pixels = make_model(), make_pixels(4)
     threshold = learn(model, pixels[:2], 0)
-    threshold.image_count, threshold.image_scores = 0, [0.9] * 10
+    counted = dataclasses.replace(threshold, image_count=0, image_scores=[0.9] * 10, map_maxima=[0.9] * 10)
+    model.products.set_threshold(0, counted)
     again = recalibrate_product(model, pixel_images(pixels[2:]), 0)
     assert len(again.image_scores) == 2 and 0.9 not in again.image_scores
-    threshold.image_count = 0
-    model.products.set_threshold(0, threshold)
+    model.products.set_threshold(0, dataclasses.replace(threshold, image_count=0))
     remember(model, pixel_images(pixels[2:]), 0)
     assert calibrate_product(model, pixel_images(pixels[2:]), 0).image_count == 2

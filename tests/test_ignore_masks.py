@@ -5,6 +5,7 @@ A mask is given with an image, or kept by a product, which then answers as if it
 changes.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -277,7 +278,8 @@ def test_a_found_out_product_is_judged_with_its_mask_and_may_still_be_unknown(de
         detector.set_ignore_mask(name, marked)
     assert answers(detector, images) == given
     for product in detector.model.products:
-        product.record.threshold.novelty_thresholds = [1e-9, 1e-9]
+        record = product.record
+        record.threshold = dataclasses.replace(record.threshold, novelty_thresholds=[1e-9, 1e-9])
     assert {each[1] for each in answers(detector, images)} == {"unknown product"}
     tiled = answers(detector, images, tiling=(2, 2))
     assert {each[1] for each in tiled} == {"unknown product"}

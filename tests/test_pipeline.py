@@ -1,5 +1,6 @@
 """The detector as users have it: every source of images, batches and streams; products by verbs; saved, pushed and loaded."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -290,7 +291,7 @@ def test_a_detector_learns_and_forgets_products(own, photograph):
 def test_what_products_tells_changes_no_product(own, photograph):
     [bolt, _] = own.products
     before = own(photograph(0), class_name="bolt")["score"]
-    bolt.threshold.image_threshold, bolt.name = 1e9, "screw"
+    bolt.threshold, bolt.name = dataclasses.replace(bolt.threshold, image_threshold=0.9), "screw"
     bolt.image_vectors.clear()
     assert known(own) == {"bolt": 3, "nut": 3} and own(photograph(0), class_name="bolt")["score"] == before
 

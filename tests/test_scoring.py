@@ -1,5 +1,7 @@
 """Text, decoder and memory fused; and images of no known product, called so where classes are predicted, and only there."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -187,7 +189,8 @@ def test_it_can_be_turned_off_at_once_and_its_thresholds_are_in_the_config(detec
     model.config.unknown_product_rate = 0.001
     for product, kept in zip(model.products, model.config.products, strict=True):
         assert len(kept["threshold"]["novelty_thresholds"]) == 2
-        product.record.threshold.novelty_thresholds = [1.0, 1.0]
+        record = product.record
+        record.threshold = dataclasses.replace(record.threshold, novelty_thresholds=[1.0, 1.0])
     assert model(**processor(strangers)).is_known_class.tolist() == [True, True]
 
 
@@ -203,7 +206,8 @@ def test_without_thresholds_of_novelty_nothing_is_unknown(make_model, make_proce
     model.config.unknown_product_rate = 0.001
     if why == "thresholds from before":
         for product in model.products:
-            product.record.threshold.novelty_thresholds, product.record.threshold.novelty_scores = [], []
+            record = product.record
+            record.threshold = dataclasses.replace(record.threshold, novelty_thresholds=[], novelty_scores=[])
     if why == "no thresholds":
         model.products[1].prototype = -model.products[0].prototype
     assert model(**processor(strangers)).is_known_class is None

@@ -192,6 +192,7 @@ class ExportedDetector(Detector):
         put_thresholds(self.config, folder)
         self.products = ProductStore(self.config)
         self.products.load_state_dict(load_file(folder / PRODUCTS))
+        self.products.check_finite()
         try:
             self.engine = open_engine(self.path, threads or torch.get_num_threads())
         except ImportError:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx2
 import torch
@@ -122,6 +122,7 @@ def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "unfinished.safetensors"  # of a fit that was not ended
+Judge = TypeVar("Judge", AnoPLeModel, ExportedDetector)
 REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
 NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository is not needed: the package has its own
 
@@ -171,7 +172,7 @@ def load_judge(
         raise ValueError(
             f"{checkpoint} holds a graph, which computes on the CPU as it was exported: leave out --device and --dtype."
         )
-    return _explained(checkpoint, lambda: (ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
+    return _explained(checkpoint, lambda: _fitting(ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
@@ -208,7 +209,17 @@ def _read_config(folder: Path) -> AnoPLeConfig:
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
-    return load(folder), AnoPLeProcessor.from_pretrained(folder)
+    return _fitting(load(folder), AnoPLeProcessor.from_pretrained(folder))
+
+
+def _fitting(judge: Judge, processor: AnoPLeProcessor) -> tuple[Judge, AnoPLeProcessor]:
+    """Return both, or refuse a processor of another detector: one that numbers the products otherwise."""
+    if processor.class_names != judge.config.class_names:
+        raise ValueError(
+            f"processor_config.json knows the products {processor.class_names}, config.json {judge.config.class_names}; copy "
+            "both from one detector"
+        )
+    return judge, processor
 
 
 def _explained(checkpoint: str, read: Callable[[], Any]) -> Any:

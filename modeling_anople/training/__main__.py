@@ -271,8 +271,13 @@ def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
 
 
 def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, values: dict[str, torch.Tensor]) -> None:
-    """Show, write and report the losses of one step."""
+    """Show, write and report the losses of one step; a `ValueError` for one that is not finite ends the fit."""
     figures = {name: round(float(accelerator.reduce(value.detach(), "mean")), 6) for name, value in values.items()}
+    if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
+        raise ValueError(
+            f"The {broken[0]} of step {step} is not finite, and so are the weights now: begin anew with lower "
+            "--prompt_learning_rate and --decoder_learning_rate, or with --mixed_precision no."
+        )
     accelerator.log(figures, step=step)
     if accelerator.is_main_process:
         bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})

@@ -1,5 +1,6 @@
 """The model card: what it says, what it leaves out, and what is checked before it is sent."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -309,7 +310,7 @@ def test_an_evaluation_names_the_state_that_it_measured(report, published, tmp_p
     model, _ = load_detector(str(published.detector))
     assert report["detector_sha256"] == detector_sha256(model) and report["clip"] == "small"
     product = model.products.named("bolt")
-    product.record.threshold.image_threshold = 7.0
+    product.record.threshold = dataclasses.replace(product.record.threshold, image_threshold=0.7)
     model.products.write()
     assert report["detector_sha256"] != detector_sha256(model)
     other, _ = load_detector(str(fitted_anew(published.detector, tmp_path / "new")))
