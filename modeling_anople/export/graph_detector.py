@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint_anople import align_files, hash_weights
 from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ignored_patches
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductStore
+from ..saving_anople import align_files, hash_weights
 from ..scoring_anople import AnoPLeOutput, Detector, fuse_scores
 
 
@@ -88,7 +88,7 @@ OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_
 OUTSIDE = {
     *("products", "tiling", "memory_rotations", "memory_limit", "class_identity", "class_prediction"),
     *("unknown_product_rate", "threshold", "pooled_threshold", "history", "fit", "clip_source"),
-    *("adapter_clip_sha256", "custom_pipelines"),
+    *("adapter_clip_sha256", "custom_pipelines", "content_sha256"),
 }  # fields of the config that are no part of the graph
 
 ABOUT = (

@@ -26,8 +26,8 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
-from ..checkpoint_anople import hash_weights
 from ..export.graph_detector import ExportedDetector, graph_in
+from ..saving_anople import hash_weights
 
 
 if TYPE_CHECKING:
