@@ -1,6 +1,7 @@
 """A detector's folder as one state: its weights as bytes, the hash that names it, and how it changes all at once."""
 
 import contextlib
+import filecmp
 import hashlib
 import json
 import logging
@@ -126,6 +127,11 @@ UNDECIDING = {
 }
 ANEW = "load it in Python and save it anew: AnoPLeModel.load_adapter(F).save_adapter(F) for an adapter, else AnoPLeModel.from_pretrained(F).save_pretrained(F)"
 
+
+class StateError(ValueError):
+    """Files of two states lie beside each other, or one of them is not what was saved."""
+
+
 Finder = Callable[[str], Path | None]  # the file of a name, `None` where there is none
 
 
@@ -189,13 +195,13 @@ def check_state(find: Finder, *, verify: bool = False) -> None:
         find: finds `config.json`, the weights and, where there is one, the processor.
 
     Raises:
-        ValueError: naming the files, with the remedy.
+        StateError: naming the files, with the remedy.
     """
     path = find(CONFIG)
     config = _read_json(path)
     state, weights = config.get(ID), _weights(find, config)
     for each in weights:
-        _check_pair(path, state, each, _header(each)[1].get("__metadata__", {}).get(ID))
+        _check_pair(path, state, each, _state_of(each))
     check_processor(find)
     if verify and state is None:
         logger.warning("%s cannot be verified, as it was saved without a hash: save it anew.", path)
@@ -203,23 +209,34 @@ def check_state(find: Finder, *, verify: bool = False) -> None:
         _verify(path, config, weights)
 
 
+def check_beside(path: Path, *others: Path) -> None:
+    """Raise [`StateError`] unless all of these files are of one state, or of none."""
+    for each in others:
+        _check_pair(path, _state_of(path), each, _state_of(each))
+
+
+def _state_of(path: Path) -> str | None:
+    """Read the id that a file bears."""
+    return (_read_json(path) if path.suffix == ".json" else _header(path)[1].get("__metadata__", {})).get(ID)
+
+
 def check_processor(find: Finder) -> None:
-    """Raise `ValueError` for a processor that was not saved together with the config beside it."""
+    """Raise [`StateError`] for a processor that was not saved together with the config beside it."""
     path, processor = find(CONFIG), find(PROCESSOR)
-    if path and processor and (state := _read_json(processor).get(ID)):
-        _check_pair(path, _read_json(path).get(ID), processor, state)
+    if path and processor and (state := _state_of(processor)):
+        _check_pair(path, _state_of(path), processor, state)
 
 
 def adopt_processor(folder: Path) -> None:
     """Let a processor that somebody saved beside a detector belong to it."""
-    if (folder / PROCESSOR).exists() and (folder / CONFIG).exists() and (state := _read_json(folder / CONFIG).get(ID)):
+    if (folder / PROCESSOR).exists() and (folder / CONFIG).exists() and (state := _state_of(folder / CONFIG)):
         mark(folder / PROCESSOR, state)
 
 
 def _check_pair(first: Path, first_state: str | None, second: Path, second_state: str | None) -> None:
     if first_state != second_state:
         names = [f"of state {state[:12]}" if state else "without a state" for state in (first_state, second_state)]
-        raise ValueError(
+        raise StateError(
             f"{first} ({names[0]}) and {second} ({names[1]}) were not saved together: copy the folder again whole, or save "
             "the detector anew."
         )
@@ -232,11 +249,11 @@ def _verify(path: Path, config: Mapping, weights: list[Path]) -> None:
             begin = max(begin, entry["data_offsets"][1])
         # in the one form that we write, so that no byte of it, nor behind the values, goes unseen
         if raw != _header_bytes(header) or each.stat().st_size != len(raw) + begin:
-            raise ValueError(f"{each} is damaged (its header was changed): copy it again.")
+            raise StateError(f"{each} is damaged (its header was changed): copy it again.")
     tensors = {name: tensor for each in weights for name, tensor in load_state_dict_from_file(each).items()}
     if (found := content_sha256(config, tensors)) != config[ID]:
         files = " or ".join(str(each) for each in (*weights, path))
-        raise ValueError(
+        raise StateError(
             f"{files} was damaged, or changed by hand: its content has SHA-256 {found}, and {config[ID]} was saved. Copy "
             f"the folder again; or, if {CONFIG} was changed on purpose, {ANEW}."
         )
@@ -260,7 +277,7 @@ def _header(path: Path) -> tuple[bytes, dict]:
             raw = file.read(min(struct.unpack("<Q", size)[0], path.stat().st_size))
         return size + raw, json.loads(raw)
     except (ValueError, struct.error) as error:
-        raise ValueError(f"{path} is damaged (its header cannot be read: {error}): copy it again.") from error
+        raise StateError(f"{path} is damaged (its header cannot be read: {error}): copy it again.") from error
 
 
 def _read_json(path: Path) -> dict:
@@ -361,8 +378,9 @@ def replacing(folder: str | Path) -> Iterator[Path]:
         try:
             place.mkdir()
             yield place
-            for path in (*_files(place), place):
-                _sync(path)
+            for path in _files(place):
+                _make_durable(path, folder / path.relative_to(place))
+            sync(place)
             commit = folder / place.name.replace(UNFINISHED, COMMIT)
             place.rename(commit)
         except BaseException as error:
@@ -372,8 +390,27 @@ def replacing(folder: str | Path) -> Iterator[Path]:
                     f"{folder} could not be written, and is as it was ({error}): make room there, or name another folder."
                 ) from error
             raise
-        _sync(folder)
+        sync(folder)
         _put_in_place(folder, commit)
+
+
+def _make_durable(path: Path, known: Path) -> None:
+    """Bring a new file to the disk, or take the one that lies there already with the same content, as code does."""
+    if known.is_file() and filecmp.cmp(path, known, shallow=False):
+        path.unlink()
+        if _link_or_copy(known, path):
+            return
+    sync(path)
+
+
+def _link_or_copy(source: Path, target: Path) -> bool:
+    """Give a file another name; say whether that could be done, where a file system has no links it is copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        return False
+    return True
 
 
 def _put_in_place(folder: Path, commit: Path) -> None:
@@ -384,18 +421,17 @@ def _put_in_place(folder: Path, commit: Path) -> None:
     names = [path.relative_to(commit) for path in _files(commit)]
     for name in names:
         beside, target = place / "file", folder / name
+        if name != Path(CONFIG) and target.is_file() and filecmp.cmp(commit / name, target, shallow=False):
+            continue
         beside.unlink(missing_ok=True)  # a rename of two links to one file leaves both
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(commit / name, beside)
-        except OSError:  # this file system has no links
-            shutil.copyfile(commit / name, beside)
-            _sync(beside)
+        if not _link_or_copy(commit / name, beside):
+            sync(beside)
         os.replace(beside, target)
     for path in sorted(folder.iterdir()):
         if Path(path.name) not in names and _is_outdated(path, [str(name) for name in names]):
             path.unlink()
-    _sync(folder)
+    sync(folder)
     commit.rename(place / "done")
     shutil.rmtree(place, ignore_errors=True)
 
@@ -417,7 +453,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # a folder cannot be opened there
@@ -495,9 +531,13 @@ def _generation(folder: Path) -> tuple:
 
 __all__ = [
     "ADAPTER_FILE",
+    "ID",
+    "LOCK_FILE",
     "align_files",
     "align_weights",
+    "StateError",
     "adopt_processor",
+    "check_beside",
     "check_processor",
     "check_state",
     "content_sha256",
@@ -512,4 +552,5 @@ __all__ = [
     "replacing",
     "stamp",
     "state_folder",
+    "sync",
 ]
