@@ -236,7 +236,9 @@ class AnomalyDetectionPipeline(Pipeline):
             )
         config = model.config
         had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
-        if not had.issuperset(map(composed, processor.class_names)):
+        # both from one folder: it was changed after the model was read, and pictures are prepared as ever
+        beside = bool(model.name_or_path) and getattr(processor, "name_or_path", "") == model.name_or_path
+        if not beside and not had.issuperset(map(composed, processor.class_names)):
             raise ValueError(
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."

@@ -43,6 +43,7 @@ class AnoPLeProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
+    name_or_path = ""  # where it was loaded from
 
     def __init__(self, image_processor=None, tokenizer=None, class_names=None, white_value=None, **kwargs):
         if image_processor is not None and not isinstance(image_processor, CLIPImageProcessorPil):
@@ -95,7 +96,9 @@ class AnoPLeProcessor(ProcessorMixin):
             check_processor(finder(place, hub))
             return load(place, **hub, **others)
 
-        return read_place(pretrained_model_name_or_path, hub, read)
+        processor = read_place(pretrained_model_name_or_path, hub, read)
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save as every processor; beside a detector that is saved there already, as its own."""

@@ -125,7 +125,9 @@ UNDECIDING = {
     *("history", "fit", "clip_source", "adapter_clip_sha256", ID),
     *("transformers_version", "_name_or_path", "auto_map", "architectures", "custom_pipelines"),
 }
-ANEW = "load it in Python and save it anew: AnoPLeModel.load_adapter(F).save_adapter(F) for an adapter, else AnoPLeModel.from_pretrained(F).save_pretrained(F)"
+
+
+TOWERS = frozenset({"dtype"})
 
 
 class StateError(ValueError):
@@ -145,14 +147,14 @@ def content_sha256(config: Mapping, tensors: Mapping[str, Tensor]) -> str:
     """
     clip = {name.removeprefix("clip."): tensor for name, tensor in tensors.items() if name.startswith("clip.")}
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("clip.")}
-    parts = [config.get("adapter_clip_sha256") or hash_weights(clip), hash_weights(own), _deciding(config)]
+    parts = [config.get("adapter_clip_sha256") or hash_weights(clip), hash_weights(own), _deciding(dict(config))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _deciding(values: object) -> object:
-    if isinstance(values, Mapping):
-        return {name: _deciding(value) for name, value in values.items() if name not in UNDECIDING}
-    return values
+def _deciding(values: dict, others: frozenset[str] = frozenset()) -> dict:
+    """Leave out what decides nothing; in a config within the config its precision too, which follows the outer one."""
+    kept = {name: value for name, value in values.items() if name not in UNDECIDING | others}
+    return {name: _deciding(value, TOWERS) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def stamp(folder: Path, weights: Iterable[Path], config: Mapping | None = None) -> str:
@@ -252,10 +254,12 @@ def _verify(path: Path, config: Mapping, weights: list[Path]) -> None:
             raise StateError(f"{each} is damaged (its header was changed): copy it again.")
     tensors = {name: tensor for each in weights for name, tensor in load_state_dict_from_file(each).items()}
     if (found := content_sha256(config, tensors)) != config[ID]:
-        files = " or ".join(str(each) for each in (*weights, path))
+        files, folder = " or ".join(str(each) for each in (*weights, path)), repr(str(path.parent))
+        load, save = ("load", "save_adapter") if config.get("adapter_clip_sha256") else ("from", "save_pretrained")
+        anew = f"AnoPLeModel.{load}_{save.removeprefix('save_')}({folder}).{save}({folder})"
         raise StateError(
-            f"{files} was damaged, or changed by hand: its content has SHA-256 {found}, and {config[ID]} was saved. Copy "
-            f"the folder again; or, if {CONFIG} was changed on purpose, {ANEW}."
+            f"{files} was damaged, or changed by hand: the hash of the content is {found[:12]}..., and {config[ID][:12]}... "
+            f"was saved. Copy the folder again; or, if {CONFIG} was changed on purpose, save it anew in Python: {anew}."
         )
 
 

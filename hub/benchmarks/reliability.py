@@ -44,6 +44,7 @@ from ..mini_clip.small_clip import byte_tokenizer, write_small_clip
 
 
 KILLED = 99
+LOADED = 20  # of so many folders of killed programs one is loaded before it is compared
 Act = Callable[[Path], object]
 
 
@@ -53,45 +54,45 @@ OPERATIONS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir",
 
 
 @contextlib.contextmanager
-def ending_at(number: int | None) -> Iterator[Callable[[], int]]:
+def ending_at(number: int | None) -> Iterator[list[str]]:
     """
     End the process before its operation `number`, counted from 1: of `os`, and opening a file to write.
 
     A file that was opened so counts twice, before it is made and while it is still empty.
 
     Yields:
-        What says how many there have been.
+        The names of those that there have been, which grows.
     """
-    count = 0
+    done = []
 
-    def step() -> None:
-        nonlocal count
-        count += 1
-        if count == number:
+    def step(name: str) -> None:
+        done.append(name)
+        if len(done) == number:
             os._exit(KILLED)
 
-    def counted(function: Callable) -> Callable:
+    def counted(name: str, function: Callable) -> Callable:
         def call(*arguments, **options):
-            step()
-            return function(*arguments, **options)
+            step(name)
+            # what a process has written outlives it: to wait for the disk would show nothing here
+            return None if name == "fsync" else function(*arguments, **options)
 
         return call
 
     def opened(file, mode="r", *arguments, **options):
         writes = set(mode) & set("wxa+")
         if writes:
-            step()
+            step("open")
         result = open_file(file, mode, *arguments, **options)
         if writes:
-            step()
+            step("opened")
         return result
 
     known, open_file = {name: getattr(os, name) for name in OPERATIONS}, io.open
     for name, function in known.items():
-        setattr(os, name, counted(function))
+        setattr(os, name, counted(name, function))
     builtins.open = io.open = opened
     try:
-        yield lambda: count
+        yield done
     finally:
         for name, function in known.items():
             setattr(os, name, function)
@@ -139,22 +140,22 @@ def kill_at(act: Act, folder: Path, number: int) -> int:
     return in_a_fork(run)
 
 
-def count_operations(act: Act, folder: Path) -> int:
-    """Let `act` change a folder in a fork, and count its operations on files."""
+def operations(act: Act, folder: Path) -> list[str]:
+    """Let `act` change a folder in a fork, and name its operations on files in their order."""
     reading, writing = os.pipe()
 
     def run() -> None:
-        with ending_at(None) as count:
+        with ending_at(None) as done:
             act(folder)
-        os.write(writing, str(count()).encode())
+        os.write(writing, " ".join(done).encode())
 
     code = in_a_fork(run)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
-        answer = file.read()
+        answer = file.read().decode()
     if code or not answer:
         raise RuntimeError(f"What should be killed fails by itself (exit code {code}).")
-    return int(answer)
+    return answer.split()
 
 
 # --- What a folder holds: the state before, the one after, or neither ---
@@ -183,15 +184,14 @@ class Change(NamedTuple):
 
 
 def judge(folder: Path, before: dict, after: dict) -> str:
-    """Say which state a folder holds, `old`, `new` or `half`, as it lies there and after the next program has written."""
+    """
+    Say which state a folder holds, `old`, `new` or `half`, where readers look for it and after the next program has written.
+
+    Files are compared to the byte; those that [`kill_everywhere`] loads now and then are these two.
+    """
     answers = []
     for _ in range(2):
-        try:
-            if before:
-                load_detector(str(folder))
-            now = contents(folder)
-        except (ValueError, OSError):
-            now = {}
+        now = contents(folder)
         answers.append("old" if now == before else "new" if now == after else "half")
         with locked(folder):  # finishes or removes what is left
             pass
@@ -213,12 +213,14 @@ def kill_everywhere(change: Change, act: Act, room: Path, *, every: int = 1) -> 
         How many operations there are, and how often which state was left.
     """
     before, place = contents(change.before), copy_of(change.before, room / "whole")
-    total = count_operations(act, place)
+    total = len(operations(act, place))
     after, found = contents(place), Counter()
     for number in range(1, total + 1, every):
         place = copy_of(change.before, room / "killed")
         if (code := kill_at(act, place, number)) != KILLED:
             raise RuntimeError(f"{change.name} did not come to operation {number} (exit code {code}).")
+        if number % LOADED == 1:
+            load_detector(str(place))
         found[judge(place, before, after)] += 1
     return total, found
 
