@@ -72,9 +72,9 @@ def ids(folder: Path) -> set[str | None]:
     "verb", ["enroll", "add_normals", "calibrate", "forget", "the end of fit"], ids=lambda verb: verb.split()[-1]
 )
 def test_a_program_that_ends_at_any_operation_leaves_the_old_state_or_the_new_one(room, tmp_path, verb):
-    """Of enroll at every one, of the others at every fourth here; the benchmark `reliability` takes all."""
+    """Of enroll at every one, of the others at every fifth here; the benchmark `reliability` takes all."""
     change = next(change for change in room.changes() if change.name == verb)
-    total, found = kill_everywhere(change, change.save, tmp_path, every=1 if verb == "enroll" else 4)
+    total, found = kill_everywhere(change, change.save, tmp_path, every=1 if verb == "enroll" else 5)
     assert total > 60 and found["half"] == 0 and found["old"] > 0 and found["new"] > 0
     assert kill_at_random(change, tmp_path, 3, random.Random(0))["half"] == 0
 
@@ -257,7 +257,7 @@ def test_files_of_two_states_are_refused_by_their_names(room, folder, capsys, na
     for read in (load_detector, load_config, load_judge, AnoPLeModel.from_pretrained):
         with pytest.raises(StateError, match=said):
             read(str(folder))
-    with pytest.raises(StateError, match=said):
+    with pytest.raises(ValueError, match="were not saved together"):  # among much else that transformers says
         pipeline("image-anomaly-detection", model=str(folder))
 
 
@@ -366,9 +366,9 @@ def test_a_verb_that_writes_file_by_file_would_be_found_half(room, tmp_path):
     """The harness itself sees what it is there to see."""
 
     def save(folder: Path) -> None:
-        for path in room.larger.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes((room.larger / name).read_bytes())
 
     before, place = contents(room.detector), copy_of(room.detector, tmp_path / "killed")
-    assert kill_at(save, place, 9) == KILLED
+    assert kill_at(save, place, 3) == KILLED
     assert judge(place, before, contents(room.larger)) == "half"

@@ -44,6 +44,7 @@ from ..mini_clip.small_clip import byte_tokenizer, write_small_clip
 
 
 KILLED = 99
+COMMANDS = 20
 LOADED = 20  # of so many folders of killed programs one is loaded before it is compared
 Act = Callable[[Path], object]
 
@@ -340,8 +341,11 @@ class Room:
 def measure_kills(room: Room, options: argparse.Namespace) -> Iterator[tuple]:
     """End the verbs at every operation on files."""
     for change in room.changes():
-        total, found = kill_everywhere(change, change.act, room.folder)
+        total, found = kill_everywhere(change, change.save, room.folder)
         yield f"{change.name}, ended at each of {total} operations", tell(found)
+        if change.act is not change.save:
+            found = kill_everywhere(change, change.act, room.folder, every=COMMANDS)[1]
+            yield f"the whole command `anople {change.name}`, ended at every {COMMANDS}th", tell(found)
 
 
 def measure_random(room: Room, options: argparse.Namespace) -> Iterator[tuple]:
