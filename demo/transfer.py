@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime.loading import load_config
+from modeling_anople.saving_anople import is_trace
 
 from .inputs import MAX_UPLOAD
 from .session import Session
@@ -36,16 +37,14 @@ def pack_detector(session: Session) -> Path:
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.clip.state_dict().values())
     with tempfile.TemporaryDirectory(dir=session.folder) as temporary:
         folder = Path(temporary) / "detector"
-        if size > MAX_CLIP_IN_ZIP:
-            model.save_adapter(folder)
-        else:
-            model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+        detector.save_pretrained(folder, adapter=size > MAX_CLIP_IN_ZIP)
         path = session.folder / "anople_detector.zip"
         # Stored as they are: weights hardly shrink, and packing is waiting.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):
-                archive.write(file, Path("detector") / file.relative_to(folder))
+                if not is_trace(file.name):
+                    archive.write(file, Path("detector") / file.relative_to(folder))
     return path
 
 
@@ -103,9 +102,9 @@ def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor
         config = load_config(str(folder))
         _check_weights(folder, config)
         if (folder / ADAPTER).exists():
-            model = AnoPLeModel.load_adapter(folder, clip=base.clip)
+            model = AnoPLeModel.load_adapter(folder, clip=base.clip, verify=True)
         else:
-            model = AnoPLeModel.from_pretrained(folder)
+            model = AnoPLeModel.from_pretrained(folder, verify=True)
         processor = AnoPLeProcessor.from_pretrained(folder, trust_remote_code=False)
         if processor.class_names != model.config.class_names or processor.tokenizer is None:
             raise ValueError("processor and model are not of one detector")

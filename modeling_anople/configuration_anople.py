@@ -168,6 +168,8 @@ class AnoPLeConfig(PreTrainedConfig):
             commit hash as `revision` and a `subfolder`. Kept by the model.
         adapter_clip_sha256 (`str`, *optional*):
             Only in an adapter: the hash of the CLIP weights that it was saved without. Kept by `save_adapter`.
+        content_sha256 (`str`, *optional*):
+            Names the state that was saved: a hash of all that decides an answer. Kept by the model.
         history (`list[dict]`, *optional*):
             What was enrolled, added and forgotten, when and from which files. Kept by the model.
     """
@@ -214,6 +216,7 @@ class AnoPLeConfig(PreTrainedConfig):
     fit: dict | None = None
     clip_source: dict | None = None
     adapter_clip_sha256: str | None = None
+    content_sha256: str | None = None
     history: list[dict] | None = None
     custom_pipelines: dict | None = None  # where transformers finds the code of the pipeline
 

@@ -252,9 +252,10 @@ class AnomalyDetectionPipeline(Pipeline):
         config = model.config
         had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
         has, known = (list(map(composed, names)) for names in (config.class_names, processor.class_names))
-        if not had.issuperset(known) or [name for name in has if name in known] != [
-            name for name in known if name in has
-        ]:
+        # both from one folder: it was changed after the model was read, and pictures are prepared as ever
+        beside = bool(model.name_or_path) and getattr(processor, "name_or_path", "") == model.name_or_path
+        in_order = [name for name in has if name in known] == [name for name in known if name in has]
+        if not in_order or not (beside or had.issuperset(known)):
             raise ValueError(
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."

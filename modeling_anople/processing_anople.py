@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from .images_anople import (
     mask_tensor,
 )
 from .product_store_anople import UNKNOWN_PRODUCT, find_class
+from .saving_anople import adopt_processor, check_processor, finder, read_place
 from .scoring_anople import broken_answers
 
 
@@ -41,6 +44,7 @@ class AnoPLeProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
+    name_or_path = ""  # where it was loaded from
 
     def __init__(self, image_processor=None, tokenizer=None, class_names=None, white_value=None, **kwargs):
         if image_processor is not None and not isinstance(image_processor, CLIPImageProcessorPil):
@@ -77,6 +81,30 @@ class AnoPLeProcessor(ProcessorMixin):
             image_std=known.image_std,
         )
         return cls(image_processor, load_clip_tokenizer(clip, **kwargs), class_names=class_names)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """
+        Load the processor of a detector, as `ProcessorMixin.from_pretrained` does.
+
+        Raises:
+            ValueError: if it was not saved together with the detector that lies beside it.
+        """
+        load, hub = super().from_pretrained, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        others = {name: value for name, value in kwargs.items() if name not in hub}
+
+        def read(place: str | os.PathLike, hub: dict) -> "AnoPLeProcessor":
+            check_processor(finder(place, hub))
+            return load(place, **hub, **others)
+
+        processor = read_place(pretrained_model_name_or_path, hub, read)
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save as every processor; beside a detector that is saved there already, as its own."""
+        super().save_pretrained(save_directory, **kwargs)
+        adopt_processor(Path(save_directory))
 
     @property
     def image_size(self) -> int:

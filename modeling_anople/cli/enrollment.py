@@ -1,8 +1,8 @@
 """`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
 
-import os
+import contextlib
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,6 @@ from ..runtime import CHECKPOINT, make_parser, parse
 if TYPE_CHECKING:
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..product_store_anople import ProductRecord
-
-
-LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
 
 
 @dataclass
@@ -86,31 +83,24 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     from tqdm.auto import tqdm
 
+    from ..calibration_anople import describe_guarantee
     from ..images_anople import list_images
-    from ..runtime.loading import load_config
 
     verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
-        verb, target = "add_normals", Path(options.output or places.checkpoint)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
-        detector = _begin(places.name, options)
-    else:
-        target = _target(places.checkpoint, options.output)
-        detector = _load(places.checkpoint)
-    from ..calibration_anople import describe_guarantee
-
-    paths = list_images(places.images) if places.images else None
-    threshold = getattr(detector, verb)(
-        places.name,
-        paths and tqdm(paths, desc=command, disable=None),
-        max_false_alarm_rate=options.max_false_alarm_rate,
-        batch_size=options.batch_size,
-        ignore_mask=options.ignore_mask,
-        **({"tiling": options.tiling} if verb == "enroll" else {}),
-    )
-    adapter = not begun and bool(load_config(places.checkpoint).adapter_clip_sha256)
-    _save(detector, target, adapter=adapter)
+        verb = "add_normals"
+    with _changing(places.checkpoint, options.output, begun=begun) as save:
+        detector = _begin(places.name, options) if begun else _load(places.checkpoint)
+        paths = list_images(places.images) if places.images else None
+        threshold = getattr(detector, verb)(
+            places.name,
+            paths and tqdm(paths, desc=command, disable=None),
+            max_false_alarm_rate=options.max_false_alarm_rate,
+            batch_size=options.batch_size,
+            ignore_mask=options.ignore_mask,
+            **({"tiling": options.tiling} if verb == "enroll" else {}),
+        )
+        target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
     sys.stdout.write(
         f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
@@ -126,6 +116,12 @@ def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
 
     model, processor = load_detector(checkpoint)
     return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+
+
+def _is_adapter(checkpoint: str) -> bool:
+    from ..runtime.loading import load_config
+
+    return bool(load_config(checkpoint).adapter_clip_sha256)
 
 
 def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
@@ -150,12 +146,10 @@ def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    from ..runtime.loading import load_config
-
-    target = _target(places.checkpoint, options.output)
-    detector = _load(places.checkpoint)
-    detector.forget(places.name)
-    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    with _changing(places.checkpoint, options.output) as save:
+        detector = _load(places.checkpoint)
+        detector.forget(places.name)
+        target = save(detector, adapter=_is_adapter(places.checkpoint))
     sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
     return 0
 
@@ -167,12 +161,10 @@ def ignore(arguments: list[str]) -> int:
         "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
     )
     places, options = parse(parser, arguments)
-    from ..runtime.loading import load_config
-
-    target = _target(places.checkpoint, options.output)
-    detector = _load(places.checkpoint)
-    detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
-    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    with _changing(places.checkpoint, options.output) as save:
+        detector = _load(places.checkpoint)
+        detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
+        target = save(detector, adapter=_is_adapter(places.checkpoint))
     product = detector.model.products.named(places.name)
     sys.stdout.write(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.\n")
     return 0
@@ -222,30 +214,43 @@ def products(arguments: list[str]) -> int:
     return 0
 
 
-def _target(checkpoint: str, output: str | None) -> Path:
-    """Say where the changed detector goes, before any work is done."""
-    target = Path(output or checkpoint)
-    if output is None and not target.is_dir():
+def _check_target(target: Path, checkpoint: str, *, begun: bool = False) -> None:
+    """Refuse a place that a changed, or a new, detector cannot go to."""
+    from ..saving_anople import is_empty, state_folder
+
+    if begun and not is_empty(target):
+        raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
+    in_place = target.resolve() == Path(checkpoint).resolve()
+    if not begun and in_place and not target.is_dir():
         raise ValueError(
             f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER, or begin a detector with "
             "`anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`."
         )
-    if output is not None and (target / "config.json").exists() and target.resolve() != Path(checkpoint).resolve():
+    if not begun and not in_place and (state_folder(target) / "config.json").exists():
         raise ValueError(f"{target} already holds a detector: choose another --output.")
-    return target
 
 
-def _save(detector: "AnomalyDetectionPipeline", target: Path, *, adapter: bool) -> None:
+@contextlib.contextmanager
+def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
     """
-    Write beside the old files, an adapter as an adapter, and put each file in its place whole.
+    Say before any work is done whether the changed detector can go where it shall; give what saves it there.
 
-    A program killed while it writes damages nothing; only the moves, which take a moment, are not one step.
+    A folder that is there is locked from before the detector is loaded until it is saved, so that no other change is lost; a
+    new one while it is written, after another look.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as place:
-        detector.save_pretrained(place, adapter=adapter)
-        for path in sorted(Path(place).iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
-            os.replace(path, target / path.name)
+    from ..saving_anople import locked
+
+    target = Path(output or checkpoint)
+    _check_target(target, checkpoint, begun=begun)
+
+    def save(detector: "AnomalyDetectionPipeline", *, adapter: bool = False) -> Path:
+        with locked(target):
+            _check_target(target, checkpoint, begun=begun)
+            detector.save_pretrained(target, adapter=adapter)
+        return target
+
+    with locked(target) if target.is_dir() else contextlib.nullcontext():
+        yield save
 
 
 __all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]

@@ -7,13 +7,10 @@ texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a thre
 What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
 """
 
-import contextlib
 import copy
 import logging
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +21,18 @@ from torch.nn import functional as F
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
+from ..saving_anople import is_empty, is_trace, locked, replacing, state_folder
 from ..scoring_anople import AnoPLeOutput, fuse_scores
-from .graph_detector import GRAPHS, OUTPUTS, check_origin, graph_in, to_openvino, write_origin, write_products
+from .graph_detector import (
+    GRAPHS,
+    OUTPUTS,
+    check_origin,
+    graph_in,
+    to_openvino,
+    whole_export_in,
+    write_origin,
+    write_products,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -103,12 +110,12 @@ def export_detector(
             weights of 8 bits.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and graph_in(folder)):
+    if not is_empty(folder) and not (overwrite and graph_in(state_folder(folder))):
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
     _check_memories(model)
     if format == "openvino" and weights != "float32":
         raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")
-    with _replacing(folder) as unfinished:
+    with replacing(folder) as unfinished:
         graph = unfinished / GRAPHS["onnx"]
         write_graph(model, graph)
         if weights != "float32":
@@ -128,11 +135,15 @@ def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str 
         ValueError: if the folder holds no export, or one of another detector, or a product has no memory.
     """
     folder = Path(folder)
-    check_origin(model, folder)
+    whole_export_in(state_folder(folder))
     _check_memories(model)
-    with _replacing(folder) as unfinished:
-        write_products(model, processor, unfinished)
-        shutil.copytree(folder, unfinished, copy_function=_take_over, dirs_exist_ok=True)
+    with locked(folder):  # and what a killed program left there is finished
+        check_origin(model, folder)
+        with replacing(folder) as unfinished:
+            write_products(model, processor, unfinished)
+            for path in folder.iterdir():
+                if path.is_file() and not is_trace(path.name):
+                    _take_over(path, unfinished / path.name)
     return folder
 
 
@@ -143,33 +154,11 @@ def _check_memories(model: AnoPLeModel) -> None:
         )
 
 
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """
-    Give an empty folder beside this one, which takes its place when all is written.
-
-    A killed program changes nothing, but leaves a folder `.unfinished-...`; between two renames both are whole in there.
-    """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as place:
-        new, old = Path(place, "new"), Path(place, "old")
-        new.mkdir()
-        yield new
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-
-
-def _take_over(source: str, target: str) -> None:
+def _take_over(source: Path, target: Path) -> None:
     """Link a file that was not written anew, or copy it where links cannot be had."""
-    if not Path(target).exists():
+    if not target.exists():
         try:
-            Path(target).hardlink_to(source)
+            target.hardlink_to(source)
         except OSError:
             shutil.copy2(source, target)
 

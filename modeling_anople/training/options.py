@@ -136,7 +136,7 @@ class TrainingConfig:
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {
     *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),
-    "custom_pipelines",
+    *("custom_pipelines", "content_sha256"),
 }
 
 
