@@ -190,7 +190,7 @@ def test_a_folder_and_the_model_in_it_start_the_same_detector(small_clip_folder,
         ({"class_names": "bolt"}, "list with at least one class name, got 'bolt'"),
         ({"class_names": ["bolt", "bolt"]}, r"more than once: \['bolt'\]"),
         ({"coupling": "sideways"}, "sideways"),
-        ({"prompt_depth": 0}, "prompt_depth must be at least 1, got 0"),
+        ({"prompt_depth": 0}, "prompt_depth must lie within 1 and 1000, got 0"),
         ({"class_names": ["x" * 80]}, "give the class a shorter name"),
     ],
 )
