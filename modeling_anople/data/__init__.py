@@ -119,7 +119,9 @@ def _open(source: str | Path) -> _Source:
         return _Source(root, name, {}, tables)
     layouts = _class_layouts(root)
     is_mvtec = any(layout.normals.parts[-2:] == ("train", "good") for layout in layouts.values())
-    parquet = [root] if root.is_file() else [] if is_mvtec else sorted(root.rglob("[!.]*.parquet"))
+    parquet = (
+        [root] if root.is_file() else [] if is_mvtec else sorted(filter(Path.is_file, root.rglob("[!.]*.parquet")))
+    )
     if parquet:  # loose pictures beside them are no class
         return _Source(root, name, {}, _open_parquet(root, parquet))
     if not layouts:

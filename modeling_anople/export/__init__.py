@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
+from ..runtime.outputs import check_new_folder
 from ..scoring_anople import AnoPLeOutput, fuse_scores
 from .graph_detector import GRAPHS, OUTPUTS, check_origin, graph_in, to_openvino, write_origin, write_products
 
@@ -93,7 +94,7 @@ def export_detector(
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
             single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
             are multiplied with to 8, as it comes; attention and the memory's look-up stay in single precision.
-        overwrite: whether an earlier export there may be replaced.
+        overwrite: whether an earlier export there may be replaced; files of other names in its folder stay.
 
     Returns:
         The folder.
@@ -103,8 +104,11 @@ def export_detector(
             weights of 8 bits.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and graph_in(folder)):
+    earlier = graph_in(folder) is not None
+    if earlier and not overwrite:
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
+    if not earlier:
+        check_new_folder(folder)
     _check_memories(model)
     if format == "openvino" and weights != "float32":
         raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")
@@ -117,7 +121,21 @@ def export_detector(
             to_openvino(graph)
         write_origin(model, unfinished)
         write_products(model, processor, unfinished)
+        if earlier:  # what it does not hold is not its own
+            shutil.copytree(
+                folder,
+                unfinished,
+                copy_function=_take_over,
+                ignore=_files_of_exports,
+                dirs_exist_ok=True,
+                symlinks=True,
+            )
     return folder
+
+
+def _files_of_exports(folder: str, names: list[str]) -> list[str]:
+    graphs = {*GRAPHS.values(), f"{GRAPHS['onnx']}.data", Path(GRAPHS["openvino"]).with_suffix(".bin").name}
+    return [name for name in names if name in graphs]
 
 
 def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str | Path) -> Path:
