@@ -222,7 +222,7 @@ def is_one_image(inputs: object) -> bool:
     if isinstance(inputs, (np.ndarray, Tensor)):
         return inputs.ndim < 4
     if isinstance(inputs, (str, os.PathLike)):
-        return not os.fspath(inputs) or not Path(inputs).is_dir()  # no name is not the folder that one is in
+        return not os.fspath(inputs) or not os.path.isdir(inputs)  # no name is not the folder that one is in
     return isinstance(inputs, (bytes, dict, Image.Image)) or hasattr(inputs, "read")
 
 
@@ -300,7 +300,7 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths = []
     for place in map(Path, places):
-        if place.is_dir():
+        if os.path.isdir(place):  # of a name that no file can have, Path raises
             files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
             shown = [path for path in files if not _is_hidden(path.relative_to(place))]
             inside = sorted(path for path in shown if MASKS not in path.relative_to(place).parts[:-1])

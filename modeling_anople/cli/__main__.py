@@ -172,9 +172,7 @@ def check_places(options: "PredictOptions", paths: list[Path]) -> None:
     """Refuse to write what `anople predict` is asked for where something would be lost; errors as of [`check_outputs`]."""
     outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
     if options.output is not None:
-        folder = Path(options.output)
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise ValueError(f"{folder} is a file: name a folder for --output.")
+        folder = _folder_of(options)
         results = folder / "results.jsonl"
         outputs.append(Output("--output", results, json_lines_of(("path", "class", "score", "label"))))
         there = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -185,6 +183,13 @@ def check_places(options: "PredictOptions", paths: list[Path]) -> None:
         ]
     ignored = [options.ignore_mask] if options.ignore_mask else []
     check_outputs(outputs, inputs=[*paths, *ignored], overwrite=options.overwrite)
+
+
+def _folder_of(options: "PredictOptions") -> Path:
+    folder = Path(options.output)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for --output.")
+    return folder
 
 
 def picture_name(number: int, path: Path) -> str:
@@ -424,6 +429,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
+    folder = _folder_of(options)
     join_processes()  # which gives each its own GPU; before, all would take the first
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.threshold is not None:
@@ -432,7 +438,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         model,
         processor,
         shards,
-        Path(options.output),
+        folder,
         class_name=options.class_name,
         class_column=options.class_column,
         image_column=options.image_column,

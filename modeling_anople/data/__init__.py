@@ -239,7 +239,7 @@ def _records(file: Path) -> list[dict[str, str]]:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, filter(str.strip, stream))
             return [{key: str(value) for key, value in line.items() if value not in (None, "")} for line in lines]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, AttributeError, csv.Error) as error:  # a line may hold no row
         raise ValueError(f"{file} is no UTF-8 {file.suffix[1:]} file: {error}. Save it as one.") from error
 
 

@@ -358,8 +358,8 @@ def list_shards(places: list[str]) -> list[Shard]:
 
 
 def _on_disk(place: Path) -> list[Shard]:
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
+    files = sorted(place.iterdir()) if os.path.isdir(place) else [place]
+    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and os.path.isfile(path)]
 
 
 def _on_hub(address: str) -> list[Shard]:
