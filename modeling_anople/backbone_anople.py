@@ -8,6 +8,8 @@ from huggingface_hub import is_offline_mode
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import resolve_revision
 
+from .configuration_anople import check_clip_size
+
 
 MINI_CLIP = "mini"
 
@@ -113,12 +115,14 @@ def load_clip(
 
 
 def load_clip_config(name: str | Path, **hub) -> CLIPConfig:
-    """Load the config of a CLIP; the config of anything else is refused, because transformers would not."""
+    """Load the config of a CLIP; that of anything else, or of one that no machine can hold, is refused here."""
     kind = _load(lambda source: CLIPConfig.get_config_dict(source, **hub), name, hub)[0].get("model_type")
     if kind != CLIPConfig.model_type:
         what = "it has no config.json" if kind is None else f"its model_type is {kind!r}"
         raise ValueError(f"{name} is no CLIPModel ({what}): give a folder or Hub id whose model_type is 'clip'.")
-    return load_clip_part(CLIPConfig, name, **hub)
+    config = load_clip_part(CLIPConfig, name, **hub)
+    check_clip_size(config)
+    return config
 
 
 def load_clip_tokenizer(name: str | Path, **hub) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ from .decoding_anople import AnomalyDecoder
 from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import MemoryBank, memory_distances
-from .product_store_anople import Product, ProductStore
+from .product_store_anople import Product, ProductStore, new_name
 from .prompting_anople import (
     BidirectionalPrompts,
     ScalePrefix,
@@ -119,6 +119,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
+        for number, each in enumerate(class_names):  # the config refuses a name that stands there twice
+            new_name(each, [other for other in class_names[:number] if other != each])
         # 1. The CLIP, and where it came from: a detector can name it, and an adapter finds it again.
         name = clip
         if not isinstance(clip, CLIPModel):
@@ -136,6 +138,14 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             product.prompt_ids = model.tokenize_class(product.name, tokenizer)
         model.store_text_embeddings()
         return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return what embeds the input, which is pixels: the convolution that cuts an image into patches."""
+        return self.clip.vision_model.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another layer in the place of [`get_input_embeddings`]."""
+        self.clip.vision_model.embeddings.patch_embedding = value
 
     def train(self, mode: bool = True) -> "AnoPLeModel":
         """Switch the learnable parts; the frozen CLIP stays in evaluation mode."""
@@ -218,7 +228,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             pixel_values: (batch, 3, side, side) from [`AnoPLeProcessor`].
             class_ids: (batch,) the product of each image. Absent: predicted (or pooled, by `class_identity`).
             view_ids: (batch,) 0 for the global view, 1 to N for the sub-images in reading order; training only.
-            labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks.
+            labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks. Only with `mask_labels`.
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
             class_is_known: whether `class_ids` hold also where classes are predicted.
@@ -227,7 +237,14 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
 
         Returns:
             [`AnoPLeOutput`].
+
+        Raises:
+            ValueError: for `labels` without `mask_labels`, or ids that are no product's.
         """
+        if labels is not None and mask_labels is None:
+            raise ValueError(
+                "labels were given without mask_labels, which the losses need: give both (masks of zeros for good images)."
+            )
         if class_ids is not None and not self.training:
             class_ids = class_ids.cpu()  # once, and before the GPU has work: each reading of it waits for all of that
         # 1. One pass through the prompted vision tower.

@@ -16,7 +16,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .calibration_anople import label_of
+from .configuration_anople import LARGEST_SIDE, check_ranges
 from .images_anople import (
+    WHITE_RANGE,
     ImageSource,
     MaskSource,
     act_on_each,
@@ -31,16 +33,23 @@ from .saving_anople import adopt_processor, check_processor, finder, read_place
 from .scoring_anople import broken_answers
 
 
+SIDE_RANGES = dict.fromkeys(("height", "width", "shortest_edge", "longest_edge"), (1, LARGEST_SIDE))
+
+
 class AnoPLeProcessor(ProcessorMixin):
     """
     Turn photographs, class names and masks into tensors, and answers into results.
 
     Args:
         image_processor: a CLIP image processor; its PIL form is used whatever is installed, so that pixel values do not
-            depend on the machine.
+            depend on the machine. The sides that it brings photographs to are at most 4096 pixels.
         tokenizer: the CLIP tokenizer; only new products need it.
         class_names (`list[str]`): the products, in the order of their ids.
-        white_value (`float`, *optional*): white of 16-bit and float grayscale, 4095 for a 12-bit camera.
+        white_value (`float`, *optional*): white of 16-bit and float grayscale, 1e-06 to 4294967296; 4095 for a 12-bit
+            camera.
+
+    Raises:
+        ValueError: for a number out of its range.
     """
 
     _auto_class = "AutoProcessor"
@@ -51,8 +60,12 @@ class AnoPLeProcessor(ProcessorMixin):
             settings = image_processor.to_dict()
             settings.pop("image_processor_type", None)
             image_processor = CLIPImageProcessorPil(**settings)
+        for name in ("size", "crop_size"):
+            if sides := getattr(image_processor, name, None):
+                check_ranges(sides, SIDE_RANGES, f"{name}.")
         self.class_names = list(class_names or [])
         self.white_value = white_value
+        check_ranges(self, {"white_value": WHITE_RANGE})
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -105,6 +118,11 @@ class AnoPLeProcessor(ProcessorMixin):
         """Save as every processor; beside a detector that is saved there already, as its own."""
         super().save_pretrained(save_directory, **kwargs)
         adopt_processor(Path(save_directory))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call can return, all of which the model takes: pixels always, each other where it was asked for."""
+        return ["pixel_values", "class_ids", "mask_labels", "ignore_masks"]
 
     @property
     def image_size(self) -> int:

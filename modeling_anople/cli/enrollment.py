@@ -1,13 +1,13 @@
 """`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime import CHECKPOINT, make_parser, parse
+from ..runtime import CHECKPOINT, make_parser, parse, printable, say
+from ..runtime.outputs import check_new_folder
 
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ class AddOptions(ForgetOptions):
     """Options of `anople add_normals`."""
 
     max_false_alarm_rate: float | None = field(
-        default=None, metadata={"help": "Share of good photographs above the line; by default as it was."}
+        default=None,
+        metadata={"help": "Share of good photographs above the line, from 0.0001 to below 0.5; by default as it was."},
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once, 1 to 65536."})
     ignore_mask: str | None = field(
         default=None,
         metadata={
@@ -39,6 +40,14 @@ class AddOptions(ForgetOptions):
             "product; later it is taken where none is given; none ignores nothing."
         },
     )
+
+    def __post_init__(self):
+        from ..calibration_anople import check_rate  # they bring torch along
+        from ..configuration_anople import check_ranges
+
+        check_ranges(self, {"batch_size": (1, 65_536)}, "--")
+        if self.max_false_alarm_rate is not None:
+            check_rate(self.max_false_alarm_rate)
 
 
 @dataclass
@@ -102,10 +111,10 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
         )
         target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
-    sys.stdout.write(
+    say(
         f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
         f"(for {threshold.max_false_alarm_rate:g} false alarms). {describe_guarantee(threshold)} "
-        f"The detector is in {target}.\n"
+        f"The detector is in {target}."
     )
     return 0
 
@@ -150,7 +159,7 @@ def forget(arguments: list[str]) -> int:
         detector = _load(places.checkpoint)
         detector.forget(places.name)
         target = save(detector, adapter=_is_adapter(places.checkpoint))
-    sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
+    say(f"{places.name} is forgotten. The detector is in {target}.")
     return 0
 
 
@@ -166,7 +175,7 @@ def ignore(arguments: list[str]) -> int:
         detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
         target = save(detector, adapter=_is_adapter(places.checkpoint))
     product = detector.model.products.named(places.name)
-    sys.stdout.write(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.\n")
+    say(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.")
     return 0
 
 
@@ -189,7 +198,7 @@ def products(arguments: list[str]) -> int:
     if graph_in(places.checkpoint):
         put_thresholds(config, whole_export_in(places.checkpoint).parent)
     records = [ProductRecord.from_dict(values) for values in config.products]
-    width = max(map(len, ["product", *config.class_names]))
+    width = max(len(printable(name)) for name in ["product", *config.class_names])
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
     numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
     for record in records:
@@ -198,7 +207,9 @@ def products(arguments: list[str]) -> int:
         if limit:
             drawn = f"{limit.image_threshold:10.4f}  {limit.max_false_alarm_rate:16g}"
         count = len(record.image_vectors)
-        rows.append(f"{record.name:{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
+        rows.append(
+            f"{printable(record.name):{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip()
+        )
     for record in records:
         if record.threshold:
             rows.append(f"{record.name}: {describe_guarantee(record.threshold)}")
@@ -210,7 +221,7 @@ def products(arguments: list[str]) -> int:
         drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
         listed = f": {files}" if files else ""
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
-    sys.stdout.write("\n".join(rows) + "\n")
+    say(*rows)
     return 0
 
 
@@ -218,16 +229,21 @@ def _check_target(target: Path, checkpoint: str, *, begun: bool = False) -> None
     """Refuse a place that a changed, or a new, detector cannot go to."""
     from ..saving_anople import is_empty, state_folder
 
-    if begun and not is_empty(target):
-        raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
+    if begun:
+        if target.is_dir() and not is_empty(target):
+            raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
+        check_new_folder(target)
     in_place = target.resolve() == Path(checkpoint).resolve()
     if not begun and in_place and not target.is_dir():
         raise ValueError(
             f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER, or begin a detector with "
             "`anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`."
         )
-    if not begun and not in_place and (state_folder(target) / "config.json").exists():
+    if begun or in_place:
+        return
+    if (state_folder(target) / "config.json").exists():
         raise ValueError(f"{target} already holds a detector: choose another --output.")
+    check_new_folder(target, "--output")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
-from ..saving_anople import is_empty, is_trace, locked, replacing, state_folder
+from ..runtime.outputs import check_new_folder
+from ..saving_anople import is_trace, locked, replacing, state_folder
 from ..scoring_anople import AnoPLeOutput, fuse_scores
 from .graph_detector import (
     GRAPHS,
@@ -100,7 +101,7 @@ def export_detector(
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
             single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
             are multiplied with to 8, as it comes; attention and the memory's look-up stay in single precision.
-        overwrite: whether an earlier export there may be replaced.
+        overwrite: whether an earlier export there may be replaced; files of other names in its folder stay.
 
     Returns:
         The folder.
@@ -110,8 +111,11 @@ def export_detector(
             weights of 8 bits.
     """
     folder = Path(folder)
-    if not is_empty(folder) and not (overwrite and graph_in(state_folder(folder))):
+    earlier = graph_in(state_folder(folder)) is not None
+    if earlier and not overwrite:
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
+    if not earlier:
+        check_new_folder(folder)
     _check_memories(model)
     if format == "openvino" and weights != "float32":
         raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")

@@ -64,8 +64,11 @@ def computing_device(asked: str = "auto") -> torch.device:
         kept_off = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
         name = "cuda" if torch.cuda.is_available() and not kept_off else "cpu"
     try:
-        return torch.empty(0, device=name).device  # with its number: the GPU that this process was given
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by what torch was built for
+        place = torch.empty(0, device=name).device  # with its number: the GPU that this process was given
+        if place.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+        return place
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # by what torch was built for
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"The device {name!r} cannot be used here ({reason}): take cpu.") from error
 
@@ -317,6 +320,8 @@ def _compare_hashes(name: str, folder: Path) -> None:
 def _check_files(folder: Path) -> None:
     """Name a file that was cut short; the libraries' own errors do not."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        if not path.is_file():  # a pipe would be waited for, a device read without an end
+            raise ValueError(f"{path} is no file: copy the folder again, or fit the detector anew.")
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
@@ -382,8 +387,8 @@ def list_shards(places: list[str]) -> list[Shard]:
 
 
 def _on_disk(place: Path) -> list[Shard]:
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
+    files = sorted(place.iterdir()) if os.path.isdir(place) else [place]
+    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and os.path.isfile(path)]
 
 
 def _on_hub(address: str) -> list[Shard]:

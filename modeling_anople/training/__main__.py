@@ -27,6 +27,7 @@ from ..configuration_anople import REMOVED, RENAMED
 from ..losses_anople import LossTerm, loss_weights
 from ..runtime import start_logging
 from ..runtime.loading import loader_workers, one_order_of_sums
+from ..runtime.outputs import Output, check_outputs, is_of_detector, json_lines_of
 from ..saving_anople import locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
 from .finishing import STATE_FILE, finish, load_state, remove_state, save_state, trim_log
@@ -222,7 +223,10 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
     begun, written = (folder / STATE_FILE).exists(), (folder / "model.safetensors").exists()
     if begun and not (written or config.resume):
         raise ValueError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
-    if begun and config.resume or not written:  # if both, it was killed while the detector was written
+    if begun and config.resume:  # if it is written as well, it was killed meanwhile
+        return False
+    if not written:
+        _check_folder(folder)
         return False
     if config.resume:
         asked = {**dataclasses.asdict(config), **options}
@@ -234,6 +238,15 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
             return True
     other = " of other settings" if config.resume else ""
     raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to fit into a folder with files of another detector or a CLIP; the log of a fit that was killed is its own."""
+    if folder.is_dir():
+        theirs = [path for path in sorted(folder.iterdir()) if is_of_detector(path.name) and path.name != LOG_FILE]
+        if theirs:
+            raise ValueError(f"{folder} holds {theirs[0].name}: choose another --output_dir, or add --overwrite.")
+    check_outputs([Output("--output_dir", folder / LOG_FILE, json_lines_of(("step", "loss")))])
 
 
 def fit_steps(
