@@ -22,6 +22,7 @@ KEPT = {
     "custom_pipelines",
     "clip_source",
     "adapter_clip_sha256",
+    "content_sha256",
 }
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [

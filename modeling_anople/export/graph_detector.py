@@ -123,7 +123,8 @@ def write_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path)
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in model.products.state_dict().items()
     }
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / PRODUCTS)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / PRODUCTS, metadata={"format": "pt"})
     align_files(folder, PRODUCTS)  # and as readable as all else: safetensors' own file is its owner's alone
     thresholds = {
         "about": ABOUT,
