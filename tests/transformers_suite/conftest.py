@@ -11,7 +11,13 @@ from .upstream import SOURCE
 EXCEPTIONS = Path(__file__).parents[1] / "transformers_exceptions.md"
 ROW = re.compile(r"\| `(\w+)::(test_\w+)` \| (.+) \|")
 MARKERS = ("accelerate_tests", "flash_attn_3_test", "flash_attn_4_test", "flash_attn_mps_test", "flash_attn_test")
-MARKERS += ("is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test", "is_tensor_parallel_test", "is_training_test")
+MARKERS += (
+    "is_expert_parallel_test",
+    "is_fsdp_test",
+    "is_pipeline_test",
+    "is_tensor_parallel_test",
+    "is_training_test",
+)
 MARKERS += ("generate", "order", "slow", "torch_compile_test")
 collect_ignore_glob = [] if SOURCE else ["test_*.py"]
 

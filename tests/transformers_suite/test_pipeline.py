@@ -5,6 +5,7 @@ import unittest
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from transformers import pipeline
 
@@ -24,7 +25,8 @@ class AnomalyDetectionPipelineTests:
     """What the mixin runs on a task: photographs for a detector, and what each answer is."""
 
     def get_test_pipeline(self, model: AnoPLeModel, tokenizer, image_processor, dtype: str):
-        return pipeline(TASK, model=model, dtype=dtype), [Image.new("RGB", (48, 40), color) for color in ("red", "blue")]
+        detector = pipeline(TASK, model=model.to(getattr(torch, dtype)), processor=model.load_processor())
+        return detector, [Image.new("RGB", (48, 40), color) for color in ("red", "blue")]
 
     def run_pipeline_test(self, detector, examples: list[Image.Image]):
         for answer in [*detector(examples), detector(examples[0])]:
