@@ -270,8 +270,13 @@ class CheckpointMixin:
         One that version 0.1 saved is read under the names that its tensors have today.
 
         Raises:
-            ValueError: for an adapter, whose CLIP would otherwise be drawn at random.
+            ValueError: for an adapter, whose CLIP would otherwise be drawn at random, and for a quantization.
         """
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "A detector takes no quantization_config: its memory and thresholds hold for its own weights. Give "
+                "dtype=torch.bfloat16, or make an int8 graph with anople export --weights int8."
+            )
         place, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         known = {} if place is None else AnoPLeConfig.get_config_dict(place, **hub)[0]
         if known.get("adapter_clip_sha256"):

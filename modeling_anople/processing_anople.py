@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,12 @@ class AnoPLeProcessor(ProcessorMixin):
         self.class_names = list(class_names or [])
         self.white_value = white_value
         super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AnoPLeProcessor":
+        """Load a processor, as every other; `pipeline` also hands on what is of the model alone, which no tokenizer can save."""
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "device_map")}
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_clip(cls, clip: str, class_names: Sequence[str], **kwargs) -> "AnoPLeProcessor":
