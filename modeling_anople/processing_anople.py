@@ -53,8 +53,8 @@ class AnoPLeProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AnoPLeProcessor":
-        """Load a processor, as every other; `pipeline` also hands on what is of the model alone, which no tokenizer can save."""
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "device_map")}
+        """Load a processor, as every other."""
+        kwargs.pop("dtype", None)  # which `pipeline` hands on; a tokenizer that keeps it cannot be saved
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -102,11 +102,6 @@ def test_a_device_map_of_one_device(folder, model, ask, photograph, tmp_path, de
     assert_same(ask(AnoPLeModel.from_pretrained(tmp_path)), ask(model))
 
 
-def test_a_pipeline_with_a_device_map_is_saved_without_it(folder, tmp_path):
-    pipeline("image-anomaly-detection", model=str(folder), device_map="auto").save_pretrained(tmp_path)
-    assert "device_map" not in (tmp_path / "tokenizer_config.json").read_text("utf-8")
-
-
 @pytest.mark.parametrize("part", ["clip", "prompts", "prefix", "decoder", "products"])
 def test_a_part_that_is_kept_on_a_disk_answers_the_same(folder, model, ask, tmp_path, part):
     device_map = {name: "cpu" for name, _ in model.named_children()}
