@@ -133,7 +133,9 @@ class OwnSessionsOnly:
         if reason := self._refusal(client, request, asked):
             await _refuse(scope, receive, send, reason)
             return
-        await self.app(scope, receive, self._listening(client, send))
+        # with what a page or a program begins with, and nowhere else: a tool's call hands its cookies on to another client
+        begins = not client and (scope["path"].endswith("/config") or scope["path"] == "/")
+        await self.app(scope, receive, self._listening(client, send, begins=begins))
 
     def _refusal(self, client: str, request: Request, asked: Any) -> str | None:
         path, query = request.url.path, request.query_params.multi_items()
@@ -153,8 +155,8 @@ class OwnSessionsOnly:
             return "This file is another client's, or is gone: upload it again."
         return None
 
-    def _listening(self, client: str, send: Send) -> Send:
-        """Send, give a new client its cookie, and note which files and events it is told of."""
+    def _listening(self, client: str, send: Send, *, begins: bool) -> Send:
+        """Send, give a client that begins its cookie, and note which files and events it is told of."""
         listening = False
 
         async def send_and_note(message: Message) -> None:
@@ -162,7 +164,7 @@ class OwnSessionsOnly:
             if message["type"] == "http.response.start":
                 kind = Headers(raw=message.get("headers", [])).get("content-type", "")
                 listening = kind.startswith(TEXTS)
-                if not client:
+                if begins:
                     cookie = (b"set-cookie", _new_cookie().encode())
                     message = {**message, "headers": [*message.get("headers", []), cookie]}
             elif message["type"] == "http.response.body" and listening:
