@@ -192,7 +192,7 @@ def intrude_for_a_while(address: str, photograph: str, until: float, report: Rep
 
 
 def _by_the_client(client: Client, photograph: str, secret: Secret) -> dict[str, Callable[[], str | None]]:
-    """Ask as another's session by its hash, and as one's own for another's products and photographs."""
+    """Ask as another's session by its hash, and as one's own for another's products."""
 
     def ask(session: str, endpoint: str, *values) -> str | None:
         client.session_hash = session
@@ -202,15 +202,11 @@ def _by_the_client(client: Client, photograph: str, secret: Secret) -> dict[str,
             return None
 
     own = client.session_hash
-    other = {"path": secret.files[0], "meta": {"_type": "gradio.FileData"}} if secret.files else None
-    tried = {
+    return {
         "another's product": lambda: ask(own, "/inspect", handle_file(photograph), NAMES[0]),
         "another's session": lambda: ask(secret.session, "/inspect", handle_file(photograph), NAMES[0]),
         "another's detector": lambda: ask(secret.session, "/download"),
     }
-    if other:
-        tried["another's photograph"] = lambda: ask(own, "/inspect", other, PREDICT_PRODUCT)
-    return tried
 
 
 def _by_hand(address: str, cookies: dict, secret: Secret) -> dict[str, Callable[[], str | None]]:
@@ -231,6 +227,11 @@ def _by_hand(address: str, cookies: dict, secret: Secret) -> dict[str, Callable[
     cancelled = {"session_hash": secret.session, "event_id": secret.event or "", "fn_index": 0}
     joined = {"session_hash": secret.session, "fn_index": 0, "data": []}
     tried = {f"file {path}": lambda path=path: get(f"file={path}") for path in secret.files}
+    for path in secret.files:  # judged as a photograph of one's own
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, PREDICT_PRODUCT]
+        tried[f"photograph {path}"] = lambda data=data: post(
+            "queue/join", {**joined, "session_hash": f"own-{time.monotonic_ns()}", "data": data}
+        )
     tried["answers of a session"] = lambda: get(f"queue/data?session_hash={secret.session}")
     tried["heartbeat of a session"] = lambda: get(f"heartbeat/{secret.session}")
     tried["a place in a session's queue"] = lambda: post("queue/join", joined)
