@@ -85,7 +85,10 @@ class OwnPagesOnly:
             same = parts.scheme in ("http", "https") and parts.netloc.lower() == hosts[0].lower()
             if not same and parts.hostname not in self._outside():
                 return "The demo answers its own pages alone, not those of another origin."
-        elif headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
+        elif (
+            headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            and headers.get("sec-fetch-mode") != "navigate"
+        ):
             return "The demo answers its own pages alone, not those of another origin."
         return None
 
