@@ -238,8 +238,13 @@ class CheckpointMixin:
         Raises:
             ValueError: for an adapter, for files that were not saved together, and with `verify` for any that is damaged or
                 was changed; for weights that are missing, which would otherwise be drawn at random, thresholds that cannot
-                be, and products whose tensors are not those of their records, or not finite.
+                be, and products whose tensors are not those of their records, or not finite; for a quantization.
         """
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "A detector takes no quantization_config: its memory and thresholds hold for its own weights. Give "
+                "dtype=torch.bfloat16, or make an int8 graph with anople export --weights int8."
+            )
         place, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         informed = kwargs.pop("output_loading_info", False)
         if place is None:

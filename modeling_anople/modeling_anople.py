@@ -305,6 +305,13 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
         if class_ids is None:
             return F.normalize(self.products.text_embeddings().mean(0), dim=-1).to(device).expand(batch, -1, -1)
+        if (
+            torch.compiler.is_exporting()
+        ):  # which texts, memory and thresholds are needed depends on the values of class_ids
+            raise ValueError(
+                "torch.export cannot trace a detector whole, since products come and go: use anople export, or "
+                "modeling_anople.export.export_detector."
+            )
         if not self.training:
             shown, places = class_ids.unique(return_inverse=True)
             return self.products.text_embeddings(shown.tolist()).to(device)[places]

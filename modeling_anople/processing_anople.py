@@ -69,6 +69,12 @@ class AnoPLeProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AnoPLeProcessor":
+        """Load a processor, as every other."""
+        kwargs.pop("dtype", None)  # which `pipeline` hands on; a tokenizer that keeps it cannot be saved
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_clip(cls, clip: str, class_names: Sequence[str], **kwargs) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
@@ -129,6 +135,11 @@ class AnoPLeProcessor(ProcessorMixin):
         """Side of the square that the model sees."""
         return self.image_processor.size["height"]
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call with images alone returns."""
+        return ["pixel_values"]
+
     def __call__(self, images=None, class_names=None, masks=None, ignore_masks=None, **kwargs) -> BatchFeature:
         """
         Prepare photographs for the model.
@@ -146,8 +157,13 @@ class AnoPLeProcessor(ProcessorMixin):
 
         Raises:
             ImageError: naming the photograph, if one cannot be read or a mask has another size.
-            ValueError: for an unknown class, naming those that are known.
+            ValueError: for an unknown class, naming those that are known, or a keyword that the image processor lacks.
         """
+        if unknown := sorted(kwargs.keys() - self.image_processor.valid_kwargs.__annotations__.keys()):
+            raise ValueError(
+                f"AnoPLeProcessor got {unknown}: it takes images, class_names, masks, ignore_masks and options of its image "
+                "processor, such as do_resize. The words of a product are tokenized once, when it is enrolled."
+            )
         if images is None or (isinstance(images, (list, tuple)) and not images):
             raise ValueError("AnoPLeProcessor needs images=..., got none.")
         images = list(images) if isinstance(images, (list, tuple)) else [images]

@@ -250,7 +250,7 @@ class ProductStore(nn.ModuleList):
         """Refuse, by a `ValueError`, products with numbers that are not finite: whatever was compared with them would be, too."""
         for product in self:
             for name, tensor in product.named_buffers():
-                if tensor.is_floating_point() and not tensor.isfinite().all():
+                if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
                     raise ValueError(
                         f"{name} of {product.name!r} holds numbers that are not finite: copy the detector again, or forget the "
                         "product and enroll it anew."
