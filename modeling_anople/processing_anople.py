@@ -69,12 +69,6 @@ class AnoPLeProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AnoPLeProcessor":
-        """Load a processor, as every other."""
-        kwargs.pop("dtype", None)  # which `pipeline` hands on; a tokenizer that keeps it cannot be saved
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
     def from_clip(cls, clip: str, class_names: Sequence[str], **kwargs) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
@@ -109,6 +103,7 @@ class AnoPLeProcessor(ProcessorMixin):
         Raises:
             ValueError: if it was not saved together with the detector that lies beside it.
         """
+        kwargs.pop("dtype", None)  # which `pipeline` hands on; a tokenizer that keeps it cannot be saved
         load, hub = super().from_pretrained, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         others = {name: value for name, value in kwargs.items() if name not in hub}
 
@@ -124,11 +119,6 @@ class AnoPLeProcessor(ProcessorMixin):
         """Save as every processor; beside a detector that is saved there already, as its own."""
         super().save_pretrained(save_directory, **kwargs)
         adopt_processor(Path(save_directory))
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """What a call can return, all of which the model takes: pixels always, each other where it was asked for."""
-        return ["pixel_values", "class_ids", "mask_labels", "ignore_masks"]
 
     @property
     def image_size(self) -> int:

@@ -171,9 +171,9 @@ def test_the_inputs_that_it_names_are_those_that_it_returns(make_processor):
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     mask = np.zeros((8, 8), bool)
     processor = make_processor()
+    assert set(processor(picture)) == set(processor.model_input_names) == {"pixel_values"}
     whole = processor(picture, class_names="bolt", masks=[None], ignore_masks=mask)
-    assert set(whole) == set(processor.model_input_names)
-    assert set(processor(picture)) == {"pixel_values"}
+    assert set(whole) == {"pixel_values", "class_ids", "mask_labels", "ignore_masks"}
 
 
 @pytest.mark.parametrize("side", [10**6, 0, math.nan])
