@@ -304,7 +304,7 @@ def test_code_of_another_version_in_the_folder_is_replaced(make_model, tmp_path)
 def test_a_threshold_that_was_moved_by_hand_is_saved(fitted, small_clip_folder, tmp_path, adapter):
     model, processor, photographs = fitted
     record = model.products.named("nut").record
-    record.threshold = dataclasses.replace(record.threshold, image_threshold=2 * record.threshold.image_threshold)
+    record.threshold = dataclasses.replace(record.threshold, image_threshold=0.5 * record.threshold.image_threshold)
     detector_of(model, processor).save_pretrained(tmp_path, adapter=adapter)
     if adapter:
         read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder)
