@@ -52,7 +52,9 @@ class AnoPLeProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_clip(cls, clip: str, class_names: Sequence[str], **kwargs) -> "AnoPLeProcessor":
+    def from_clip(
+        cls, clip: str, class_names: Sequence[str], *, image_size: int | None = None, **kwargs
+    ) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
 
@@ -61,14 +63,18 @@ class AnoPLeProcessor(ProcessorMixin):
         Args:
             clip: `"mini"` for the embedded CLIP, or Hub id or folder of a checkpoint.
             class_names: the products.
+            image_size: side of the square in pixels, `model.config.input_size` of a detector that sees more than its CLIP was
+                pretrained on; by default that.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
 
         Raises:
             ValueError: for an unknown keyword, or a name that cannot be found, with the remedy.
         """
         if unknown := sorted(set(kwargs) - set(HUB_ARGUMENTS)):
-            raise ValueError(f"from_clip of the processor got {unknown}: it takes {', '.join(HUB_ARGUMENTS)}.")
-        side = load_clip_config(clip, **kwargs).vision_config.image_size
+            raise ValueError(
+                f"from_clip of the processor got {unknown}: it takes image_size, {', '.join(HUB_ARGUMENTS)}."
+            )
+        side = image_size or load_clip_config(clip, **kwargs).vision_config.image_size
         known = load_clip_part(CLIPImageProcessorPil, clip, **kwargs)
         image_processor = CLIPImageProcessorPil(
             size={"height": side, "width": side},

@@ -199,7 +199,7 @@ def products(arguments: list[str]) -> int:
     records = [ProductRecord.from_dict(values) for values in config.products]
     width = max(map(len, ["product", *config.class_names]))
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
-    numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
+    numbers = len(config.memory_layers) * config.memory_tower.hidden_size
     for record in records:
         size, limit = sum(record.image_vectors), record.threshold
         drawn = f"{'none':>10}  {'':16}"

@@ -1,7 +1,7 @@
 """
 `anople export`: a detector as a graph, of ONNX or OpenVINO, that needs neither torch nor transformers to run.
 
-The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
+The graph holds the vision tower with its prompts, the memory's encoder where it has its own, the decoder, the memory's look-up and the fusion. What is of a product
 (its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
 texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a threshold is moved, and a product added, without the graph.
 What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
@@ -61,9 +61,9 @@ class DetectorGraph(nn.Module):
         text = class_embeddings.expand(len(pooled), -1, -1)
         decoded = model.decoder(features.patches, features.intermediate, text, need_features=False)
         # the memory, plainly: a search by bounds has no place in a graph
-        queries = model.memory_features(features).flatten(1, 2)  # (layers, batch x patches, width)
+        queries = model.memory_features(pixel_values, features).flatten(1, 2)  # (layers, batch x patches, width)
         distances = [nearest_distance(query, vectors) for query, vectors in zip(queries, bank, strict=True)]
-        grid = (-1, config.grid_size, config.grid_size)
+        grid = (-1, config.memory_grid_size, config.memory_grid_size)
         output = AnoPLeOutput(
             text_scores=model.score_text(pooled, text),
             decoder_maps=decoded.logits.softmax(1)[:, 1],
@@ -183,7 +183,7 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
     graph, first = DetectorGraph(model.eval()), model.products[0]
     layers, _, width = first.bank.vectors.shape
     inputs = {
-        "pixel_values": torch.zeros(2, 3, config.image_size, config.image_size),
+        "pixel_values": torch.zeros(2, 3, config.input_size, config.input_size),
         "bank": F.normalize(torch.ones(layers, 5, width), dim=-1),
         "class_embeddings": first.text_embeddings,
     }

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
-from ..checkpoint_anople import hash_weights
+from ..checkpoint_anople import FROZEN, hash_weights
 from ..export.graph_detector import ExportedDetector, graph_in
 
 
@@ -105,12 +105,12 @@ def loader_workers(device: torch.device, processes: int = 1) -> int:
 
 def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
     """
-    Hash what a detector learned: all weights but the CLIP's, what is known of each product, and the threshold.
+    Hash what a detector learned: all weights but those of CLIP and memory encoder, what is known of each product, and the threshold.
 
     Returns:
-        64 hexadecimal digits. The memory holds features of the CLIP, and thereby stands for it.
+        64 hexadecimal digits. The memory holds features of the frozen towers, and thereby stands for them.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(FROZEN)}
     known = [model.config.products, model.config.pooled_threshold, model.config.threshold]
     text = json.dumps([hash_weights(own), *known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
