@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, is_offline_mode
+from huggingface_hub import is_offline_mode, metadata_load
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -432,11 +432,12 @@ def encoder_license(name: str | Path, **hub) -> str | None:
     """Read the license that a model's own card names, where it has one at hand."""
     try:
         path = cached_file(name, "README.md", _raise_exceptions_for_missing_entries=False, **hub)
-        card = ModelCard.load(path, ignore_metadata_errors=True) if path else None
+        facts = (metadata_load(path) if path else None) or {}
     except (OSError, ValueError):  # a card is no condition
         return None
-    license = card.data.get("license") if card else None
-    return (card.data.get("license_name") or license) if license == "other" else license
+    license = facts.get("license")
+    license = (facts.get("license_name") or license) if license == "other" else license
+    return license if isinstance(license, str) else None
 
 
 def _name(encoder: str | Path | PreTrainedModel) -> str:

@@ -197,6 +197,22 @@ def _describe(
 # --- The detector: model and processor, with verbs ---
 
 
+def _check_sight(model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
+    """Refuse a processor that prepares images of another side or normalization than the model takes."""
+    config, images = model.config, processor.image_processor
+    if processor.image_size != config.input_size:
+        raise ValueError(
+            f"The processor prepares images of {processor.image_size} pixels, and the model takes {config.input_size}: give "
+            f"AnoPLeProcessor.from_clip(..., image_size={config.input_size})."
+        )
+    wanted, found = (config.image_mean, config.image_std), (list(images.image_mean), list(images.image_std))
+    if config.memory_encoder is not None and not np.allclose(wanted, found, atol=1e-6):
+        raise ValueError(
+            f"The processor normalizes images with mean and deviation {found}, and the model's memory encoder expects {wanted}: "
+            "give from_clip image_mean=... and image_std=... of this processor, or the processor that belongs to this model."
+        )
+
+
 class AnomalyDetectionPipeline(Pipeline):
     """
     Judge images from any source; the model is loaded once, and nothing is drawn. And learn products, without training.
@@ -259,6 +275,7 @@ class AnomalyDetectionPipeline(Pipeline):
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."
             )
+        _check_sight(model, processor)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
         self.model.own_processor = self.processor

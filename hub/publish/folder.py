@@ -10,9 +10,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 import modeling_anople
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
-from modeling_anople.checkpoint_anople import hash_weights
 from modeling_anople.runtime.heat_maps import SAMPLES
 from modeling_anople.runtime.loading import detector_sha256
 
@@ -88,10 +87,11 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     config.fit = _public_fit(config.fit)
     results = Results.read(contents.evaluations, config, detector_sha256(model)) if contents.evaluations else None
     pictures = choose_pictures(Path(contents.gallery)) if contents.gallery else []
-    sha256 = None
+    sha256 = encoder_sha256 = None
     if contents.adapter:
         model.save_adapter(folder)
-        sha256 = hash_weights(model.clip.state_dict())
+        saved = AnoPLeConfig.from_pretrained(folder)
+        sha256, encoder_sha256 = saved.adapter_clip_sha256, saved.memory_encoder_sha256
     else:
         model.save_pretrained(folder, max_shard_size=contents.max_shard_size)
     processor.save_pretrained(folder)
@@ -113,6 +113,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
         cost=contents.cost,
         size=_size_in_words(folder),
         adapter_sha256=sha256,
+        encoder_sha256=encoder_sha256,
         license=contents.license,
         data_license=contents.data_license,
         description=contents.description,

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ..product_store_anople import ProductRecord
 
 
+NEW_DETECTOR = (
+    "image_size",
+    "memory_encoder",
+    "memory_encoder_revision",
+    "memory_image_size",
+)  # wanted by --clip alone
 LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
 
 
@@ -57,6 +63,28 @@ class EnrollOptions(AddOptions):
             "help": "Begin a new detector with this product, nothing fitted: mini, or the folder or Hub id of a CLIPModel."
         },
     )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side in pixels of what the CLIP of a new detector sees; by default as pretrained."},
+    )
+    memory_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of another vision transformer, such as facebook/dinov2-small, whose patches the memory "
+            "of a new detector holds; by default those of the CLIP."
+        },
+    )
+    memory_encoder_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
+    )
+    memory_image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels of what the memory encoder sees; by default as pretrained."}
+    )
+
+    def __post_init__(self):
+        given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
+        if given and self.clip is None:
+            raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
 
 
 @dataclass
@@ -138,8 +166,9 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
-    model = AnoPLeModel.from_clip(options.clip, [name], **fusion)
-    processor = AnoPLeProcessor.from_clip(options.clip, [name])
+    sight = {option: getattr(options, option) for option in NEW_DETECTOR}
+    model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
+    processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):
         detector.set_ignore_mask(name, options.ignore_mask)
