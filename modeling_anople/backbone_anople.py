@@ -302,7 +302,7 @@ def token_states(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, 
         parts = pixel_values.unflatten(3, (grid, patch)).unflatten(2, (grid, patch))
         pixel_values = parts.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (batch, patches, patch x patch x 3)
         options["spatial_shapes"] = torch.full((batch, 2), grid, device=pixel_values.device)
-        options["pixel_attention_mask"] = torch.ones(batch, grid**2, dtype=torch.long, device=pixel_values.device)
+        options["pixel_attention_mask"] = None  # all of them count
     return model(pixel_values, output_hidden_states=True, **options).hidden_states
 
 

@@ -248,7 +248,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         """Do as [`encode_image`], which also hands out hidden states and attentions, in a form that can be traced."""
         _, vision_prompts = self.prompts()
         if view_ids is None:
-            view_ids = torch.zeros(len(pixel_values), dtype=torch.long, device=pixel_values.device)
+            batch = pixel_values.shape[0]  # `len` would fix it in a graph
+            view_ids = torch.zeros(batch, dtype=torch.long, device=pixel_values.device)
         return encode_image(
             self.clip,
             self.clip_input(pixel_values),

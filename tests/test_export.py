@@ -21,12 +21,14 @@ from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import detector_of, normals_of, write_detector
+from .encoders import encoder_options
 
 
 VARIANTS = {
     "usual": {},
     "other fusion": {"decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
     "unprompted, pooled": {"class_identity": "pooled", "coupling": "none"},
+    "memory encoder, larger": encoder_options("dinov2_with_registers", 42),
 }
 
 

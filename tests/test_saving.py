@@ -17,15 +17,17 @@ from modeling_anople.fitting_anople import calibrate_product, remember
 
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
 from .detectors import detector_of, pixel_images, wholes
+from .encoders import encoder_options
 
 
 CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head": "conv"}, {"prefix": "none"}]
 
 
-@pytest.fixture
-def fitted(make_model, make_processor, photograph):
+@pytest.fixture(params=["the CLIP remembers", "a memory encoder"])
+def fitted(request, make_model, make_processor, photograph):
     """A detector with everything in it, its processor, and photographs to judge."""
-    model, processor = make_model(), make_processor()
+    options = encoder_options() if request.param == "a memory encoder" else {}
+    model, processor = make_model(**options), make_processor()
     with torch.no_grad():
         for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
             weight.add_(0.05 * torch.randn_like(weight))

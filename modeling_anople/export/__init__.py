@@ -10,6 +10,7 @@ What the graph was made from is noted in `graph.json`, so that no other detector
 import contextlib
 import copy
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; a protobuf file ends at 2 GB
 OPSET = 20
+CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 Weights = Literal["float32", "int8", "int8_dynamic"]
 
@@ -58,7 +60,7 @@ class DetectorGraph(nn.Module):
         # the vision tower, what the text says of it, and what the decoder says
         features = model.prompted_pass(pixel_values)
         pooled = F.normalize(features.pooled, dim=-1)
-        text = class_embeddings.expand(len(pooled), -1, -1)
+        text = class_embeddings.expand(pooled.shape[0], -1, -1)
         decoded = model.decoder(features.patches, features.intermediate, text, need_features=False)
         # the memory, plainly: a search by bounds has no place in a graph
         queries = model.memory_features(pixel_values, features).flatten(1, 2)  # (layers, batch x patches, width)
@@ -190,7 +192,7 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
     shapes = {"pixel_values": {0: "batch"}, "bank": {1: "vectors"}, "class_embeddings": None}
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
-    with warnings.catch_warnings():
+    with _without_checks(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own insides
         torch.onnx.export(
             graph,
@@ -203,6 +205,17 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
             external_data=size > LARGEST_IN_ONE_FILE,
             verbose=False,
         )
+
+
+@contextlib.contextmanager
+def _without_checks() -> Iterator[None]:
+    """Leave out what transformers checks of its inputs as it computes: no graph can hold that."""
+    known = os.environ.get(CHECKS)
+    os.environ[CHECKS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(CHECKS) if known is None else os.environ.update({CHECKS: known})
 
 
 def quantize(path: Path, weights: Weights) -> None:
