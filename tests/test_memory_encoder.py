@@ -524,7 +524,9 @@ def test_enroll_begins_a_detector_with_an_encoder(small_clip_folder, encoder_fol
     assert (model.config.grid_size, processor.image_size, model.memory_encoder) == (8, 64, None)
 
 
-def test_fit_takes_an_encoder_and_goes_on_where_it_is_finished(small_clip_folder, encoder_folder, photograph, tmp_path):
+def test_fit_takes_an_encoder_and_goes_on_where_it_is_finished(
+    small_clip_folder, encoder_folder, photograph, tmp_path
+):
     data, out = write_products(tmp_path / "data", photograph), tmp_path / "out"
     words = ["fit", str(data), "--clip", str(small_clip_folder), "--memory_encoder", str(encoder_folder)]
     words += ["--memory_image_size", str(SIDE), "--memory_layers", "1", "2", "--shots", "2", "--max_steps", "1"]

@@ -266,7 +266,8 @@ def test_a_model_that_was_loaded_as_remote_code_carries_all_code_on(fitted, smal
         assert code_in(elsewhere / name) == code_in(folder), name
         assert (elsewhere / name / "processor_config.json").exists()
     inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
-    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder)
+    encoder = {} if model.memory_encoder is None else {"memory_encoder": model.memory_encoder.model}
+    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder, **encoder)
     for read in (
         AnoPLeModel.from_pretrained(elsewhere / "full"),
         AnoPLeModel.from_pretrained(elsewhere / "enrolled"),
