@@ -71,7 +71,7 @@ def pin_revision(source: str, hub: dict) -> dict:
 
 def describe_source(
     name: str | Path | PreTrainedModel,
-    clip: PreTrainedModel,
+    clip: PreTrainedModel | None,
     revision: str | None = None,
     subfolder: str | None = None,
 ) -> dict[str, str | None]:
@@ -80,7 +80,7 @@ def describe_source(
 
     Args:
         name: what the user called it, or the model itself.
-        clip: the loaded model.
+        clip: the loaded model; `None` where only the name is at hand.
         revision: what [`pin_revision`] found.
         subfolder: of a Hub id.
 
@@ -94,7 +94,7 @@ def describe_source(
     if not place:
         return {"kind": "model", "name": None, "revision": None}
     if name_of(place) == place and not Path(place).exists():
-        commit = getattr(revision, "resolved", revision) or getattr(clip.config, "_commit_hash", None)
+        commit = getattr(revision, "resolved", revision) or (clip and getattr(clip.config, "_commit_hash", None))
         return {"kind": "hub", "name": place, "revision": commit} | ({"subfolder": subfolder} if subfolder else {})
     return {"kind": "folder", "name": name_of(place), "revision": None}
 
@@ -194,6 +194,7 @@ def _load(load, name: str | Path, options: dict, kind: str = "CLIPModel") -> Any
 # --- A second frozen tower, whose patches the memory holds in the place of the CLIP's own ---
 
 VISION_MODEL = "vision model of transformers"
+OWN_CODE = {"trust_remote_code": False}  # a detector carries no code but its own and that of transformers
 STAGES = ("stage_names", "out_features", "out_indices")  # of configs, all blocks by name
 UNNEEDED = "pooler."  # a part that some checkpoints lack and no patch needs
 
@@ -259,7 +260,8 @@ class TowerInput(nn.Module):
                 "its own processor."
             )
         if height != self.tower_side:
-            pixel_values = self.matrix @ pixel_values @ self.matrix.T
+            # the matrix on the left both times: what stands on the right of a product is stored in 8 bits where a graph is
+            pixel_values = (self.matrix @ (self.matrix @ pixel_values).mT).mT
         return pixel_values if self.gain is None else pixel_values * self.gain + self.shift
 
 
@@ -316,7 +318,9 @@ def load_encoder_config(encoder: str | Path | PreTrainedModel, **hub) -> PreTrai
     if isinstance(encoder, PreTrainedModel):
         config = type(encoder.config).from_dict(encoder.config.to_dict())
     else:
-        config = _load(lambda source: AutoConfig.from_pretrained(source, **hub), encoder, hub, VISION_MODEL)
+        config = _load(
+            lambda source: AutoConfig.from_pretrained(source, **OWN_CODE, **hub), encoder, hub, VISION_MODEL
+        )
     config = getattr(config, "vision_config", config)
     if not all(hasattr(config, name) for name in ("patch_size", "num_hidden_layers", "hidden_size")):
         raise ValueError(
@@ -371,7 +375,12 @@ def load_memory_encoder(encoder: str | Path | PreTrainedModel, config: AnoPLeCon
     if isinstance(encoder, PreTrainedModel):
         whole = encoder
     else:
-        options = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never pickle
+        options = {
+            "dtype": torch.float32,
+            "output_loading_info": True,
+            "use_safetensors": True,
+            **OWN_CODE,
+        }  # never pickle
         whole, found = _load(
             lambda source: AutoModel.from_pretrained(source, **options, **hub), encoder, hub, VISION_MODEL
         )

@@ -192,9 +192,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         if isinstance(encoder, PreTrainedModel):
             source = describe_source(encoder, encoder)
         else:
-            source = describe_source(encoder, encoder, hub.get("revision")) | {
-                "license": encoder_license(encoder, **hub)
-            }
+            source = describe_source(encoder, None, hub.get("revision")) | {"license": encoder_license(encoder, **hub)}
             if given.get("memory_image_mean") is None or given.get("memory_image_std") is None:
                 fields["memory_image_mean"], fields["memory_image_std"] = encoder_normalization(encoder, **hub)
         return fields | {"memory_encoder_source": source}

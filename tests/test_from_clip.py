@@ -28,9 +28,9 @@ SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_siz
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
-def store(cache: Path, folder: Path, commit: str) -> None:
+def store(cache: Path, folder: Path, commit: str, name: str = "clip") -> None:
     """Put a checkpoint into a cache as huggingface_hub does: blobs by hash, and a snapshot of links to them."""
-    repository = cache / "models--org--clip"
+    repository = cache / f"models--org--{name}"
     (repository / "blobs").mkdir(parents=True, exist_ok=True)
     (repository / "snapshots" / commit).mkdir(parents=True)
     for path in folder.iterdir():

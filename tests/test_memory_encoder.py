@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    CLIPModel,
     ConvNextConfig,
     ConvNextModel,
     SiglipConfig,
@@ -41,6 +42,7 @@ from .contract import assert_same, fill, judge, training_batch
 from .detectors import detector_of, fit, normals_of, wholes, write_screws
 from .encoders import KINDS, LEADING, MEAN, SQUARE, STD, WIDE, encoder_options, make_encoder, write_encoder
 from .fitting import write_products
+from .test_from_clip import store
 
 
 REAL = Path(__file__).parents[2] / "shared/models/dinov2-small-focus"
@@ -429,6 +431,31 @@ def test_an_adapter_names_and_hashes_both_and_finds_the_encoder(
     with pytest.raises(ValueError, match="is not the whole dinov2 that was asked for"):
         other = write_encoder(tmp_path / "clip", "clip_vision_model")
         AnoPLeModel.load_adapter(tmp_path / "adapter", clip=small_clip_folder, memory_encoder=other)
+
+
+@torch.no_grad()
+def test_an_encoder_of_the_hub_is_pinned_and_found_again_by_its_adapter(small_clip_folder, photograph, tmp_path):
+    commits = {"main": "a" * 40, "v2": "b" * 40}
+    for seed, (name, commit) in enumerate(commits.items()):
+        store(tmp_path / "hub", write_encoder(tmp_path / name, seed=seed, license="mit"), commit, "dino")
+        (tmp_path / "hub/models--org--dino/refs").mkdir(exist_ok=True)
+        (tmp_path / f"hub/models--org--dino/refs/{name}").write_text(commit, encoding="utf-8")
+    clip, names = CLIPModel.from_pretrained(small_clip_folder), ["bolt", "nut"]
+    processor = AnoPLeProcessor.from_clip(str(small_clip_folder), names)
+    options = {"memory_encoder": "org/dino", "memory_encoder_revision": "v2", "cache_dir": tmp_path / "hub"}
+    model = AnoPLeModel.from_clip(clip, names, tokenizer=processor.tokenizer, **options)
+    assert model.config.memory_encoder_source == {
+        "kind": "hub",
+        "name": "org/dino",
+        "revision": commits["v2"],
+        "license": "mit",
+    }
+    weights = make_encoder(seed=1).state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.memory_encoder.model.state_dict().items())
+    fit(model, processor, photograph).save_adapter(tmp_path / "adapter")
+    read = AnoPLeModel.load_adapter(tmp_path / "adapter", clip=small_clip_folder, cache_dir=tmp_path / "hub")
+    inputs = processor([photograph(900)], class_names="nut")
+    assert_same(read(**inputs), model(**inputs))
 
 
 def test_an_adapter_without_an_encoder_takes_none(
