@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers.core_model_loading import revert_weight_conversion
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.checkpoint_anople import FROZEN
@@ -28,7 +29,7 @@ ALLOWED_FILES = {
     ADAPTER,
 }  # all else in a zip stays there
 MAX_CLIP_IN_ZIP = 100 * 2**20  # bytes; larger frozen towers are left out, and the zip holds an adapter
-MAX_FILES, MAX_LAYERS = 200, 64
+MAX_FILES, MAX_LAYERS, MAX_SIDE = 200, 64, 2048
 
 
 def pack_detector(session: Session) -> Path:
@@ -127,9 +128,14 @@ def _check_weights(folder: Path, config: AnoPLeConfig) -> None:
     towers = (config.clip_config.text_config, config.clip_config.vision_config, config.memory_tower)
     if max(tower.num_hidden_layers for tower in towers) > MAX_LAYERS:
         raise ValueError(f"its CLIP or memory encoder has more than {MAX_LAYERS} layers")
+    if config.input_size > MAX_SIDE:  # which no weight tells
+        raise ValueError(f"it looks at images of more than {MAX_SIDE} pixels")
     # On the meta device a model has shapes and takes no memory, however large its settings claim it to be.
     with torch.device("meta"):
-        expected = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
+        model = AnoPLeModel(config)
+        # under the names that transformers writes, which of some encoders are not those of their modules
+        named = revert_weight_conversion(model, model.state_dict())
+        expected = {name: list(tensor.shape) for name, tensor in named.items()}
     adapter = config.adapter_clip_sha256 is not None
     if adapter:
         expected = {name: shape for name, shape in expected.items() if not name.startswith(FROZEN)}
