@@ -30,7 +30,7 @@ from transformers import (
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import TowerInput, token_states
-from modeling_anople.checkpoint_anople import hash_weights
+from modeling_anople.checkpoint_anople import align_weights, hash_weights
 from modeling_anople.cli import main
 from modeling_anople.export.graph_detector import OnnxEngine, OpenVinoEngine, to_openvino
 from modeling_anople.fitting_anople import remember
@@ -63,7 +63,9 @@ def make_both(make_model, small_clip_folder, encoder_folder):
             torch.manual_seed(0)
             names = config.pop("class_names", ["bolt", "nut"])
             options = {"memory_encoder": str(encoder_folder), "memory_image_size": side, **config}
-            model = AnoPLeModel.from_clip(str(small_clip_folder), names, **options)
+            model = align_weights(
+                AnoPLeModel.from_clip(str(small_clip_folder), names, **options)
+            )  # as one that is read
         side = model.config.input_size
         return model, AnoPLeProcessor.from_clip(str(small_clip_folder), names, image_size=side)
 
@@ -443,7 +445,7 @@ def test_an_encoder_of_the_hub_is_pinned_and_found_again_by_its_adapter(small_cl
     clip, names = CLIPModel.from_pretrained(small_clip_folder), ["bolt", "nut"]
     processor = AnoPLeProcessor.from_clip(str(small_clip_folder), names)
     options = {"memory_encoder": "org/dino", "memory_encoder_revision": "v2", "cache_dir": tmp_path / "hub"}
-    model = AnoPLeModel.from_clip(clip, names, tokenizer=processor.tokenizer, **options)
+    model = align_weights(AnoPLeModel.from_clip(clip, names, tokenizer=processor.tokenizer, **options))
     assert model.config.memory_encoder_source == {
         "kind": "hub",
         "name": "org/dino",
