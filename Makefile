@@ -1,5 +1,6 @@
 # make quickstart   fit, evaluate and show AnoPLe on a few products (DATA=folder for your own photographs)
 # make test         run all tests
+# make test-transformers  run transformers' own tests on a small detector; what may fail stands in tests/transformers_exceptions.md
 # make quality      check style; make style mends it
 # make reproduce-small  one cell of each of the paper's tables, in minutes (PHOTOGRAPHS=folder for your own)
 # make benchmark    measure speed and memory as ratios, into hub/benchmarks/results/speed.md
@@ -18,7 +19,7 @@ PHOTOGRAPHS ?= $(if $(wildcard ../shared/data),../shared/data,$(SMALL)/photograp
 # the last digit of a name stands in for the view, which none of these photographs has; your own need a pattern of their own
 VIEW_PATTERN ?= $(if $(filter file,$(origin PHOTOGRAPHS)),([0-9])[.][A-Za-z]+$$)
 
-.PHONY: quickstart test quality style reproduce-small benchmark clean
+.PHONY: quickstart test test-transformers quality style reproduce-small benchmark clean
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
 # open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
@@ -42,6 +43,19 @@ endif
 # a process for each core, of one thread: the tests' models are so small that a second one only gets in the way
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# transformers' tests are in its source distribution alone, and are taken from that of the installed version
+$(VENV)/transformers/ready: $(VENV)/ready
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --dest $(@D) \
+	transformers==$$($(BIN)/python -c "from importlib.metadata import version; print(version('transformers'))")
+	tar -xzf $(@D)/transformers-*.tar.gz -C $(@D) --strip-components 1
+	touch $@
+
+test-transformers: $(VENV)/transformers/ready
+	TRANSFORMERS_SOURCE=$(abspath $(VENV)/transformers) OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest tests/transformers_suite --numprocesses auto --dist loadfile
 
 quality: $(VENV)/ready
 	$(BIN)/ruff check .

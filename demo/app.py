@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a checkout or
 import gradio as gr
 from starlette.middleware import Middleware
 
+from demo.access import OwnSessionsOnly
 from demo.examples import Examples, write_examples
 from demo.inputs import MAX_UPLOAD, MODEL
 from demo.inspect_tab import inspect_tab
@@ -37,7 +39,7 @@ CACHE_SECONDS = (600, 4 * 3600)  # how often files of the page are looked throug
 logger = logging.getLogger(__name__)
 
 
-def build_demo(start: Session, examples: Examples) -> gr.Blocks:
+def build_demo(start: Session, examples: Examples) -> DemoBlocks:
     """Lay out the widgets and tie them to the handlers."""
     start.examples = examples.to_inspect
     with DemoBlocks(title="AnoPLe", analytics_enabled=False, delete_cache=CACHE_SECONDS) as demo:
@@ -63,8 +65,19 @@ def build_demo(start: Session, examples: Examples) -> gr.Blocks:
     return demo
 
 
-def serve(demo: gr.Blocks, **options: Any) -> str:
-    """Start the server and go on; nothing in the page comes from elsewhere. Returns its address."""
+def serve(demo: DemoBlocks, *, served_as: Sequence[str] = (), **options: Any) -> str:
+    """
+    Start the server and go on; nothing in the page comes from elsewhere.
+
+    Args:
+        served_as: more names that the page is reached under, such as that of a reverse proxy.
+        options: those of `launch`.
+
+    Returns:
+        Its address.
+    """
+    demo.bound = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME")
+    demo.served_as = served_as
     demo.queue(max_size=64, api_open=False)  # no call goes past the queue, where one at a time has the model
     _, address, _ = demo.launch(
         theme=theme(),
@@ -76,7 +89,7 @@ def serve(demo: gr.Blocks, **options: Any) -> str:
         ssr_mode=False,
         mcp_server=offers_tools(),
         prevent_thread_lock=True,
-        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
+        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy), Middleware(OwnSessionsOnly)]},
         **options,
     )
     start_malloc_trim(demo)
@@ -90,12 +103,24 @@ def chosen_checkpoint(given: str | None) -> str | None:
     return CHECKPOINT_FILE.read_text(encoding="utf-8").strip() or None if CHECKPOINT_FILE.is_file() else None
 
 
+def chosen_names(given: Sequence[str] | None) -> list[str]:
+    """Choose the names that the page is reached under beside its own: those given, or those in ANOPLE_SERVED_AS."""
+    return list(given or os.environ.get("ANOPLE_SERVED_AS", "").split(","))
+
+
 @dataclass
 class DemoOptions:
     """Options of `anople demo`."""
 
     host: str | None = field(default=None, metadata={"help": "Address to listen on; by default this machine alone."})
     port: int | None = field(default=None, metadata={"help": "By default the first free one from 7860."})
+    served_as: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "More names that the page is reached under, such as that of a reverse proxy; all others are refused. Or "
+            "ANOPLE_SERVED_AS, with commas."
+        },
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,7 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="anople-examples-") as folder:
         demo = build_demo(start, write_examples(Path(folder)))
-        serve(demo, server_name=options.host, server_port=options.port)
+        names = chosen_names(options.served_as)
+        serve(demo, served_as=names, server_name=options.host, server_port=options.port)
         demo.block_thread()
     return 0
 

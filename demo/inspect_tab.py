@@ -19,6 +19,7 @@ from modeling_anople import load_image
 from modeling_anople.explanation_anople import Box, Explanation
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.runtime.heat_maps import overlay, with_legend
+from modeling_anople.runtime.outputs import inert
 
 from .examples import Examples
 from .inputs import (
@@ -471,15 +472,10 @@ def write_report(folder: Path, inspections: list[Inspection]) -> Path:
                 png = io.BytesIO()
                 with_legend(inspection.heat_map).save(png, "PNG")
                 archive.writestr(zipfile.ZipInfo(name), png.getvalue())  # no date: equal answers, equal files
-            writer.writerow([_inert(value) for value in [*table_row(number, inspection), name]])
+            writer.writerow([inert(value) for value in [*table_row(number, inspection), name]])
         archive.writestr("results.csv", table.getvalue())
     return path
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60] or "photograph"
-
-
-def _inert(value: object) -> object:
-    """Keep a spreadsheet from taking a text for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value

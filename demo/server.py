@@ -6,12 +6,15 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access import OwnPagesOnly, own_names
 from .inputs import MODEL, image_field, refusals
 from .inspect_tab import inspect_image
 from .session import PREDICT_PRODUCT, Session
@@ -91,12 +94,34 @@ def offers_tools() -> bool:
 
 class DemoBlocks(gr.Blocks):
     """
-    Blocks whose tool server offers what was made for it, under the names of what it does, and no other endpoint.
+    Blocks whose server answers its own pages alone, and whose tool server offers what was made for it, under the names of
+    what it does, and no other endpoint.
 
-    Gradio makes the server itself while it launches, and serves from that moment on.
+    Gradio makes both servers itself while it launches, and serves from that moment on.
     """
 
     is_template = True  # in the page they are plain blocks
+    bound: str | None = None  # the address that the server listens on
+    served_as: Sequence[str] = ()  # names that the user gave
+
+    @property
+    def server_app(self) -> Any:
+        """The server's application."""
+        return self._server_app
+
+    @server_app.setter
+    def server_app(self, app: Any) -> None:
+        # added last, it comes first: Gradio's own would let other origins read wherever the host is not this machine
+        app.add_middleware(OwnPagesOnly, names=self._names, outside=self._outside)
+        self._server_app = app
+
+    def _outside(self) -> set[str]:
+        """Names under which a page is reached through a proxy: those given, a Space's own and that of a shared link."""
+        shared = urlsplit(self.share_url).hostname if self.share_url else None
+        return own_names(None, [*self.served_as, shared or ""]) - own_names(None, [])
+
+    def _names(self) -> set[str]:
+        return own_names(self.bound, []) | self._outside()
 
     @property
     def mcp_server_obj(self) -> Any:

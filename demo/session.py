@@ -259,10 +259,13 @@ class Session:
 def copy_detector(
     model: AnoPLeModel, processor: AnoPLeProcessor, *, shared: Iterable[nn.Module | None]
 ) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    """Copy a detector, except for the tokenizer and the parts of the model that both shall share."""
+    """
+    Copy a detector, except for the tokenizer, the parts of the model that both shall share, and the products' tensors: these
+    are replaced when a product changes, never written into.
+    """
     own_processor = copy.copy(processor)
     own_processor.class_names = list(processor.class_names)
-    memo = {id(part): part for part in shared} | {id(processor): own_processor}
+    memo = {id(part): part for part in (*shared, *model.products.buffers())} | {id(processor): own_processor}
     return copy.deepcopy(model, memo), own_processor
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers.core_model_loading import revert_weight_conversion
 
-from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
-from modeling_anople.checkpoint_anople import FROZEN
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime.loading import load_config
+from modeling_anople.saving_anople import FROZEN, is_trace
 
 from .inputs import MAX_UPLOAD
 from .session import Session
@@ -39,16 +38,14 @@ def pack_detector(session: Session) -> Path:
     size = sum(tensor.numel() * tensor.element_size() for name, tensor in weights if name.startswith(FROZEN))
     with tempfile.TemporaryDirectory(dir=session.folder) as temporary:
         folder = Path(temporary) / "detector"
-        if size > MAX_CLIP_IN_ZIP:
-            model.save_adapter(folder)
-        else:
-            model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+        detector.save_pretrained(folder, adapter=size > MAX_CLIP_IN_ZIP)
         path = session.folder / "anople_detector.zip"
         # Stored as they are: weights hardly shrink, and packing is waiting.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.rglob("*")):
-                archive.write(file, Path("detector") / file.relative_to(folder))
+                if not is_trace(file.name):
+                    archive.write(file, Path("detector") / file.relative_to(folder))
     return path
 
 
@@ -109,9 +106,9 @@ def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor
             encoder = None if base.memory_encoder is None else base.memory_encoder.model
             if encoder is None and config.memory_encoder is not None:  # nothing is fetched because a zip names it
                 raise ValueError("it was made on a memory encoder, which the detector here has not")
-            model = AnoPLeModel.load_adapter(folder, clip=base.clip, memory_encoder=encoder)
+            model = AnoPLeModel.load_adapter(folder, clip=base.clip, memory_encoder=encoder, verify=True)
         else:
-            model = AnoPLeModel.from_pretrained(folder)
+            model = AnoPLeModel.from_pretrained(folder, verify=True)
         processor = AnoPLeProcessor.from_pretrained(folder, trust_remote_code=False)
         if processor.class_names != model.config.class_names or processor.tokenizer is None:
             raise ValueError("processor and model are not of one detector")
@@ -132,10 +129,7 @@ def _check_weights(folder: Path, config: AnoPLeConfig) -> None:
         raise ValueError(f"it looks at images of more than {MAX_SIDE} pixels")
     # On the meta device a model has shapes and takes no memory, however large its settings claim it to be.
     with torch.device("meta"):
-        model = AnoPLeModel(config)
-        # under the names that transformers writes, which of some encoders are not those of their modules
-        named = revert_weight_conversion(model, model.state_dict())
-        expected = {name: list(tensor.shape) for name, tensor in named.items()}
+        expected = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
     adapter = config.adapter_clip_sha256 is not None
     if adapter:
         expected = {name: shape for name, shape in expected.items() if not name.startswith(FROZEN)}

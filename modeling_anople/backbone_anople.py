@@ -24,7 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import cached_file, resolve_revision
 
-from .configuration_anople import AnoPLeConfig, patch_side
+from .configuration_anople import AnoPLeConfig, check_clip_size, check_encoder_size, patch_side
 
 
 MINI_CLIP = "mini"
@@ -134,12 +134,14 @@ def load_clip(
 
 
 def load_clip_config(name: str | Path, **hub) -> CLIPConfig:
-    """Load the config of a CLIP; the config of anything else is refused, because transformers would not."""
+    """Load the config of a CLIP; that of anything else, or of one that no machine can hold, is refused here."""
     kind = _load(lambda source: CLIPConfig.get_config_dict(source, **hub), name, hub)[0].get("model_type")
     if kind != CLIPConfig.model_type:
         what = "it has no config.json" if kind is None else f"its model_type is {kind!r}"
         raise ValueError(f"{name} is no CLIPModel ({what}): give a folder or Hub id whose model_type is 'clip'.")
-    return load_clip_part(CLIPConfig, name, **hub)
+    config = load_clip_part(CLIPConfig, name, **hub)
+    check_clip_size(config)
+    return config
 
 
 def load_clip_tokenizer(name: str | Path, **hub) -> PreTrainedTokenizerBase:
@@ -163,7 +165,7 @@ def clip_normalization(name: str | Path | CLIPModel, **hub) -> tuple[list[float]
     known = (
         CLIPImageProcessorPil() if isinstance(name, CLIPModel) else load_clip_part(CLIPImageProcessorPil, name, **hub)
     )
-    return list(known.image_mean), list(known.image_std)
+    return [float(value) for value in known.image_mean], [float(value) for value in known.image_std]
 
 
 def _load(load, name: str | Path, options: dict, kind: str = "CLIPModel") -> Any:
@@ -313,7 +315,7 @@ def load_encoder_config(encoder: str | Path | PreTrainedModel, **hub) -> PreTrai
     Load the config of the vision tower of a memory encoder: of a model of two towers, such as CLIP, its vision tower's.
 
     Raises:
-        ValueError: if it cannot be found, or is no vision transformer.
+        ValueError: if it cannot be found, is no vision transformer, or one that no machine can hold.
     """
     if isinstance(encoder, PreTrainedModel):
         config = type(encoder.config).from_dict(encoder.config.to_dict())
@@ -322,11 +324,7 @@ def load_encoder_config(encoder: str | Path | PreTrainedModel, **hub) -> PreTrai
             lambda source: AutoConfig.from_pretrained(source, **OWN_CODE, **hub), encoder, hub, VISION_MODEL
         )
     config = getattr(config, "vision_config", config)
-    if not all(hasattr(config, name) for name in ("patch_size", "num_hidden_layers", "hidden_size")):
-        raise ValueError(
-            f"{_name(encoder)} is a {config.model_type}, no vision transformer with a grid of patches: give another "
-            "memory_encoder, such as facebook/dinov2-small."
-        )
+    check_encoder_size(config, _name(encoder))
     config.tie_last_hidden_states = False  # the last block's tokens as the others', before the final norm
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False  # pools all patches into one

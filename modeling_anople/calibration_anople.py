@@ -15,6 +15,31 @@ from torch import Tensor
 
 
 ROUNDING = 1e-9  # 1 / 0.05 - 1 is 19, whatever floats say
+# Of false alarms. Lower ones would be extrapolated from a few scores to lines that no photograph reaches.
+LOWEST_RATE, HIGHEST_RATE = 0.0001, 0.5
+
+
+def check_rate(rate: float, scores: int | None = None) -> None:
+    """
+    Refuse a false-alarm rate that no line can be set for; the highest is half of all photographs, and not allowed.
+
+    Args:
+        rate: share of good photographs that may lie above the line.
+        scores: how many independent normal scores there are, where that is known; a lone photograph has none.
+
+    Raises:
+        ValueError: with the range, and what photographs support.
+    """
+    if LOWEST_RATE <= rate < HIGHEST_RATE:
+        return
+    here = (
+        "" if scores is None else f" The {_photographs(scores)} here can support {percent(attainable_rate(scores))}."
+    )
+    here = " The one photograph here supports none." if scores == 0 else here
+    raise ValueError(
+        f"max_false_alarm_rate must be at least {LOWEST_RATE} and below {HIGHEST_RATE}, got {rate}: it is a share, 0.05 is "
+        f"5 %.{here} {scores_needed(0.05)} photographs support 5 %, {scores_needed(LOWEST_RATE)} {percent(LOWEST_RATE)}."
+    )
 
 
 def attainable_rate(scores: int) -> float:
@@ -280,17 +305,14 @@ def fit_threshold(
 
     Args:
         image_scores, map_maxima: raw scores of independent photographs, those `held_out` of the memory last.
-        max_false_alarm_rate: share of good photographs that may lie above the line.
+        max_false_alarm_rate: share of good photographs that may lie above the line, from 0.0001 to below 0.5.
         jittered_image_scores, jittered_map_maxima: raw scores of a lone photograph's copies, where there is no score.
         held_out: how many of the scores are of photographs that are not in the memory.
 
     Raises:
-        ValueError: if no score is given, one is no finite number, or the rate is not within 0 and 0.5.
+        ValueError: if no score is given, one is no finite number, or the rate is refused by [`check_rate`].
     """
-    if not 0 < max_false_alarm_rate < 0.5:
-        raise ValueError(
-            f"max_false_alarm_rate must lie within 0 and 0.5, got {max_false_alarm_rate}: it is a share, 0.05 is 5 %."
-        )
+    check_rate(max_false_alarm_rate, len(image_scores))
     if not image_scores and not jittered_image_scores:
         raise ValueError("A line needs the score of at least one good photograph, got none: give more photographs.")
     if rank_from_top(held_out, max_false_alarm_rate):
@@ -477,6 +499,7 @@ __all__ = [
     "ProductThreshold",
     "attainable_rate",
     "calibrate",
+    "check_rate",
     "describe_guarantee",
     "fit_novelty_thresholds",
     "fit_pooled_threshold",

@@ -1,15 +1,11 @@
-"""Weights as bytes, their hash, and adapters: all of a detector but its frozen towers."""
+"""A detector's folder, written and read; and adapters: all of a detector but its frozen towers."""
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
-import math
 import os
-import re
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,100 +16,31 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .backbone_anople import HUB_ARGUMENTS, MemoryEncoder, load_clip_part, load_memory_encoder
 from .configuration_anople import AnoPLeConfig
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import ProductStore
+from .saving_anople import (
+    ADAPTER_FILE,
+    FROZEN,
+    ID,
+    LOCK_FILE,
+    align_files,
+    align_weights,
+    check_state,
+    finder,
+    hash_weights,
+    read_place,
+    replacing,
+    stamp,
+)
 
 
 logger = logging.getLogger(__name__)
 
 
-# --- Weights as bytes: where they begin in memory and in files, and their hash ---
-
-
-ALIGNMENT = 64  # bytes
-
-
-def align_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """
-    Copy weights on the CPU that do not begin at a multiple of 64 bytes to where they do.
-
-    Weights that are read straight from a file lie wherever the file has them, and matrix products may differ in their last
-    bits with that. Aligned, a detector answers the same however its weights were parted into files.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return model
-
-
-def align_files(folder: str | Path, name: str) -> None:
-    """
-    Rewrite a folder's files of weights, `name` or the parts and variants of it, so that [`align_weights`] need copy next
-    to nothing of them: a checkpoint of 1 GB is then mapped, not read, when it is loaded.
-
-    The header is padded with spaces, as the format allows, to where the values begin at a multiple of 64 bytes. First come
-    the tensors whose size is such a multiple, then the few others, by the size of their elements.
-    """
-    ours = re.compile(re.escape(Path(name).stem) + r"(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors")
-    for path in sorted(Path(folder).iterdir()):
-        if ours.fullmatch(path.name):
-            unfinished = path.with_name(f"{path.name}.part")
-            try:
-                _align_file(path, unfinished)
-            finally:
-                unfinished.unlink(missing_ok=True)  # it is there after a failure alone
-
-
-def _align_file(path: Path, unfinished: Path) -> None:
-    with path.open("rb") as file, unfinished.open("wb") as written:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header, begins, end = json.loads(file.read(length)), {}, 0
-        names = sorted(header.keys() - {"__metadata__"}, key=lambda name: _order(name, header[name]))
-        for name in names:
-            first, last = header[name]["data_offsets"]
-            begins[name] = first
-            header[name]["data_offsets"] = [end, end + last - first]
-            end += last - first
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        written.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            file.seek(8 + length + begins[name])
-            first, last = header[name]["data_offsets"]
-            written.write(file.read(last - first))
-    os.replace(unfinished, path)
-
-
-def _order(name: str, entry: dict) -> tuple[bool, int, str]:
-    first, last = entry["data_offsets"]
-    return (last - first) % ALIGNMENT != 0, -(last - first) // max(1, math.prod(entry["shape"])), name
-
-
-def hash_weights(tensors: dict[str, Tensor]) -> str:
-    """
-    Hash named tensors: SHA-256, as 64 hexadecimal digits.
-
-    Over the tensors in the order of their names' code points it reads, for each: the name in UTF-8, a zero byte, the
-    precision as torch writes it ("torch.float32"), a zero byte, the sizes joined by commas, a zero byte, and the values
-    in row-major order as the machine keeps them (little-endian everywhere that torch runs today). Neither the device
-    nor the way the tensors were stored in files matters.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-# --- A detector's folder: weights, config, code and processor; and adapters, which are all but the frozen towers ---
-
-FROZEN = ("clip.", "memory_encoder.")  # weights that no fit changes
-ADAPTER_FILE = "adapter.safetensors"
 _PATTERN = ADAPTER_FILE.replace(".", "{suffix}.")
 BOTH = ("token", "max_shard_size")  # those of `push_to_hub` that saving takes too
 PUSH_ARGUMENTS = (*BOTH, "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -135,19 +62,31 @@ class CheckpointMixin:
         """
         Save as every transformers model, with all code of a detector, and its processor where that is at hand.
 
+        The folder changes all at once (see [`replacing`]): whoever reads it meanwhile, or after this program was killed,
+        finds the state before or this one.
+
         Args:
             save_directory: the folder.
             push_to_hub: whether to push the folder when all is saved.
             repo_id: where to; by default the name of the folder.
             kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
+
+        Raises:
+            ValueError: if another program changes the folder for too long.
+            OSError: if it cannot be written; it is as it was then.
         """
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        saving["save_original_format"] = (
+            False  # under the names of its modules, by which an adapter hashes an encoder too
+        )
         self.products.write()
-        super().save_pretrained(save_directory, **saving)
         if kwargs.get("is_main_process", True):
-            align_files(save_directory, SAFE_WEIGHTS_NAME)
-            self._save_beside(Path(save_directory))
+            with replacing(save_directory) as place:
+                super().save_pretrained(place, **saving)
+                self._complete(place, Path(save_directory), SAFE_WEIGHTS_NAME)
+        else:  # takes its part in gathering weights, and writes nothing
+            super().save_pretrained(save_directory, **saving)
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **pushing)
 
@@ -157,22 +96,36 @@ class CheckpointMixin:
 
         Args:
             folder: where to; gets `adapter.safetensors`, `config.json`, the code, and the processor where it is at hand.
+
+        Raises:
+            ValueError, OSError: as of [`save_pretrained`].
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self.products.write()
         config = copy.deepcopy(self.config)
         config.adapter_clip_sha256 = hash_weights(self.clip.state_dict())
         if self.memory_encoder is not None:
             config.memory_encoder_sha256 = hash_weights(self.memory_encoder.model.state_dict())
         config.dtype, config.architectures = self.dtype, [type(self).__name__]
-        if self._auto_class is not None:
-            custom_object_save(self, folder, config=config)
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(FROZEN)}
-        save_torch_state_dict(own, folder, filename_pattern=_PATTERN, max_shard_size="1000GB")
-        align_files(folder, ADAPTER_FILE)
-        config.save_pretrained(folder)
-        self._save_beside(folder)
+        with replacing(folder) as place:
+            if self._auto_class is not None:
+                custom_object_save(self, place, config=config)
+            save_torch_state_dict(own, place, filename_pattern=_PATTERN, max_shard_size="1000GB")
+            config.save_pretrained(place)
+            self._complete(place, Path(folder), ADAPTER_FILE)
+
+    def _complete(self, place: Path, folder: Path, weights: str) -> None:
+        """Write what else belongs to a state, and its id into all of it; a processor that lies in `folder` already stays."""
+        align_files(place, weights)
+        self._save_beside(place)
+        if (folder / PROCESSOR_NAME).exists() and not (place / PROCESSOR_NAME).exists():
+            shutil.copyfile(folder / PROCESSOR_NAME, place / PROCESSOR_NAME)
+        self.config.content_sha256 = stamp(place, place.glob("*.safetensors"))
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Push what transformers' `push_to_hub` saved, without the lock."""
+        (Path(working_dir) / LOCK_FILE).unlink(missing_ok=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _save_beside(self, folder: Path) -> None:
         """Write the rest of a detector's code into a folder, and its processor, whatever lay there before."""
@@ -230,6 +183,8 @@ class CheckpointMixin:
         folder: str | Path,
         clip: str | CLIPModel | None = None,
         memory_encoder: str | PreTrainedModel | None = None,
+        *,
+        verify: bool = False,
         **hub: Any,
     ) -> Self:
         """
@@ -239,24 +194,31 @@ class CheckpointMixin:
             folder: what [`save_adapter`] wrote, or a Hub id.
             clip: the CLIP, its name or its folder; by default the one that the adapter names, at the same commit.
             memory_encoder: likewise the memory's encoder, where the adapter has one.
+            verify: whether to compare all that decides with the hash that was saved (see [`check_state`]).
             hub: `revision` of the adapter, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
 
         Raises:
             ValueError: for a full checkpoint, another CLIP or encoder than the adapter was saved without, an adapter that
-                names none which can be found again, or an unknown keyword.
+                names none which can be found again, files that do not belong together, or an unknown keyword.
         """
         unknown = sorted(set(hub) - set(HUB_ARGUMENTS))
         if unknown:
             raise ValueError(
-                f"load_adapter got {unknown}: it takes clip, memory_encoder and {', '.join(HUB_ARGUMENTS)}."
+                f"load_adapter got {unknown}: it takes clip, memory_encoder, verify and {', '.join(HUB_ARGUMENTS)}."
             )
-        config = AnoPLeConfig.from_pretrained(folder, **hub)
+
+        def read(place: str | Path, hub: dict[str, Any]) -> tuple[AnoPLeConfig, dict[str, Tensor]]:
+            config = AnoPLeConfig.from_pretrained(place, **hub)
+            if config.adapter_clip_sha256 is None:
+                raise ValueError(
+                    f"{folder} is a full detector, no adapter: load it with AnoPLeModel.from_pretrained(...)."
+                )
+            check_state(finder(place, hub), verify=verify)
+            return config, load_state_dict_from_file(cached_file(place, ADAPTER_FILE, **hub), safe=True)
+
+        config, tensors = read_place(folder, hub, read)
         expected, config.adapter_clip_sha256 = config.adapter_clip_sha256, None
         expected_encoder, config.memory_encoder_sha256 = config.memory_encoder_sha256, None
-        if expected is None:
-            raise ValueError(
-                f"{folder} is a full detector, no adapter: load it with AnoPLeModel.from_pretrained(...)."
-            )
         if not isinstance(clip, CLIPModel):
             place, own = _find_again(config.clip_source, clip, folder, ("CLIP", "clip", expected), hub)
             clip = load_clip_part(CLIPModel, place, dtype=config.dtype, use_safetensors=True, **own)
@@ -271,10 +233,9 @@ class CheckpointMixin:
             raise ValueError(
                 f"The adapter {folder} has no memory encoder, its CLIP remembers: leave memory_encoder out."
             )
-        tensors = _todays_names(load_state_dict_from_file(cached_file(folder, ADAPTER_FILE, **hub), safe=True))
         with torch.random.fork_rng(devices=[]):  # first values that are replaced at once
             model = cls(config, clip=clip, memory_encoder=memory_encoder).to(clip.device, clip.dtype)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        missing, unexpected = model.load_state_dict(_todays_names(tensors), strict=False)
         lost = [name for name in missing if not name.startswith(FROZEN)]
         if lost or unexpected:
             raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
@@ -283,34 +244,53 @@ class CheckpointMixin:
         return align_weights(model).eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, verify: bool = False, **kwargs: Any
+    ):
         """
         Load a full detector, as `PreTrainedModel.from_pretrained` does, with aligned weights.
 
         One that version 0.1 saved is read under the names that its tensors have today.
 
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            verify: whether to compare all that decides with the hash that was saved (see [`check_state`]).
+            args, kwargs: those of `PreTrainedModel.from_pretrained`.
+
         Raises:
-            ValueError: for an adapter, and for weights that are missing, which would otherwise be drawn at random; for
-                thresholds that cannot be, and for products whose tensors are not those of their records, or not finite.
+            ValueError: for an adapter, for files that were not saved together, and with `verify` for any that is damaged or
+                was changed; for weights that are missing, which would otherwise be drawn at random, thresholds that cannot
+                be, and products whose tensors are not those of their records, or not finite; for a quantization.
         """
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "A detector takes no quantization_config: its memory and thresholds hold for its own weights. Give "
+                "dtype=torch.bfloat16, or make an int8 graph with anople export --weights int8."
+            )
         place, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         informed = kwargs.pop("output_loading_info", False)
-        known = {} if place is None else AnoPLeConfig.get_config_dict(place, **hub)[0]
-        if known.get("adapter_clip_sha256"):
-            raise ValueError(
-                f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
-            )
-        if known.get("class_names") and "products" not in known:
-            fields = {name: kwargs.pop(name) for name in AnoPLeConfig.__annotations__ if name in kwargs}
-            config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub, **fields)
-            tensors = _read_weights(place, hub)
-            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
-            if "torch_dtype" not in kwargs:
-                kwargs.setdefault("dtype", config.dtype)
-            kwargs |= {"config": config, "state_dict": _todays_names(tensors)}
+        if place is None:
             model, found = super().from_pretrained(None, *args, output_loading_info=True, **kwargs)
         else:
-            model, found = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
+            others = {name: value for name, value in kwargs.items() if name not in hub}
+
+            def read(here: str | Path, access: dict[str, Any]) -> Any:
+                config = AnoPLeConfig.get_config_dict(here, **access)[0]
+                if config.get("adapter_clip_sha256"):
+                    raise ValueError(
+                        f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
+                    )
+                if not kwargs.get("variant"):  # another precision has a hash of its own, which is not kept
+                    check_state(finder(here, access), verify=verify)
+                given = others.get("config")  # read a moment ago, where one of transformers' Auto classes was called
+                if getattr(given, ID, None) not in (None, config.get(ID)):
+                    if given.name_or_path != str(place):
+                        raise ValueError(f"config=... is of another detector than {place}: leave it out.")
+                    logger.warning("%s has changed since its config was read, which is read anew.", place)
+                    others["config"] = AnoPLeConfig.from_pretrained(here, **access)
+                return cls._load(here, access, config, *args, **others)
+
+            model, found = read_place(place, hub, read)
         if wrong := sorted(found["missing_keys"]) or sorted(found["unexpected_keys"]):
             what = "has no" if found["missing_keys"] else "has the unknown"
             raise ValueError(
@@ -323,6 +303,19 @@ class CheckpointMixin:
             model.name_or_path = str(place)
         align_weights(model)
         return (model, found) if informed else model
+
+    @classmethod
+    def _load(cls, place: str | os.PathLike, hub: dict[str, Any], known: dict, *args: Any, **kwargs: Any):
+        """Load what lies in one place and does not change, as transformers does; `known` is the config there."""
+        if not known.get("class_names") or "products" in known:
+            return super().from_pretrained(place, *args, output_loading_info=True, **hub, **kwargs)
+        fields = {name: kwargs.pop(name) for name in AnoPLeConfig.__annotations__ if name in kwargs}
+        config = kwargs.pop("config", None) or AnoPLeConfig.from_pretrained(place, **hub, **fields)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", config.dtype)
+        tensors = _todays_names(_read_weights(place, hub))
+        kwargs |= {"config": config, "state_dict": tensors, "output_loading_info": True}
+        return super().from_pretrained(None, *args, **kwargs)
 
 
 def _read_weights(place: str | os.PathLike, hub: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -398,4 +391,4 @@ def _source_name(source: dict, what: str) -> str:
     return f"the {what} {source['name']!r}{at}" if source.get("name") else f"a {what} without a name"
 
 
-__all__ = ["ADAPTER_FILE", "FROZEN", "CheckpointMixin", "align_files", "align_weights", "hash_weights"]
+__all__ = ["CheckpointMixin"]

@@ -1,6 +1,7 @@
 """Configuration of AnoPLe: one strict dataclass in which every choice that the paper leaves open is a field."""
 
 import copy
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -63,6 +64,51 @@ EARLIER_THRESHOLD_FIELDS = {
 
 ENCODER_FIELDS = ("memory_image_size", "memory_image_mean", "memory_image_std", "memory_encoder_source")
 
+# The least and the greatest value of every number that a person may choose, both allowed; docstrings name them.
+LARGEST_SIDE = 4096  # of an image, in pixels
+MEAN_RANGE, STD_RANGE = (0, 1), (0.001, 1)  # of values from 0, black, to 1, white
+RANGES = {
+    "image_size": (1, LARGEST_SIDE),
+    "memory_image_size": (1, LARGEST_SIDE),
+    "memory_image_mean": MEAN_RANGE,
+    "memory_image_std": STD_RANGE,
+    "prompt_length": (1, 100),
+    "prompt_depth": (1, 1000),
+    "prompt_std": (0, 10),
+    "view_grid": (1, 16),
+    "min_positive_fraction": (0, 1),
+    "temperature": (0.0001, 100),
+    "decoder_widths": (1, 4096),
+    "pixel_loss_weight": (0, 1000),
+    "image_loss_weight": (0, 1000),
+    "alignment_loss_weight": (0, 1000),
+    "focal_gamma": (0, 100),
+    "alignment_warmup": (0, 1),
+    "latent_noise": (0, 10),
+    "memory_limit": (0, 1_000_000_000),
+    "memory_chunk_size": (1, 2**36),
+    "smoothing": (0, 1),
+    "unknown_product_rate": (0, 0.5),
+    "threshold": (0, 1),
+}
+# Of a CLIP and a memory encoder. The largest known have 48 blocks, 5,120 numbers in each token and 18 billion weights.
+LARGEST_CLIP = 100_000_000_000
+TOWER_RANGES = {
+    "num_hidden_layers": (1, 1000),
+    "hidden_size": (1, 65_536),
+    "intermediate_size": (1, 1_000_000),
+    "projection_dim": (1, 65_536),
+}
+VISION_RANGES = {"image_size": (1, LARGEST_SIDE), "patch_size": (1, LARGEST_SIDE)}
+TEXT_RANGES = {"vocab_size": (1, 10_000_000), "max_position_embeddings": (1, 1_000_000)}
+ENCODER_RANGES = {  # of which each kind has some
+    **TOWER_RANGES,
+    **VISION_RANGES,
+    "num_patches": (1, LARGEST_SIDE**2),
+    "mlp_ratio": (0.01, 100),
+    "num_register_tokens": (0, 10_000),
+}
+
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
 COUPLING_MODES = get_args(CouplingMode)
 
@@ -77,18 +123,20 @@ class AnoPLeConfig(PreTrainedConfig):
 
     Args:
         clip_config (`CLIPConfig` or `dict`, *optional*):
-            The frozen backbone. Any width, depth, patch size, activation and resolution.
+            The frozen backbone. Any width, depth, patch size, activation and resolution, within what a machine can hold:
+            towers of 1 to 1000 blocks, 1 to 65536 wide, images of at most 4096 pixels a side, and 100 billion weights.
         image_size (`int`, *optional*):
-            Side in pixels of the square that the CLIP sees, a multiple of its patch; beyond its pretraining its position
-            embeddings are interpolated. `None` takes that of its pretraining.
+            Side in pixels of the square that the CLIP sees, 1 to 4096, a multiple of its patch; beyond its pretraining its
+            position embeddings are interpolated. `None` takes that of its pretraining.
         memory_encoder (`PreTrainedConfig` or `dict`, *optional*):
             Another frozen vision transformer beside the CLIP, whose patches the memory holds, cut after the last block that
-            is needed. `None`, as in the paper: the CLIP's own prompted tower [I].
+            is needed; as large as a CLIP may be. `None`, as in the paper: the CLIP's own prompted tower [I].
         memory_image_size (`int`, *optional*):
-            Side in pixels of the square that the memory's encoder sees, a multiple of its patch. `None` takes that of its
-            pretraining.
+            Side in pixels of the square that the memory's encoder sees, 1 to 4096, a multiple of its patch. `None` takes that
+            of its pretraining.
         memory_image_mean, memory_image_std (`list[float]`, *optional*):
-            How the memory's encoder wants its images normalized, by color. Read from its own files.
+            How the memory's encoder wants its images normalized, by color, where black is 0 and white 1: a mean of 0 to 1, a
+            deviation of 0.001 to 1. Read from its own files.
         image_mean, image_std (`list[float]`, *optional*):
             How the images that come in are normalized: as the CLIP wants it. Kept where a memory's encoder needs it.
         products (`list[dict]`, *optional*):
@@ -101,46 +149,47 @@ class AnoPLeConfig(PreTrainedConfig):
         coupling_projection (`str`, *optional*, defaults to `"shared"`):
             One linear projection per direction for all layers, or one `per_layer` (MaPLe's habit) [U].
         prompt_length (`int`, *optional*, defaults to 4):
-            Free prompt tokens per tower and layer [U].
+            Free prompt tokens per tower and layer [U], 1 to 100.
         prompt_depth (`int`, *optional*, defaults to 9):
-            Number of blocks, counted from the first, whose prompt tokens are learnable [U].
+            Number of blocks, counted from the first, whose prompt tokens are learnable [U], 1 to 1000. A tower of fewer
+            blocks has them in all of its blocks.
         prompt_std (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the prompts' and the prefix' first values [I].
+            Standard deviation of the prompts' and the prefix' first values [I], 0 to 10.
         prefix (`str`, *optional*, defaults to `"token"`):
             How a view's scale is told to the vision tower [U]: one extra `token` that flows through all blocks, or
             `none`.
         view_grid (`int`, *optional*, defaults to 2):
             Training cuts the photograph, enlarged `view_grid` times, into `view_grid`² sub-images beside the global view
-            [K: 2, hence N = 4]. 1 trains on the global view alone.
+            [K: 2, hence N = 4], 1 to 16. 1 trains on the global view alone.
         min_positive_fraction (`float`, *optional*, defaults to 0.01):
             A view counts as anomalous for the image and alignment losses from this share of marked pixels on, and is
-            left out of them between 0 and this share [U].
+            left out of them between 0 and this share [U], 0 to 1.
         temperature (`float`, *optional*, defaults to 0.07):
-            Softmax temperature of all text-image comparisons [U]; CLIP's own 0.01 saturates the probabilities that are
-            fused later.
+            Softmax temperature of all text-image comparisons [U], 0.0001 to 100; CLIP's own 0.01 saturates the
+            probabilities that are fused later.
         decoder_head (`str`, *optional*, defaults to `"text"`):
             `text`: probability of the abnormal against the normal text at each place of the decoded feature map [I];
             `conv`: a 1x1 convolution with two outputs.
         decoder_widths (`list[int]`, *optional*, defaults to `[128, 64]`):
-            Channels of the decoder's two stages, each followed by an upsampling by 2 [U].
+            Channels of the decoder's two stages, each followed by an upsampling by 2 [U], 1 to 4096 each.
         decoder_layers (`list[int]`, *optional*):
             Vision blocks (0-based) whose patch tokens, linearly projected and summed, feed the decoder. `None` feeds it
             the final patch tokens in the joint space [U].
         pixel_loss_weight, image_loss_weight, alignment_loss_weight (`float`, *optional*, default to 1.0):
-            Weights of the three losses [K: unweighted]; 0 removes one.
+            Weights of the three losses [K: unweighted], 0 to 1000; 0 removes one.
         focal_gamma (`float`, *optional*, defaults to 2.0):
-            Focusing exponent of the focal loss [I].
+            Focusing exponent of the focal loss [I], 0 to 100.
         alignment_detach (`str`, *optional*, defaults to `"decoder"`):
             Where the alignment loss stops the gradient [U]. `none` is the literal formula, which a decoder that answers
             the same feature everywhere satisfies best; `decoder` moves only the global feature towards the local
             evidence, so that no constant can win; `map` stops only the map. With `decoder_head="conv"` the features
             learn from this loss alone, so only `none` or `map` teaches them anything.
         alignment_warmup (`float`, *optional*, defaults to 0.2):
-            Share of the steps before the alignment loss sets in, so that the evidence it spreads is evidence. The
-            training loop reads it.
+            Share of the steps before the alignment loss sets in, 0 to 1, so that the evidence it spreads is evidence.
+            The training loop reads it.
         latent_noise (`float`, *optional*, defaults to 0.015):
             Standard deviation of the Gaussian noise added to the unit-length global feature of normal views to make
-            latent anomalies [U]. 0 turns them off.
+            latent anomalies [U], 0 to 10. 0 turns them off.
         memory_layers (`list[int]` or `"middle"`, *optional*):
             Blocks (0-based) of the memory's encoder whose patch tokens are remembered. "middle" takes those from a third to
             three quarters of its depth, and so does `None` for a memory encoder; for the CLIP it takes blocks 2 and 7 of 12,
@@ -153,9 +202,9 @@ class AnoPLeConfig(PreTrainedConfig):
             wrong way is then good. The look-up costs as much more as the memory grows.
         memory_limit (`int`, *optional*, defaults to 16384):
             Most patch vectors per class and layer, those of 64 photographs of 16 x 16 patches; where more would be
-            remembered, those that best cover all are kept [U]. 0 or `None` keeps all.
+            remembered, those that best cover all are kept [U]. 0 or `None` keeps all; 0 to 1000000000.
         memory_chunk_size (`int`, *optional*, defaults to 8388608):
-            Largest number of cosine similarities held at once (32 MiB in fp32).
+            Largest number of cosine similarities held at once (32 MiB in fp32), 1 to 68719476736.
         map_fusion (`str`, *optional*, defaults to `"harmonic"`):
             `harmonic` mean of memory and decoder map [K], or one alone: `memory`, `decoder`.
         image_map (`str`, *optional*, defaults to `"memory"`):
@@ -163,7 +212,7 @@ class AnoPLeConfig(PreTrainedConfig):
         image_fusion (`str`, *optional*, defaults to `"harmonic"`):
             `harmonic` mean of text score and map maximum [K], or one alone: `map`, `text`.
         smoothing (`float`, *optional*, defaults to 0.01):
-            Standard deviation of the maps' Gaussian blur as a share of the image side (4 pixels of 400) [I].
+            Standard deviation of the maps' Gaussian blur as a share of the image side (4 pixels of 400) [I], 0 to 1.
         class_identity (`str`, *optional*, defaults to `"given"`):
             Where the class of a photograph comes from [U]: `given` by the caller (predicted where the caller gives
             none), always `predicted`, or `pooled` (mean text embeddings and one memory over all classes).
@@ -171,10 +220,10 @@ class AnoPLeConfig(PreTrainedConfig):
             How a class is predicted: nearest mean global feature of the normals (`prototype`), or nearest normal text
             embedding (`text`) [U].
         unknown_product_rate (`float`, *optional*, defaults to 0.001):
-            Share of a product's own photographs that may be called an unknown product where classes are predicted [U].
-            Lines are set for it when the product is fitted or enrolled; 0 turns the answer "unknown product" off.
+            Share of a product's own photographs that may be called an unknown product where classes are predicted [U],
+            0 to 0.5. Lines are set for it when the product is fitted or enrolled; 0 turns the answer "unknown product" off.
         threshold (`float`, *optional*, defaults to 0.5):
-            Calibrated score above which an image is called anomalous.
+            Calibrated score above which an image is called anomalous, 0 to 1.
         pooled_threshold (`dict`, *optional*):
             The one threshold of all products, with `class_identity="pooled"`. Kept by the model.
         fit (`dict`, *optional*):
@@ -188,6 +237,8 @@ class AnoPLeConfig(PreTrainedConfig):
         adapter_clip_sha256, memory_encoder_sha256 (`str`, *optional*):
             Only in an adapter: the hashes of the weights of CLIP and memory encoder that it was saved without. Kept by
             `save_adapter`.
+        content_sha256 (`str`, *optional*):
+            Names the state that was saved: a hash of all that decides an answer. Kept by the model.
         history (`list[dict]`, *optional*):
             What was enrolled, added and forgotten, when and from which files. Kept by the model.
     """
@@ -246,6 +297,7 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_encoder_source: dict | None = None
     adapter_clip_sha256: str | None = None
     memory_encoder_sha256: str | None = None
+    content_sha256: str | None = None
     history: list[dict] | None = None
     custom_pipelines: dict | None = None  # where transformers finds the code of the pipeline
 
@@ -256,6 +308,9 @@ class AnoPLeConfig(PreTrainedConfig):
             if old in kwargs:
                 setattr(self, new, kwargs.pop(old))
         super().__post_init__(**kwargs)
+        check_clip_size(self.clip_config)  # which the sizes below are reckoned from
+        if self.memory_encoder is not None:
+            check_encoder_size(self.memory_encoder)
         self.tiling = tiling_text(self.tiling)
         self.history = list(self.history or [])
         self.custom_pipelines = CustomPipelines(PIPELINES)
@@ -281,13 +336,7 @@ class AnoPLeConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check the relations between fields; raise `ValueError` with the value received and the remedy."""
         vision = self.clip_config.vision_config
-        _require(self.view_grid >= 1, f"view_grid must be at least 1, got {self.view_grid}.")
-        _require(self.prompt_length >= 1, f"prompt_length must be at least 1, got {self.prompt_length}.")
-        _require(self.prompt_depth >= 1, f"prompt_depth must be at least 1, got {self.prompt_depth}.")
-        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}.")
-        _require(
-            0 <= self.threshold <= 1, f"threshold must lie within 0 and 1, got {self.threshold}; 0.5 is the line."
-        )
+        check_ranges(self, RANGES | {"image_mean": MEAN_RANGE, "image_std": STD_RANGE})
         _require(len(self.decoder_widths) == 2, f"decoder_widths needs two numbers, got {self.decoder_widths}.")
         for name, tower in (("memory_layers", self.memory_tower), ("decoder_layers", vision)):
             depth = tower.num_hidden_layers
@@ -304,16 +353,14 @@ class AnoPLeConfig(PreTrainedConfig):
             for name in ("memory_image_mean", "memory_image_std", "image_mean", "image_std"):
                 values = getattr(self, name)
                 _require(
-                    values is not None and len(values) == 3 and (min(values) > 0 or not name.endswith("std")),
-                    f"{name} must be three numbers, those of a deviation positive, beside a memory encoder; got {values}.",
+                    values is not None and len(values) == 3,
+                    f"{name} must be three numbers beside a memory encoder, got {values}.",
                 )
         names = self.class_names
         twice = sorted({name for name in names if names.count(name) > 1})
         _require(not twice, f"class_names must differ; these stand there more than once: {twice}.")
-        _require(
-            (self.memory_limit or 0) >= 0,
-            f"memory_limit must not be negative (0 or None is no limit), got {self.memory_limit}.",
-        )
+        broken = [name for name in names if not isinstance(name, str) or leads_elsewhere(name)]
+        _require(not broken, f"class_names {broken} are no names of products: no path may stand in them.")
 
     @property
     def class_names(self) -> list[str]:
@@ -387,6 +434,64 @@ def pretraining_side(tower: PreTrainedConfig) -> int:
     return max(tower.image_size) if isinstance(tower.image_size, (list, tuple)) else tower.image_size
 
 
+def check_ranges(values: object, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """
+    Refuse numbers out of range; those that are not there pass, and of a list each counts.
+
+    Args:
+        values: holds a field for each name in `ranges`.
+        ranges: the least and the greatest value, both allowed.
+        where: what holds the fields, for the message.
+
+    Raises:
+        ValueError: naming the field, its range and the value.
+    """
+    for name, (low, high) in ranges.items():
+        given = getattr(values, name)
+        for value in given if isinstance(given, (list, tuple)) else [given]:
+            if value is not None and not low <= value <= high:  # NaN lies nowhere
+                raise ValueError(f"{where}{name} must lie within {low} and {high}, got {value}.")
+
+
+def check_clip_size(clip: CLIPConfig) -> None:
+    """Refuse a CLIP that no machine can hold, before anything is made of it; a `ValueError` names the field and its range."""
+    weights = 0
+    for name, ranges in (("text_config", TEXT_RANGES), ("vision_config", VISION_RANGES)):
+        tower = getattr(clip, name)
+        check_ranges(tower, TOWER_RANGES | ranges, f"{name}.")
+        weights += _block_weights(tower, tower.intermediate_size)
+    check_ranges(clip, {"projection_dim": TOWER_RANGES["projection_dim"]}, "clip_config.")
+    _require(weights <= LARGEST_CLIP, f"The CLIP has {weights} weights, and {LARGEST_CLIP} are the most it may have.")
+
+
+def check_encoder_size(encoder: PreTrainedConfig, name: str = "memory_encoder") -> None:
+    """Refuse what is no vision transformer, or one that no machine can hold, as [`check_clip_size`] does; `name` says whose."""
+    sizes = [getattr(encoder, field, None) for field in ("num_hidden_layers", "hidden_size")]
+    _require(
+        hasattr(encoder, "patch_size") and all(isinstance(size, int) for size in sizes),
+        f"{name} is a {encoder.model_type}, no vision transformer with a grid of patches: give another memory_encoder, such as "
+        "facebook/dinov2-small.",
+    )
+    known = {field: limits for field, limits in ENCODER_RANGES.items() if hasattr(encoder, field)}
+    check_ranges(encoder, known, "memory_encoder.")
+    inner = getattr(encoder, "intermediate_size", None) or getattr(encoder, "mlp_ratio", 4) * encoder.hidden_size
+    weights = _block_weights(encoder, inner)
+    _require(
+        weights <= LARGEST_CLIP,
+        f"The memory encoder has {weights:.0f} weights, and {LARGEST_CLIP} are the most it may have.",
+    )
+
+
+def _block_weights(tower: PreTrainedConfig, inner: float) -> float:
+    """Count the weights of a tower's blocks, whose perceptrons are `inner` wide."""
+    return tower.num_hidden_layers * tower.hidden_size * (4 * tower.hidden_size + 2 * inner)
+
+
+def leads_elsewhere(name: str) -> bool:
+    """Say whether a name, taken for that of a file, would lead out of its folder."""
+    return name in (".", "..") or any(mark in name for mark in "/\\\0")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -457,11 +562,19 @@ def _renamed_threshold(line: dict) -> dict:
 
 __all__ = [
     "COUPLING_MODES",
+    "LARGEST_SIDE",
     "PIPELINES",
+    "RANGES",
     "REMOVED",
     "RENAMED",
     "TASK",
     "AnoPLeConfig",
     "CustomPipelines",
+    "check_clip_size",
+    "check_encoder_size",
+    "check_ranges",
+    "leads_elsewhere",
+    "patch_side",
+    "pretraining_side",
     "what_became_of",
 ]

@@ -80,10 +80,11 @@ class AnomalyDecoder(nn.Module):
         patches = nn.functional.layer_norm(patches - patches.mean(1, keepdim=True), patches.shape[1:])
         # (batch, patches, width) -> (batch, width, rows, columns)
         hidden = self.body(patches.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size)))
-        if not need_features:
-            return DecoderOutput(
-                None, self._text_logits(hidden, class_embeddings) if self.head is None else self.head(hidden)
-            )
+        if not need_features and self.head is not None:
+            return DecoderOutput(None, self.head(hidden))
+        # by its weights, where these are all there is to it: LoRA adds to its answers, and weights may be kept on a disk
+        if not need_features and type(self.project) is nn.Conv2d and not self.project.weight.is_meta:
+            return DecoderOutput(None, self._text_logits(hidden, class_embeddings))
         features = nn.functional.normalize(self.project(hidden), dim=1)
         if self.head is not None:
             return DecoderOutput(features, self.head(hidden))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calibration_anople import ProductThreshold
+from .calibration_anople import ProductThreshold, check_rate
 from .fitting_anople import DEFAULT_FALSE_ALARM_RATE, calibrate_product, recalibrate_product, remember
 from .images_anople import (
     ImageError,
@@ -220,7 +220,8 @@ def enroll(
         model, processor: the detector; the processor learns the name.
         class_name: the new product; its words go into the prompts.
         images: good images: a list, folder, dataset or generator of whatever [`load_image`] opens.
-        max_false_alarm_rate: share of good images that may lie above the threshold; by default that of the others.
+        max_false_alarm_rate: share of good images that may lie above the threshold, from 0.0001 to below 0.5; by default
+            that of the others.
         batch_size: images encoded at once.
         date: ISO date for the log; by default now.
         tiling: how this product's images are cut, now and whenever one is judged; by default as the others.
@@ -318,6 +319,8 @@ def calibrate(
     product = model.products[class_id]
     if product.record.threshold is None:
         raise ValueError(f"{product.name!r} has no threshold yet: give it good images with add_normals first.")
+    if max_false_alarm_rate is not None:
+        check_rate(max_false_alarm_rate, len(product.record.threshold.image_scores))
     if images is None and max_false_alarm_rate is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
     normals, remembered = NormalImages([], [], []), None
@@ -421,7 +424,8 @@ def _learn(
     model: AnoPLeModel, normals: NormalImages, class_id: int, rate: float | None, batch_size: int
 ) -> ProductThreshold:
     """Remember images and fit the threshold of their product."""
-    rate = _rate_of(model, class_id, rate)
+    rate, count = _rate_of(model, class_id, rate), model.products[class_id].image_count + len(normals.images)
+    check_rate(rate, count if count > 1 else 0)  # before images are encoded for it
     remember(model, normals.images, class_id, batch_size=batch_size)
     return calibrate_product(model, normals.images, class_id, max_false_alarm_rate=rate)
 

@@ -1,10 +1,12 @@
 """Images of any kind, from a file, memory, a folder or a table, as upright RGB; masks, and what is to be ignored, as booleans."""
 
+import errno
 import io
 import itertools
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,7 @@ WHITE_VALUES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65
 # Resampling leaves the range a little; values farther out are on another scale.
 ACCEPTED_RANGE = (-0.5, 1.5)
 ANY_MARK = 1e-6  # white value of masks: whatever is above 0 becomes visible
+WHITE_RANGE = (1e-6, 2**32)  # of a white value that is given
 
 
 IMAGE_EXTENSIONS = frozenset(
@@ -70,11 +73,11 @@ def load_image(source: ImageSource, *, white_value: float | None = None) -> Imag
     Args:
         source: path, file, bytes, `{"path", "bytes"}` as `datasets.Image(decode=False)` gives, PIL image, array
             (height, width) or (height, width, 1 | 3 | 4), or tensor (1 | 3 | 4, height, width), of bool, uint8, uint16
-            or floats within 0 and 1.
+            or finite floats within 0 and 1.
         white_value: overrides the white value of 16-bit and float grayscale.
 
     Raises:
-        ImageError: if it cannot be read whole, or has values on another scale.
+        ImageError: if it cannot be read whole, has no pixels, or values that are not finite or on another scale.
     """
     return _load(source, white_value, "white")
 
@@ -116,15 +119,28 @@ def _read(source: ImageSource, white_value: float | None, background: str) -> Im
     if isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
         raise ImageError("addresses are not fetched: download the photograph and give the file.")
     source = io.BytesIO(source) if isinstance(source, bytes) else source
-    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
+    if isinstance(source, (str, os.PathLike)):
+        _refuse_stream(source)
+    elif not hasattr(source, "read"):
         raise ImageError(f"a {type(source).__name__} is no photograph: give a path, bytes, a PIL image or an array.")
     with Image.open(source) as image:
         return _to_rgb(ImageOps.exif_transpose(image), white_value, background)
 
 
+def _refuse_stream(path: str | os.PathLike) -> None:
+    """Refuse what can be waited for or read without an end: a pipe, a socket, a device."""
+    if not os.fspath(path):
+        raise ImageError("its name is empty: give a path.")
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise ImageError("is a pipe, a socket or a device, not a file: save the photograph and give its file.")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ImageError):
         return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "is a symbolic link that leads back to itself: give the file."
     if isinstance(error, FileNotFoundError):
         return "there is no such file."
     if isinstance(error, IsADirectoryError):
@@ -169,7 +185,9 @@ def _from_array(array: np.ndarray | torch.Tensor, white_value: float | None) -> 
 
 def _scaled(array: np.ndarray, white_value: float | None, usual_white: float) -> np.ndarray:
     """Bring grey values to uint8; without a `white_value`, ones that cannot have been meant for the usual white fail."""
-    values = np.nan_to_num(np.asarray(array, dtype=np.float64)) / (white_value or usual_white)
+    values = np.asarray(array, dtype=np.float64) / (white_value or usual_white)
+    if not np.isfinite(values).all():
+        raise ImageError("has values that are not finite (NaN or infinite): replace them, or leave the image out.")
     if white_value is None and not ACCEPTED_RANGE[0] <= values.min() <= values.max() <= ACCEPTED_RANGE[1]:
         raise ImageError(
             f"values from {np.min(array):g} to {np.max(array):g} do not fit the usual white of {usual_white:g}: "
@@ -179,6 +197,8 @@ def _scaled(array: np.ndarray, white_value: float | None, usual_white: float) ->
 
 
 def _to_rgb(image: Image.Image, white_value: float | None, background: str) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"has no pixels ({image.width} x {image.height}): leave it out.")
     if image.mode in WHITE_VALUES:
         image = Image.fromarray(_scaled(np.asarray(image), white_value, WHITE_VALUES[image.mode]))
     if image.mode in ("La", "RGBa"):  # colors multiplied by alpha
@@ -202,7 +222,7 @@ def is_one_image(inputs: object) -> bool:
     if isinstance(inputs, (np.ndarray, Tensor)):
         return inputs.ndim < 4
     if isinstance(inputs, (str, os.PathLike)):
-        return not Path(inputs).is_dir()
+        return not os.fspath(inputs) or not os.path.isdir(inputs)  # no name is not the folder that one is in
     return isinstance(inputs, (bytes, dict, Image.Image)) or hasattr(inputs, "read")
 
 
@@ -271,14 +291,16 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     and masks, which are what lies in folders named `ground_truth`.
 
     Raises:
-        ValueError: for a folder without image files, or an address.
+        ValueError: for a folder without image files, an address, or an empty name.
     """
+    if "" in map(os.fspath, places):
+        raise ValueError("an empty name is no photograph: give a file, or . for the folder that you are in.")
     if addresses := [str(place) for place in places if re.match(r"[a-z][a-z0-9+.-]+://", str(place), re.IGNORECASE)]:
         raise ValueError(f"{addresses[0]} is an address, and none is fetched: download it and give the file.")
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     paths = []
     for place in map(Path, places):
-        if place.is_dir():
+        if os.path.isdir(place):  # of a name that no file can have, Path raises
             files = [path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file()]
             shown = [path for path in files if not _is_hidden(path.relative_to(place))]
             inside = sorted(path for path in shown if MASKS not in path.relative_to(place).parts[:-1])
@@ -387,6 +409,7 @@ __all__ = [
     "MaskSource",
     "ImageError",
     "NOTHING",
+    "WHITE_RANGE",
     "act_on_each",
     "mask_out_map",
     "fill_ignored",

@@ -31,7 +31,7 @@ from .decoding_anople import AnomalyDecoder
 from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import MemoryBank, memory_distances
-from .product_store_anople import Product, ProductStore
+from .product_store_anople import Product, ProductStore, new_name
 from .prompting_anople import (
     BidirectionalPrompts,
     ScalePrefix,
@@ -150,6 +150,8 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             raise ValueError(f"from_clip needs a list with at least one class name, got {class_names!r}.")
         if isinstance(clip, CLIPModel) and tokenizer is None:
             raise ValueError("from_clip got a CLIPModel without its tokenizer: pass tokenizer=... too.")
+        for number, each in enumerate(class_names):  # the config refuses a name that stands there twice
+            new_name(each, [other for other in class_names[:number] if other != each])
         # 1. The CLIP, and where it came from: a detector can name it, and an adapter finds it again.
         name = clip
         if not isinstance(clip, CLIPModel):
@@ -196,6 +198,14 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             if given.get("memory_image_mean") is None or given.get("memory_image_std") is None:
                 fields["memory_image_mean"], fields["memory_image_std"] = encoder_normalization(encoder, **hub)
         return fields | {"memory_encoder_source": source}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return what embeds the input, which is pixels: the convolution that cuts an image into patches."""
+        return self.clip.vision_model.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another layer in the place of [`get_input_embeddings`]."""
+        self.clip.vision_model.embeddings.patch_embedding = value
 
     def train(self, mode: bool = True) -> "AnoPLeModel":
         """Switch the learnable parts; the frozen CLIP and memory encoder stay in evaluation mode."""
@@ -296,7 +306,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             pixel_values: (batch, 3, side, side) from [`AnoPLeProcessor`].
             class_ids: (batch,) the product of each image. Absent: predicted (or pooled, by `class_identity`).
             view_ids: (batch,) 0 for the global view, 1 to N for the sub-images in reading order; training only.
-            labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks.
+            labels: (batch,) 1 anomalous, 0 normal, -1 left out; by default found from the masks. Only with `mask_labels`.
             mask_labels: (batch, height, width) 1 where anomalous.
             noise_seeds: (batch,) seeds of the latent noise, so that it does not depend on who draws it.
             class_is_known: whether `class_ids` hold also where classes are predicted.
@@ -305,7 +315,14 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
 
         Returns:
             [`AnoPLeOutput`].
+
+        Raises:
+            ValueError: for `labels` without `mask_labels`, or ids that are no product's.
         """
+        if labels is not None and mask_labels is None:
+            raise ValueError(
+                "labels were given without mask_labels, which the losses need: give both (masks of zeros for good images)."
+            )
         if class_ids is not None and not self.training:
             class_ids = class_ids.cpu()  # once, and before the GPU has work: each reading of it waits for all of that
         # 1. One pass through the prompted vision tower.
@@ -367,6 +384,13 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         """Pick each image's normal and abnormal embedding: (batch, 2, width); their mean over classes when pooled."""
         if class_ids is None:
             return F.normalize(self.products.text_embeddings().mean(0), dim=-1).to(device).expand(batch, -1, -1)
+        if (
+            torch.compiler.is_exporting()
+        ):  # which texts, memory and thresholds are needed depends on the values of class_ids
+            raise ValueError(
+                "torch.export cannot trace a detector whole, since products come and go: use anople export, or "
+                "modeling_anople.export.export_detector."
+            )
         if not self.training:
             shown, places = class_ids.unique(return_inverse=True)
             return self.products.text_embeddings(shown.tolist()).to(device)[places]

@@ -26,7 +26,7 @@ from .explanation_anople import Explanation, explain
 from .images_anople import ImageError, ImageSource, images_of, is_one_image, mask_out_map, source_path
 from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
-from .processing_anople import AnoPLeProcessor
+from .processing_anople import AnoPLeProcessor, check_sight
 from .product_store_anople import SAME, ProductRecord, composed
 from .scoring_anople import Detector, resize_maps
 from .tiling_anople import Tiling, tiling_text
@@ -197,22 +197,6 @@ def _describe(
 # --- The detector: model and processor, with verbs ---
 
 
-def _check_sight(model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
-    """Refuse a processor that prepares images of another side or normalization than the model takes."""
-    config, images = model.config, processor.image_processor
-    if processor.image_size != config.input_size:
-        raise ValueError(
-            f"The processor prepares images of {processor.image_size} pixels, and the model takes {config.input_size}: give "
-            f"AnoPLeProcessor.from_clip(..., image_size={config.input_size})."
-        )
-    wanted, found = (config.image_mean, config.image_std), (list(images.image_mean), list(images.image_std))
-    if config.memory_encoder is not None and not np.allclose(wanted, found, atol=1e-6):
-        raise ValueError(
-            f"The processor normalizes images with mean and deviation {found}, and the model's memory encoder expects {wanted}: "
-            "give from_clip image_mean=... and image_std=... of this processor, or the processor that belongs to this model."
-        )
-
-
 class AnomalyDetectionPipeline(Pipeline):
     """
     Judge images from any source; the model is loaded once, and nothing is drawn. And learn products, without training.
@@ -268,14 +252,15 @@ class AnomalyDetectionPipeline(Pipeline):
         config = model.config
         had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
         has, known = (list(map(composed, names)) for names in (config.class_names, processor.class_names))
-        if not had.issuperset(known) or [name for name in has if name in known] != [
-            name for name in known if name in has
-        ]:
+        # both from one folder: it was changed after the model was read, and pictures are prepared as ever
+        beside = bool(model.name_or_path) and getattr(processor, "name_or_path", "") == model.name_or_path
+        in_order = [name for name in has if name in known] == [name for name in known if name in has]
+        if not in_order or not (beside or had.issuperset(known)):
             raise ValueError(
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."
             )
-        _check_sight(model, processor)
+        check_sight(processor, config)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
         self.model.own_processor = self.processor

@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .calibration_anople import label_of
+from .configuration_anople import LARGEST_SIDE, AnoPLeConfig, check_ranges
 from .images_anople import (
+    WHITE_RANGE,
     ImageSource,
     MaskSource,
     act_on_each,
@@ -25,7 +29,11 @@ from .images_anople import (
     mask_tensor,
 )
 from .product_store_anople import UNKNOWN_PRODUCT, find_class
+from .saving_anople import adopt_processor, check_processor, finder, read_place
 from .scoring_anople import broken_answers
+
+
+SIDE_RANGES = dict.fromkeys(("height", "width", "shortest_edge", "longest_edge"), (1, LARGEST_SIDE))
 
 
 class AnoPLeProcessor(ProcessorMixin):
@@ -34,21 +42,30 @@ class AnoPLeProcessor(ProcessorMixin):
 
     Args:
         image_processor: a CLIP image processor; its PIL form is used whatever is installed, so that pixel values do not
-            depend on the machine.
+            depend on the machine. The sides that it brings photographs to are at most 4096 pixels.
         tokenizer: the CLIP tokenizer; only new products need it.
         class_names (`list[str]`): the products, in the order of their ids.
-        white_value (`float`, *optional*): white of 16-bit and float grayscale, 4095 for a 12-bit camera.
+        white_value (`float`, *optional*): white of 16-bit and float grayscale, 1e-06 to 4294967296; 4095 for a 12-bit
+            camera.
+
+    Raises:
+        ValueError: for a number out of its range.
     """
 
     _auto_class = "AutoProcessor"
+    name_or_path = ""  # where it was loaded from
 
     def __init__(self, image_processor=None, tokenizer=None, class_names=None, white_value=None, **kwargs):
         if image_processor is not None and not isinstance(image_processor, CLIPImageProcessorPil):
             settings = image_processor.to_dict()
             settings.pop("image_processor_type", None)
             image_processor = CLIPImageProcessorPil(**settings)
+        for name in ("size", "crop_size"):
+            if sides := getattr(image_processor, name, None):
+                check_ranges(sides, SIDE_RANGES, f"{name}.")
         self.class_names = list(class_names or [])
         self.white_value = white_value
+        check_ranges(self, {"white_value": WHITE_RANGE})
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -84,10 +101,40 @@ class AnoPLeProcessor(ProcessorMixin):
         )
         return cls(image_processor, load_clip_tokenizer(clip, **kwargs), class_names=class_names)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """
+        Load the processor of a detector, as `ProcessorMixin.from_pretrained` does.
+
+        Raises:
+            ValueError: if it was not saved together with the detector that lies beside it.
+        """
+        kwargs.pop("dtype", None)  # which `pipeline` hands on; a tokenizer that keeps it cannot be saved
+        load, hub = super().from_pretrained, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        others = {name: value for name, value in kwargs.items() if name not in hub}
+
+        def read(place: str | os.PathLike, hub: dict) -> "AnoPLeProcessor":
+            check_processor(finder(place, hub))
+            return load(place, **hub, **others)
+
+        processor = read_place(pretrained_model_name_or_path, hub, read)
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save as every processor; beside a detector that is saved there already, as its own."""
+        super().save_pretrained(save_directory, **kwargs)
+        adopt_processor(Path(save_directory))
+
     @property
     def image_size(self) -> int:
         """Side of the square that the model sees."""
         return self.image_processor.size["height"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call with images alone returns."""
+        return ["pixel_values"]
 
     def __call__(self, images=None, class_names=None, masks=None, ignore_masks=None, **kwargs) -> BatchFeature:
         """
@@ -106,8 +153,13 @@ class AnoPLeProcessor(ProcessorMixin):
 
         Raises:
             ImageError: naming the photograph, if one cannot be read or a mask has another size.
-            ValueError: for an unknown class, naming those that are known.
+            ValueError: for an unknown class, naming those that are known, or a keyword that the image processor lacks.
         """
+        if unknown := sorted(kwargs.keys() - self.image_processor.valid_kwargs.__annotations__.keys()):
+            raise ValueError(
+                f"AnoPLeProcessor got {unknown}: it takes images, class_names, masks, ignore_masks and options of its image "
+                "processor, such as do_resize. The words of a product are tokenized once, when it is enrolled."
+            )
         if images is None or (isinstance(images, (list, tuple)) and not images):
             raise ValueError("AnoPLeProcessor needs images=..., got none.")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
@@ -234,4 +286,20 @@ def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-__all__ = ["AnoPLeProcessor"]
+def check_sight(processor: AnoPLeProcessor, config: AnoPLeConfig) -> None:
+    """Refuse, by a `ValueError`, a processor that prepares images of another side or normalization than a detector takes."""
+    images = processor.image_processor
+    if processor.image_size != config.input_size:
+        raise ValueError(
+            f"The processor prepares images of {processor.image_size} pixels, and the model takes {config.input_size}: give "
+            f"AnoPLeProcessor.from_clip(..., image_size={config.input_size})."
+        )
+    wanted, found = (config.image_mean, config.image_std), (list(images.image_mean), list(images.image_std))
+    if config.memory_encoder is not None and not np.allclose(wanted, found, atol=1e-6):
+        raise ValueError(
+            f"The processor normalizes images with mean and deviation {found}, and the model's memory encoder expects {wanted}: "
+            "give from_clip image_mean=... and image_std=... of this processor, or the processor that belongs to this model."
+        )
+
+
+__all__ = ["AnoPLeProcessor", "check_sight"]

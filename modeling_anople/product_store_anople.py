@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration_anople import ProductThreshold, fit_pooled_threshold
-from .configuration_anople import AnoPLeConfig
+from .configuration_anople import AnoPLeConfig, leads_elsewhere
 from .images_anople import ImageError
 from .memory_anople import MemoryBank
 
@@ -30,6 +30,15 @@ MaskOpener = Callable[[tuple[int, int]], np.ndarray]  # opens a product's ignore
 
 
 # --- Names of products ---
+
+# Scripts some of whose letters look like another's, and these letters, each above the Latin one that it looks like.
+ALIKE_SCRIPTS = {"LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "COPTIC", "CHEROKEE"}
+UNITS = "\u03a9\u03bc"  # ohm and micro, which stand among letters of any script
+LOOK_ALIKES = str.maketrans(
+    "АВЕКМНОРСТУХІЈЅаеорсухіјѕԁһӏ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορν",
+    "ABEKMHOPCTYXIJSaeopcyxijsdhl" + "ABEZHIKMNOPTYXaopv",
+)
+INVISIBLE = ("VARIATION SELECTOR", "FILLER", "BRAILLE PATTERN BLANK", "GRAPHEME JOINER")  # printable, says Unicode
 
 
 def composed(name: str) -> str:
@@ -59,15 +68,49 @@ def find_class(class_name: str | None, class_names: list[str]) -> int:
     raise ValueError(f"The class {class_name!r} is not known to this detector, which knows {class_names}.{meant}")
 
 
-def new_name(name: str, known: list[str]) -> str:
-    """Return the name of a new product with composed letters, or raise a ValueError for one that it cannot have."""
-    if not isinstance(name, str) or not name.strip():
+def new_name(name: str, known: Sequence[str]) -> str:
+    """
+    Return the name of a new product with composed letters.
+
+    Raises:
+        ValueError: for one that it cannot have: what cannot be seen or leads out of a folder, blanks at an end, letters of
+            scripts that look alike (Latin, Greek, Cyrillic and a few more; the signs of ohm and micro may stand anywhere),
+            a name that is taken, or one that looks like another. What looks alike in one script, as 0 and O, is allowed.
+    """
+    if not isinstance(name, str) or not _looks_of(name):
         raise ValueError(f"A product needs a name, got {name!r}.")
+    if hidden := sorted({letter for letter in name if not letter.isprintable()}):
+        raise ValueError(
+            f"The name {name!r} holds what cannot be seen ({', '.join(map(ascii, hidden))}): leave it out."
+        )
+    if name != name.strip():
+        raise ValueError(f"The name {name!r} begins or ends with a blank: leave it out.")
+    if leads_elsewhere(name):
+        raise ValueError(f"The name {name!r} is a path: take one without / and \\.")
+    if len(scripts := _alike_scripts(name)) > 1:
+        raise ValueError(
+            f"The name {name!r} mixes letters that look alike ({', '.join(scripts)}): write it in one script."
+        )
     if (name := composed(name)) == UNKNOWN_PRODUCT:
         raise ValueError(f"{name!r} is what an image of no known product is called: take another name.")
     if name in map(composed, known):
         raise ValueError(f"The class {name!r} exists: give it more images with add_normals, or forget it first.")
+    if alike := next((other for other in known if _looks_of(other) == _looks_of(name)), None):
+        raise ValueError(f"The name {name!r} looks like that of the class {alike!r}: take another name.")
     return name
+
+
+def _alike_scripts(name: str) -> list[str]:
+    """Name the scripts of `ALIKE_SCRIPTS` that a name has letters of; the name of a letter begins with its script."""
+    letters = (letter for letter in unicodedata.normalize("NFKC", name) if letter.isalpha() and letter not in UNITS)
+    return sorted({unicodedata.name(letter, "?").split()[0] for letter in letters} & ALIKE_SCRIPTS)
+
+
+def _looks_of(name: str) -> str:
+    """Write a name so that two which look alike are one: wide and other forms of letters, other scripts, blanks."""
+    letters = unicodedata.normalize("NFKC", name).translate(LOOK_ALIKES)
+    shown = (each for each in letters if not any(mark in unicodedata.name(each, "") for mark in INVISIBLE))
+    return " ".join("".join(shown).split())
 
 
 # --- One product ---
@@ -207,7 +250,7 @@ class ProductStore(nn.ModuleList):
         """Refuse, by a `ValueError`, products with numbers that are not finite: whatever was compared with them would be, too."""
         for product in self:
             for name, tensor in product.named_buffers():
-                if tensor.is_floating_point() and not tensor.isfinite().all():
+                if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
                     raise ValueError(
                         f"{name} of {product.name!r} holds numbers that are not finite: copy the detector again, or forget the "
                         "product and enroll it anew."

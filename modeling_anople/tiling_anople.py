@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 
 LARGEST_COUNT = 64  # of tiles that "auto" lays
+MOST_TILES = 4096  # that may be asked for
 PIXELS_PER_VIEW_PIXEL = 2.0  # "auto" lays tiles so small that the model sees every second pixel, while it may
 OVERLAP = 0.25  # of a tile with the next one, at least
 SMALLEST_WEIGHT = 1e-3  # at a tile's border, so that a place that one tile alone sees counts too
@@ -43,7 +44,7 @@ def tiling_text(tiling: Tiling) -> str | None:
     Write a tiling as the config keeps it: "auto", "ROWS,COLUMNS" or `None`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, or more than 4096 tiles.
     """
     if tiling is None or tiling in ("none", ""):
         return None
@@ -52,10 +53,12 @@ def tiling_text(tiling: Tiling) -> str | None:
     parts = tiling.split(",") if isinstance(tiling, str) else list(tiling) if isinstance(tiling, (tuple, list)) else []
     try:
         rows, columns = (int(part) for part in parts)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         rows = columns = 0
     if rows < 1 or columns < 1:
         raise ValueError(f"tiling must be 'auto', rows and columns as '2,8' or (2, 8), or None; got {tiling!r}.")
+    if rows * columns > MOST_TILES:
+        raise ValueError(f"tiling {rows},{columns} would be {rows * columns} tiles: at most {MOST_TILES} can be had.")
     return f"{rows},{columns}"
 
 

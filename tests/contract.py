@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from modeling_anople import AnoPLeModel
-from modeling_anople.checkpoint_anople import FROZEN
 from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.saving_anople import FROZEN
 from modeling_anople.scoring_anople import AnoPLeOutput
 
 from .detectors import pixel_images

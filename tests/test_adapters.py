@@ -12,9 +12,9 @@ from transformers import AutoModel, CLIPModel
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import clip_source, describe_source, name_of
-from modeling_anople.checkpoint_anople import FROZEN, align_weights, hash_weights
 from modeling_anople.fitting_anople import calibrate_product, remember
 from modeling_anople.runtime.loading import load_detector
+from modeling_anople.saving_anople import FROZEN, align_weights, hash_weights
 
 from .contract import assert_same, fill, judge, learnables
 from .detectors import pixel_images
@@ -155,7 +155,9 @@ def test_saved_weights_are_used_where_they_lie_in_their_files(make_model, make_p
     for file in files:
         begin = 8 + int.from_bytes(file.read_bytes()[:8], "little")
         header = json.loads(file.read_bytes()[8:begin])
-        assert begin % 64 == 0 and header.pop("__metadata__") == {"format": "pt"}
+        config = json.loads((file.parent / "config.json").read_text("utf-8"))
+        metadata = {"format": "pt", "content_sha256": config["content_sha256"]}
+        assert begin % 64 == 0 and header.pop("__metadata__") == metadata
         for name, (first, last) in ((name, entry["data_offsets"]) for name, entry in header.items()):
             assert first % 64 == 0 or last - first < 64 or name.endswith(".prompt_ids")  # 1232 bytes each
     monkeypatch.setattr("modeling_anople.checkpoint_anople.align_weights", lambda model: model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor, cli
@@ -42,6 +43,16 @@ def saved(small_clip_folder, photograph, tmp_path_factory):
 def folder(saved, tmp_path):
     """A copy of it, to break."""
     return shutil.copytree(saved, tmp_path / "detector")
+
+
+def edit_weights(folder, change) -> None:
+    """Change model.safetensors in place; its state stays the one that it was saved with."""
+    path = folder / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata)
 
 
 def edit_config(folder, change) -> None:
@@ -80,10 +91,7 @@ def test_one_broken_weight_makes_an_error_of_every_image_that_it_reaches(
 
 @pytest.mark.parametrize("value", BROKEN)
 def test_one_broken_number_of_a_memory_is_refused_with_its_product_before_anything_is_judged(folder, value, capsys):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors["products.1.bank.vectors"][0, 3, 5] = value
-    save_file(tensors, path, {"format": "pt"})
+    edit_weights(folder, lambda tensors: tensors["products.1.bank.vectors"][0, 3].fill_(value))
     with pytest.raises(ValueError, match=r"bank.vectors of 'nut' holds numbers that are not finite"):
         AnoPLeModel.from_pretrained(folder)
     assert cli.main(["predict", str(folder), "any.png"]) == 2
@@ -92,9 +100,7 @@ def test_one_broken_number_of_a_memory_is_refused_with_its_product_before_anythi
 
 @pytest.mark.parametrize(("lost", "words"), [("products.1.prototype", "has no"), ("decoder.", "has no")])
 def test_a_weight_that_is_missing_is_not_drawn_at_random(folder, lost, words):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    save_file({name: value for name, value in tensors.items() if not name.startswith(lost)}, path, {"format": "pt"})
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(lost)])
     with pytest.raises(ValueError, match=rf"{words} {lost}.*Copy the folder again"):
         AnoPLeModel.from_pretrained(folder)
 

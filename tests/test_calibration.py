@@ -164,10 +164,16 @@ def test_two_scores_far_apart_and_a_tiny_rate_give_a_finite_threshold():
     json.dumps(dataclasses.asdict(fitted), allow_nan=False)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5, -0.1, 5])
-def test_an_impossible_rate_is_refused(rate):
-    with pytest.raises(ValueError, match=f"within 0 and 0.5, got {rate}"):
+@pytest.mark.parametrize("rate", [0.0, 1e-300, 0.00009, 0.5, -0.1, 5, math.nan])
+def test_an_impossible_rate_is_refused_with_what_the_images_support(rate):
+    with pytest.raises(
+        ValueError, match=f"at least 0.0001 and below 0.5, got {rate}.* 19 .* support 5 %, 9999 0.01 %"
+    ):
         fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=rate)
+    with pytest.raises(ValueError, match="The 4 photographs here can support 20 %"):
+        fit_threshold(IMAGES, MAXIMA, max_false_alarm_rate=rate)
+    with pytest.raises(ValueError, match="The one photograph here supports none"):
+        fit_threshold([], [], max_false_alarm_rate=rate, jittered_image_scores=[0.1], jittered_map_maxima=[0.1])
 
 
 def test_no_score_is_refused():

@@ -1,9 +1,16 @@
+"""The config: what it reads and writes, and what it refuses, every number out of its range above all."""
+
+import math
+import re
+import time
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPConfig
 
 from modeling_anople import AnoPLeConfig
-from modeling_anople.configuration_anople import COUPLING_MODES, REMOVED
+from modeling_anople.configuration_anople import COUPLING_MODES, RANGES, REMOVED
+from modeling_anople.training.options import field_helps
 
 
 def clip_config(*, depth: int = 12, image_size: int = 224, patch_size: int = 32) -> CLIPConfig:
@@ -183,10 +190,10 @@ def test_every_coupling_mode_is_allowed_and_no_other():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"view_grid": 0}, "view_grid must be at least 1, got 0"),
-        ({"prompt_length": 0}, "prompt_length must be at least 1, got 0"),
-        ({"prompt_depth": -1}, "prompt_depth must be at least 1, got -1"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"view_grid": 0}, "view_grid must lie within 1 and 16, got 0"),
+        ({"prompt_length": 0}, "prompt_length must lie within 1 and 100, got 0"),
+        ({"prompt_depth": -1}, "prompt_depth must lie within 1 and 1000, got -1"),
+        ({"temperature": 0.0}, r"temperature must lie within 0\.0001 and 100, got 0\.0"),
         ({"decoder_widths": [8]}, r"decoder_widths needs two numbers, got \[8\]"),
         ({"memory_layers": [3, 12]}, r"memory_layers \[12\] are no blocks .* use 0 to 11"),
         ({"decoder_layers": [-1]}, r"decoder_layers \[-1\] are no blocks"),
@@ -194,8 +201,10 @@ def test_every_coupling_mode_is_allowed_and_no_other():
         ({"products": [{"name": "bolt"}, {"name": "bolt"}]}, r"more than once: \['bolt'\]"),
         ({"memory_rotations": "half_turns"}, "half_turns"),
         ({"memory_copies": "half_turns"}, "half_turns"),
-        ({"memory_limit": -1}, "memory_limit must not be negative .*, got -1"),
+        ({"memory_limit": -1}, "memory_limit must lie within 0 and 1000000000, got -1"),
         ({"prompt_length": "4"}, "prompt_length"),
+        ({"class_names": ["../../x"]}, r"\['../../x'\] are no names of products"),
+        ({"products": [{"name": ".."}]}, "no path may stand in them"),
         ({"products": "bolt"}, "products"),
     ],
 )
@@ -216,3 +225,56 @@ def test_a_wrong_value_is_refused_with_the_value_and_the_remedy(fields, message)
 def test_what_version_0_1_cannot_have_kept_is_refused(kept, message):
     with pytest.raises(ValueError, match=message):
         AnoPLeConfig(**kept)
+
+
+COLORS = ("memory_image_mean", "memory_image_std")
+OUTSIDE = [
+    (name, value)
+    for name, (low, high) in RANGES.items()
+    for value in (low - 1, high + 1, math.nan, math.inf, -math.inf)
+    if isinstance(value, int) or AnoPLeConfig.__annotations__[name] in (int | float, list[float] | None)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUTSIDE)
+def test_every_number_has_a_range(name, value):
+    low, high = RANGES[name]
+    given = {"decoder_widths": [value, 8], **dict.fromkeys(COLORS, [0.5, 0.5, float(value)])}.get(name, value)
+    with pytest.raises(StrictDataclassError, match=re.escape(f"{name} must lie within {low} and {high}, got {value}")):
+        AnoPLeConfig(**{name: given})
+
+
+def test_no_number_is_without_a_range_and_the_docstring_names_each():
+    annotations = {name: str(kind) for name, kind in AnoPLeConfig.__annotations__.items()}
+    others = {"memory_layers", "decoder_layers"}  # whose range is the depth of the tower
+    others |= {"image_mean", "image_std"}  # which nobody chooses; theirs are those of the memory's
+    assert {name for name, kind in annotations.items() if "int" in kind or "float" in kind} - others == RANGES.keys()
+    helps = field_helps(AnoPLeConfig.__doc__)
+    assert not [name for name, (low, high) in RANGES.items() if f"{low} to {high}" not in helps[name]]
+
+
+def test_a_tower_of_fewer_blocks_than_prompt_depth_has_prompts_in_all_of_them(make_model):
+    assert make_model(prompt_depth=99).prompts.vision_depth == 4
+    with pytest.raises(ValueError, match="prompt_depth must lie within 1 and 1000, got 1001"):
+        make_model(prompt_depth=1001)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("vision_config", "num_hidden_layers", 10**6),
+        ("text_config", "num_hidden_layers", 10**6),
+        ("vision_config", "image_size", 10**6),
+        ("vision_config", "patch_size", 0),
+        ("text_config", "hidden_size", 10**6),
+        ("text_config", "vocab_size", 10**9),
+        ("text_config", "max_position_embeddings", 10**9),
+    ],
+)
+def test_a_clip_that_no_machine_can_hold_is_refused_at_once(part, name, value):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=f"{part}.{name} must lie within 1 and .*, got {value}"):
+        AnoPLeConfig(clip_config={part: {name: value}})
+    with pytest.raises(ValueError, match="weights, and 100000000000 are the most"):
+        AnoPLeConfig(clip_config={"vision_config": {"num_hidden_layers": 1000, "hidden_size": 60_000}})
+    assert time.perf_counter() - start < 1

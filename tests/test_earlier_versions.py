@@ -46,7 +46,12 @@ def as_saved_by_version_0_1(folder: Path) -> Path:
     assert earlier.keys() == set(EARLIER_PRODUCT_FIELDS)
     for old, new in RENAMED.items():
         earlier[old] = config.pop(new)
+    config.pop("content_sha256")
     path.write_text(json.dumps({**config, **earlier, **REMOVED}), "utf-8")
+    if (processor := folder / "processor_config.json").exists():
+        values = json.loads(processor.read_text("utf-8"))
+        values.pop("content_sha256")
+        processor.write_text(json.dumps(values), "utf-8")
     for weights in folder.glob("*.safetensors"):
         assert weights.name in WEIGHTS
         tensors = load_file(weights)

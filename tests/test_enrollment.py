@@ -485,7 +485,8 @@ def test_a_calibration_that_cannot_be_changes_nothing(detector, photograph, make
         (others(photograph, 1), None, "known already: image 1"),
         (normals_of(photograph, 2)[:1], None, "known already: image 1"),
         ([], None, "No good images"),
-        (None, 0.7, "within 0 and 0.5, got 0.7"),
+        (None, 0.7, "at least 0.0001 and below 0.5, got 0.7"),
+        (None, 1e-300, "below 0.5, got 1e-300"),
     ):
         with pytest.raises(ValueError, match=words):
             detector.calibrate("gasket", images, max_false_alarm_rate=rate)

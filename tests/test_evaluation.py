@@ -221,7 +221,7 @@ def test_data_without_tests_is_refused_with_the_remedy(tmp_path, detector, photo
     photograph(0).save(tmp_path / "bolt/train/good/0.png")
     with pytest.raises(ValueError, match="no test photographs of .*: put them into CLASS/test/good .*anople predict"):
         measure(detector, tmp_path)
-    with pytest.raises(ValueError, match="evaluation_size must be at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="evaluation_size must lie within 1 and 4096, got 0"):
         measure(detector, tmp_path, evaluation_size=0)
 
 

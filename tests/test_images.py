@@ -1,6 +1,7 @@
 """Images of every odd kind: opened right, or refused by name and with the remedy; several at a time, in their order."""
 
 import io
+import os
 import struct
 import threading
 import zlib
@@ -176,6 +177,23 @@ def test_what_is_no_file_is_refused_by_name_with_the_remedy(tmp_path):
         load_image(tmp_path / ("x" * 300))
 
 
+def test_what_never_ends_or_leads_nowhere_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    stream = "is a pipe, a socket or a device, not a file"
+    for source, message in (
+        (tmp_path / "pipe.png", f"pipe.png: {stream}"),
+        ("/dev/zero", f"/dev/zero: {stream}"),
+        (tmp_path / "loop.png", "loop.png: is a symbolic link that leads back to itself"),
+        ("", "its name is empty"),
+        (tmp_path / "a\0b.png", "null"),
+        (tmp_path / "\ud800.png", "surrogates|no such file"),
+    ):
+        for opener in (load_image, load_mask):
+            with pytest.raises(ImageError, match=message):
+                opener(source)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_a_file_cut_anywhere_is_refused(kind):
     whole = encoded(kind)
@@ -251,6 +269,32 @@ def test_images_in_memory_have_the_right_colours(name):
 def test_images_in_memory_that_mean_something_else_are_refused(source, message):
     with pytest.raises(ImageError, match=message):
         load_image(source)
+
+
+NOT_FINITE = COLOUR / 255
+NOT_FINITE[2, 3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (NOT_FINITE, "values that are not finite"),
+        (np.where(GREY > 200, np.inf, GREY / 255), "values that are not finite"),
+        (torch.from_numpy(NOT_FINITE).permute(2, 0, 1).half(), "values that are not finite"),
+        (Image.fromarray(NOT_FINITE[..., 1].astype(np.float32)), "values that are not finite"),
+        (encoded("TIFF", Image.fromarray(NOT_FINITE[..., 1].astype(np.float32))), "values that are not finite"),
+        (Image.new("RGB", (0, 0)), r"has no pixels \(0 x 0\)"),
+        (Image.new("F", (0, 5)), r"has no pixels \(0 x 5\)"),
+        (np.zeros((5, 0, 3), np.uint8), "is no image"),
+    ],
+    ids=["array", "infinite", "tensor", "picture", "file", "none by none", "none by five", "no columns"],
+)
+def test_what_holds_no_number_or_no_pixel_is_refused_as_image_and_as_mask(source, message):
+    for opener in (load_image, load_mask):
+        with pytest.raises(ImageError, match=message):
+            opener(source)
+    with pytest.raises(ImageError, match=message):
+        load_image(source, white_value=4095)
 
 
 MARKED = GREY > 200

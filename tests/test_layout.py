@@ -15,7 +15,14 @@ PACKAGE = Path(modeling_anople.__file__).parent
 REPOSITORY = PACKAGE.parent
 TRAVELLING = sorted(PACKAGE.glob("*_anople.py"))
 FILES = sorted(PACKAGE.rglob("*.py"))
-HUB_LIBRARIES = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
+HUB_LIBRARIES = {
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "filelock",
+    "numpy",
+    "PIL",
+}  # the Hub's client brings filelock
 
 # Who stands on whom. A file may import from its own floor and from those before it, never from those behind it.
 FLOORS = [

@@ -30,12 +30,12 @@ from transformers import (
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import TowerInput, token_states
-from modeling_anople.checkpoint_anople import align_weights, hash_weights
 from modeling_anople.cli import main
 from modeling_anople.export.graph_detector import OnnxEngine, OpenVinoEngine, to_openvino
 from modeling_anople.fitting_anople import remember
 from modeling_anople.images_anople import ignored_patches
 from modeling_anople.runtime.loading import load_detector
+from modeling_anople.saving_anople import align_weights, hash_weights
 from modeling_anople.training.few_shot import make_samples
 
 from .contract import assert_same, fill, judge, training_batch
@@ -232,7 +232,7 @@ def test_a_model_without_a_grid_of_patch_tokens_is_refused(make_model, words, ma
         ({"memory_layers": [4]}, r"memory_layers \[4\] are no blocks of a vision tower with 4: use 0 to 3"),
         (
             {"memory_image_std": [0.1, 0.0, 0.1]},
-            "memory_image_std must be three numbers, those of a deviation positive",
+            "memory_image_std must lie within 0.001 and 1, got 0.0",
         ),
         ({"memory_image_mean": None}, "memory_image_mean must be three numbers"),
         (

@@ -190,7 +190,7 @@ def test_a_folder_and_the_model_in_it_start_the_same_detector(small_clip_folder,
         ({"class_names": "bolt"}, "list with at least one class name, got 'bolt'"),
         ({"class_names": ["bolt", "bolt"]}, r"more than once: \['bolt'\]"),
         ({"coupling": "sideways"}, "sideways"),
-        ({"prompt_depth": 0}, "prompt_depth must be at least 1, got 0"),
+        ({"prompt_depth": 0}, "prompt_depth must lie within 1 and 1000, got 0"),
         ({"class_names": ["x" * 80]}, "give the class a shorter name"),
     ],
 )
@@ -401,3 +401,20 @@ def test_a_model_says_what_a_pipeline_is_made_of(make_model):
 def test_any_other_missing_name_is_missing_as_usual(make_model):
     with pytest.raises(AttributeError, match="'AnoPLeModel' object has no attribute 'enrol'"):
         make_model().enrol  # noqa: B018
+
+
+def test_labels_need_masks(make_model, make_pixels):
+    model = make_model()
+    for mode in (True, False):
+        with pytest.raises(
+            ValueError, match="labels were given without mask_labels, which the losses need: give both"
+        ):
+            model.train(mode)(make_pixels(2), class_ids=torch.tensor([0, 1]), labels=torch.tensor([0, 1]))
+
+
+def test_the_input_is_embedded_by_the_patches_convolution(make_model):
+    model = make_model()
+    patches = model.get_input_embeddings()
+    assert patches is model.clip.vision_model.embeddings.patch_embedding
+    model.set_input_embeddings(other := deepcopy(patches))
+    assert model.get_input_embeddings() is other

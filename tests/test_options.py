@@ -1,13 +1,15 @@
 """Command line options: one home for each, with a help text, and the values that come out of them."""
 
 import dataclasses
+import math
+import re
 import typing
 
 import pytest
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.training import FREE_ON_RESUME, TrainingConfig
-from modeling_anople.training.options import RECIPES, Recipe, model_options, parse_options
+from modeling_anople.training.options import FIT_RANGES, RECIPES, Recipe, model_options, parse_options
 
 
 # by the program, not by a person
@@ -25,6 +27,7 @@ KEPT = {
     "image_std",
     "adapter_clip_sha256",
     "memory_encoder_sha256",
+    "content_sha256",
 }
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
@@ -140,10 +143,32 @@ def test_the_data_must_be_named(capsys):
     assert "--data_root" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rate", [0, 0.5, 5])
+@pytest.mark.parametrize("rate", [0, 1e-300, 0.00009, 0.5, 5, math.nan])
 def test_an_impossible_budget_is_refused_before_anything_is_fitted(rate):
-    with pytest.raises(ValueError, match=f"within 0 and 0.5, got {rate}.*it is a share, 0.05 is 5 %"):
+    with pytest.raises(ValueError, match=f"at least 0.0001 and below 0.5, got {rate}.*it is a share, 0.05 is 5 %"):
         TrainingConfig(data_root="products", max_false_alarm_rate=rate)
+
+
+@pytest.mark.parametrize("name", FIT_RANGES)
+def test_every_number_of_a_fit_has_a_range_that_its_help_names(name):
+    low, high = FIT_RANGES[name]
+    for value in (low - 1, high + 1, math.nan):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must lie within {low} and {high}, got {value}")):
+            TrainingConfig(data_root="products", **{name: value})
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainingConfig)}
+    assert f"{low} to {high}" in helps[name]
+
+
+def test_no_number_of_a_fit_is_without_a_range():
+    numbers = {field.name for field in dataclasses.fields(TrainingConfig) if "int" in str(field.type)}
+    numbers |= {field.name for field in dataclasses.fields(TrainingConfig) if "float" in str(field.type)}
+    assert numbers == {*FIT_RANGES, "max_false_alarm_rate"}
+
+
+def test_a_number_of_the_model_is_refused_before_the_data_are_read():
+    for words in (["--smoothing", "-1"], ["--memory_chunk_size", "-5"], ["--unknown_product_rate", "2"]):
+        with pytest.raises(ValueError, match=f"{words[0][2:]} must lie within .*, got {words[1]}"):
+            parse(*words)
 
 
 def test_a_recipe_sets_defaults_and_single_options_override_it():

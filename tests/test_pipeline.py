@@ -476,3 +476,38 @@ def test_a_fresh_process_without_the_package_needs_the_folder_alone(folder, file
     assert answers["products"] == ["bolt", "nut", "gasket"]
     assert answers["rates"] == [0.05, 0.05, 0.1]
     assert answers["actions"] == ["enroll", "enroll", "forget", "calibrate"]
+
+
+# --- What holds no number or no pixel ---
+
+
+UNUSABLE = {
+    "NaN": np.full((8, 8, 3), np.nan, np.float32),
+    "infinite tensor": torch.full((3, 8, 8), torch.inf),
+    "float picture": Pillow.fromarray(np.full((8, 8), np.nan, np.float32)),
+    "none by none": Pillow.new("RGB", (0, 0)),
+    "none by five": Pillow.new("L", (0, 5)),
+    "no rows": np.zeros((0, 5, 3), np.uint8),
+    "no name": "",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_image_without_numbers_or_pixels_is_an_error_row_and_stops_no_other(detect, images, expected, name):
+    bad = UNUSABLE[name]
+    first, wrong, last = detect([images[0], bad, images[1]], class_name="nut", batch_size=3)
+    assert_alike([first, last], expected[:2])
+    assert wrong["score"] is wrong["label"] is wrong["anomaly_map"] is None and wrong["error"].startswith("image in m")
+    assert detect(bad, class_name="nut")["error"] == wrong["error"]
+    [prediction] = predict(detect.model, detect.processor, [bad])
+    assert prediction.error == wrong["error"]
+    with pytest.raises(ImageError, match="image in memory"):
+        detect(bad, on_error="raise")
+    before = [*detect.model.config.class_names]
+    with pytest.raises(ImageError, match="1 of 2 images cannot be used, nothing was changed"):
+        detect.enroll("gasket", [images[0], bad])
+    [masked] = detect([images[0]], class_name="nut", ignore_mask=[bad])
+    assert masked["error"]
+    with pytest.raises(ImageError):
+        detect.set_ignore_mask("nut", bad)
+    assert detect.model.config.class_names == before

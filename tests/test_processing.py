@@ -1,6 +1,8 @@
 """The processor: photographs, names and masks to tensors, answers to results, and back from a saved folder."""
 
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -160,3 +162,34 @@ def test_images_of_two_sizes_are_no_batch_without_resizing(make_processor, photo
     pictures = [photograph(1, size=(40, 32)), photograph(2, size=(32, 32))]
     with pytest.raises(ValueError, match="are no batch: leave do_resize on"):
         make_processor()(pictures, do_resize=False, do_center_crop=False)
+
+
+# --- What it is made of ---
+
+
+def test_the_inputs_that_it_names_are_those_that_it_returns(make_processor):
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    mask = np.zeros((8, 8), bool)
+    processor = make_processor()
+    assert set(processor(picture)) == set(processor.model_input_names) == {"pixel_values"}
+    whole = processor(picture, class_names="bolt", masks=[None], ignore_masks=mask)
+    assert set(whole) == {"pixel_values", "class_ids", "mask_labels", "ignore_masks"}
+
+
+@pytest.mark.parametrize("side", [10**6, 0, math.nan])
+def test_a_side_that_no_machine_can_hold_is_refused_at_once(make_processor, tmp_path, side):
+    make_processor().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["image_processor"]["size"] = {"height": side, "width": 32}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=f"size.height must lie within 1 and 4096, got {side}"):
+        AnoPLeProcessor.from_pretrained(tmp_path)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("white", [0, -1, math.nan, math.inf])
+def test_a_white_that_is_none_is_refused(white):
+    with pytest.raises(ValueError, match=f"white_value must lie within 1e-06 and 4294967296, got {white}"):
+        AnoPLeProcessor(white_value=white)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -189,7 +189,9 @@ def test_weights_of_another_shape_are_refused(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["prompts.text"] = weights["prompts.text"][:, :2].clone()
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    save_file(weights, tmp_path / "model.safetensors", metadata=metadata)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         AnoPLeModel.from_pretrained(tmp_path)
 

@@ -1,6 +1,7 @@
 """Large images in tiles: how they lie, how their maps become one, and what training, memory and threshold know of them."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +293,16 @@ def test_prediction_after_a_fit_uses_tiles_and_finds_what_wholes_do_not_show(fit
     capsys.readouterr()
     assert main(["predict", str(folder), str(paths[0])]) == 0
     assert json.loads(capsys.readouterr().out)["score"] == bad.score
+
+
+@pytest.mark.parametrize("tiling", ["100000,100000", (100_000, 100_000), "1,4097", (65, 64)])
+def test_more_tiles_than_can_be_had_are_refused(tiling):
+    with pytest.raises(ValueError, match="tiles: at most 4096 can be had"):
+        tiling_text(tiling)
+    assert tiling_text((64, 64)) == "64,64"
+
+
+@pytest.mark.parametrize("tiling", [(math.inf, 2), (None, 1), "nan,2", "9" * 5000 + ",1", ()])
+def test_what_is_no_number_of_tiles_is_refused(tiling):
+    with pytest.raises(ValueError, match="tiling must be 'auto', rows and columns"):
+        tiling_text(tiling)

@@ -19,11 +19,11 @@ import torch
 from datasets import Dataset
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.checkpoint_anople import FROZEN
 from modeling_anople.evaluation import add_pixels, test_rows
 from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.product_store_anople import Product, ProductRecord
+from modeling_anople.saving_anople import FROZEN
 from modeling_anople.training import main as fit
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.finishing import finish

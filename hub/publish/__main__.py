@@ -22,6 +22,7 @@ from PIL import Image
 from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime import run_program
 from modeling_anople.runtime.loading import load_detector
+from modeling_anople.runtime.outputs import check_new_folder
 
 from .folder import Contents, is_own, write_folder
 from .upload import check_repo_id, compare_hashes, explained_failures, tell
@@ -89,8 +90,8 @@ def push(checkpoint: str, repo_id: str, options: PushOptions) -> str:
             refuses, and files that arrived damaged or could not be compared.
     """
     check_repo_id(repo_id)
-    if options.dry_run and Path(options.dry_run).exists() and any(Path(options.dry_run).iterdir()):
-        raise ValueError(f"--dry_run {options.dry_run} is not empty: name a new folder.")
+    if options.dry_run:
+        check_new_folder(options.dry_run, "--dry_run")
     model, processor = load_detector(checkpoint)
     contents = Contents(
         repo_id=repo_id,

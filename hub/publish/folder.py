@@ -14,6 +14,7 @@ from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
 from modeling_anople.runtime.heat_maps import SAMPLES
 from modeling_anople.runtime.loading import detector_sha256
+from modeling_anople.saving_anople import LOCK_FILE
 
 from .card import CardFacts, Results, make_card, published
 from .card_check import check_card
@@ -95,6 +96,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     else:
         model.save_pretrained(folder, max_shard_size=contents.max_shard_size)
     processor.save_pretrained(folder)
+    (folder / LOCK_FILE).unlink(missing_ok=True)
     for path in Path(modeling_anople.__file__).parent.glob("*_anople.py"):  # these travel, and no others
         shutil.copy(path, folder)
     if results:

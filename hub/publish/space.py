@@ -17,6 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 import modeling_anople
 from modeling_anople.runtime import run_program
 from modeling_anople.runtime.loading import load_config
+from modeling_anople.runtime.outputs import check_new_folder
 
 from .upload import check_repo_id, compare_hashes, explained_failures, tell
 
@@ -56,8 +57,8 @@ def push_space(repo_id: str, options: PushSpaceOptions) -> str:
             where a private one was asked for, and what the Hub refuses.
     """
     check_repo_id(repo_id)
-    if options.dry_run and Path(options.dry_run).exists() and any(Path(options.dry_run).iterdir()):
-        raise ValueError(f"--dry_run {options.dry_run} is not empty: name a new folder.")
+    if options.dry_run:
+        check_new_folder(options.dry_run, "--dry_run")
     if options.model:
         if Path(options.model).exists():
             raise ValueError(f"--model {options.model} is a folder here, which a Space cannot see: push it first.")

@@ -22,7 +22,7 @@ from modeling_anople.runtime import run_program
 
 from .cells import cell_file, commit, run_cell, unpack_records
 from .options import ReproduceOptions
-from .report import count_tests, summarize, unlike_paper, write
+from .report import check_places, count_tests, summarize, unlike_paper, write
 from .tables import TABLES, Cell, Table, tables_of
 
 
@@ -44,6 +44,7 @@ def warn_if_unlike(options: ReproduceOptions) -> None:
 def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
     """Run every cell of the tables named, all of one seed before the next, and write a table when a seed of it is done."""
     tables, folder = tables_of(places.table, options.given), Path(options.output_dir)
+    check_places(tables, folder, overwrite=options.overwrite)
     blocks = load_clip_config(options.clip).vision_config.num_hidden_layers
     rows = {name: cells_of(table, options, blocks) for name, table in tables.items()}
     records: dict[str, dict[str, list[dict]]] = {name: {} for name in tables}

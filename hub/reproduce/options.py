@@ -8,6 +8,7 @@ from typing import Literal
 
 from modeling_anople.backbone_anople import MINI_CLIP, clip_source, name_of
 from modeling_anople.runtime.loading import computing_device
+from modeling_anople.runtime.outputs import OVERWRITE
 
 
 @dataclass
@@ -44,6 +45,7 @@ class ReproduceOptions:
         metadata={"help": "As for `anople fit`, _(C[1-5])_ for Real-IAD; the table views needs it."},
     )
     cells: int = field(default=0, metadata={"help": "Run only the first so many cells of each table; 0: all."})
+    overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     collect: bool = field(
         default=False, metadata={"help": "Run nothing; write the tables of the cells that are done."}
     )

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from modeling_anople.cli import compare
 from modeling_anople.data import read_source
 from modeling_anople.data.public_sets import SETS
+from modeling_anople.runtime.outputs import Output, check_outputs, json_of
 
 from .options import ReproduceOptions
 from .tables import Cell, Table
@@ -233,6 +234,20 @@ def draw(summary: dict) -> Figure:
     return figure
 
 
+def check_places(tables: Iterable[str], folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write tables over files that are none; errors as of [`check_outputs`]."""
+    is_table = json_of(("table", "rows", "protocol", "records"))
+    outputs = []
+    for name in tables:
+        table = folder / f"{name}.json"
+        outputs.append(Output("--output_dir", table, is_table))
+        for ending in (".md", ".png"):  # ours if they lie beside a table
+            outputs.append(
+                Output("--output_dir", table.with_suffix(ending), lambda path: is_table(path.with_suffix(".json")))
+            )
+    check_outputs(outputs, overwrite=overwrite)
+
+
 def write(summary: dict, folder: Path) -> Path:
     """Write NAME.json, NAME.md and NAME.png; return the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,6 +259,7 @@ def write(summary: dict, folder: Path) -> Path:
 
 
 __all__ = [
+    "check_places",
     "count_tests",
     "draw",
     "summarize",

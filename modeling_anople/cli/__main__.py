@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import logging
+import os
 import re
 import runpy
 import sys
@@ -15,7 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runtime import CHECKPOINT, make_parser, parse, start_logging
+from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
+from ..runtime.outputs import (
+    OVERWRITE,
+    Output,
+    check_new_folder,
+    check_outputs,
+    csv_of,
+    inert_row,
+    json_lines_of,
+)
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 
 
@@ -46,7 +56,7 @@ def data(arguments: list[str]) -> int:
     if found.name not in SETS:
         raise ValueError(f"No public set {found.name!r} is known: choose from {', '.join(SETS)}.")
     lines, whole = count_set(found.name, found.root)
-    sys.stdout.write("\n".join(lines) + "\n")
+    say(*lines)
     return 0 if whole else 1
 
 
@@ -135,7 +145,7 @@ def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]
         writer.writeheader()
 
         def write(row: dict[str, Any]) -> None:
-            writer.writerow(row)
+            writer.writerow(inert_row(row))
             file.flush()
 
         yield write
@@ -147,25 +157,49 @@ def open_results(folder: Path | None, inputs: set[Path]) -> contextlib.AbstractC
 
     Args:
         inputs: files that are read, and stay.
-
-    Raises:
-        ValueError: if the folder is a file.
     """
     if folder is None:
         return contextlib.nullcontext()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder for --output.")
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
     for name in _pictures_of(results):  # of the run before, which this one replaces
-        if (folder / name).resolve() not in inputs:
+        if Path(os.path.realpath(folder / name)) not in inputs:
             (folder / name).unlink(missing_ok=True)
-    return results.open("w", encoding="utf-8")
+    return results.open("w", encoding="utf-8", buffering=1)  # line by line: pictures that a killed run drew are known
+
+
+def check_places(options: "PredictOptions", paths: list[Path]) -> None:
+    """Refuse to write what `anople predict` is asked for where something would be lost; errors as of [`check_outputs`]."""
+    outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    if options.output is not None:
+        folder = _folder_of(options)
+        results = folder / "results.jsonl"
+        outputs.append(Output("--output", results, json_lines_of(("path", "class", "score", "label"))))
+        there = set(os.listdir(folder)) if folder.is_dir() else set()
+        drawn = set(_pictures_of(results)) if there else set()
+        names = (picture_name(number, path) for number, path in enumerate(paths))
+        outputs += [
+            Output("--output", folder / name, lambda path: path.name in drawn) for name in names if name in there
+        ]
+    ignored = [options.ignore_mask] if options.ignore_mask else []
+    check_outputs(outputs, inputs=[*paths, *ignored], overwrite=options.overwrite)
+
+
+def _folder_of(options: "PredictOptions") -> Path:
+    folder = Path(options.output)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for --output.")
+    return folder
+
+
+def picture_name(number: int, path: Path) -> str:
+    """Name the picture that is drawn of a photograph."""
+    return f"{number:04d}-{path.stem[:60]}.png"  # 240 bytes in any script
 
 
 def _pictures_of(results: Path) -> Iterator[str]:
     """Name the pictures that a run has drawn, by its results, which may end in the middle of a line."""
-    text = results.read_text(encoding="utf-8", errors="replace") if results.exists() else ""
+    text = results.read_text(encoding="utf-8", errors="replace") if results.is_file() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             name = Path(json.loads(line)["overlay"]).name if '"overlay"' in line else ""
@@ -210,6 +244,17 @@ USAGE = """anople COMMAND ...
 `anople COMMAND --help` lists the options of a command, `anople --version` says which this is."""
 
 
+# The least and the greatest value of every number, both allowed; help texts name them.
+PREDICT_RANGES = {"threshold": (0, 1), "batch_size": (1, 65_536)}
+DRAW_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "train": (0, 100_000),
+    "good": (0, 100_000),
+    "defective": (0, 100_000),
+    "size": (32, 4096),
+}
+
+
 @dataclass
 class PredictOptions:
     """Options of `anople predict`."""
@@ -219,10 +264,13 @@ class PredictOptions:
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
     csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
+    overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
     image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
-    threshold: float | None = field(default=None, metadata={"help": "Score above which a photograph is anomalous."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Score above which a photograph is anomalous, 0 to 1."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
     explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
     tiling: str = field(
         default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learned."}
@@ -243,6 +291,11 @@ class PredictOptions:
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
+
+    def __post_init__(self):
+        from ..configuration_anople import check_ranges  # it brings torch along
+
+        check_ranges(self, PREDICT_RANGES, "--")
 
 
 @dataclass
@@ -269,12 +322,17 @@ class ExportOptions:
 class DrawOptions:
     """Options of `anople draw`."""
 
-    seed: int = field(default=0, metadata={"help": "Of everything drawn."})
+    seed: int = field(default=0, metadata={"help": "Of everything drawn, 0 to 4294967295."})
     classes: list[str] | None = field(default=None, metadata={"help": "Products to draw; by default all."})
-    train: int = field(default=8, metadata={"help": "Good photographs to learn from, per product."})
-    good: int = field(default=8, metadata={"help": "Good test photographs per product."})
-    defective: int = field(default=12, metadata={"help": "Defective test photographs per product."})
-    size: int = field(default=256, metadata={"help": "Side of a photograph in pixels."})
+    train: int = field(default=8, metadata={"help": "Good photographs to learn from, per product, 0 to 100000."})
+    good: int = field(default=8, metadata={"help": "Good test photographs per product, 0 to 100000."})
+    defective: int = field(default=12, metadata={"help": "Defective test photographs per product, 0 to 100000."})
+    size: int = field(default=256, metadata={"help": "Side of a photograph in pixels, 32 to 4096."})
+
+    def __post_init__(self):
+        from ..configuration_anople import check_ranges  # it brings torch along
+
+        check_ranges(self, DRAW_RANGES, "--")
 
 
 def fit(arguments: list[str]) -> int:
@@ -304,8 +362,6 @@ def predict(arguments: list[str]) -> int:
         "hf://datasets/OWNER/NAME[@REVISION][/FOLDER, FILE or PATTERN].",
     )
     places, options = parse(parser, arguments)
-    if options.threshold is not None and not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must lie within 0 and 1, got {options.threshold}; a fitted line is 0.5.")
     from ..runtime.loading import list_shards, load_judge
 
     if shards := list_shards(places.images):
@@ -318,6 +374,8 @@ def predict(arguments: list[str]) -> int:
     from ..tiling_anople import tiling_text
 
     paths, failed, labels = list_images(places.images), 0, Counter()
+    tiling = options.tiling if options.tiling == "same" else tiling_text(options.tiling)
+    check_places(options, paths)
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.class_name is not None:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
@@ -329,25 +387,29 @@ def predict(arguments: list[str]) -> int:
         class_names=options.class_name,
         batch_size=options.batch_size,
         explain=options.explain,
-        tiling=options.tiling if options.tiling == "same" else tiling_text(options.tiling),
+        tiling=tiling,
         ignore_mask=options.ignore_mask,
         threshold=options.threshold,
     )
-    with open_results(folder, {path.resolve() for path in paths}) as results, table_writer(options.csv) as write_row:
+    with (
+        open_results(folder, {Path(os.path.realpath(path)) for path in paths}) as results,
+        table_writer(options.csv) as write_row,
+    ):
         for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
             line = to_row(path, prediction)
             failed += prediction.error is not None
             if prediction.explanation:
                 line["explanation"] = prediction.explanation.as_dict()
             if folder and not prediction.error:
-                picture = overlay(load_image(path, white_value=processor.white_value), prediction.full_size_map())
-                line["overlay"] = str(folder / f"{number:04d}-{path.stem[:60]}.png")  # 240 bytes in any script
-                with_legend(picture).save(line["overlay"])
+                line["overlay"] = str(folder / picture_name(number, path))
             write_row(line)
             text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
             sys.stdout.write(text)
             if results:
                 results.write(text)
+            if "overlay" in line:
+                picture = overlay(load_image(path, white_value=processor.white_value), prediction.full_size_map())
+                with_legend(picture).save(line["overlay"])
             labels[prediction.label or "without a line"] += prediction.error is None
     if len(paths) > 1:
         counts = [f"{count} {label}" for label, count in sorted(labels.items()) if count]
@@ -367,6 +429,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:
         raise ValueError("Shards are answered in files: add --output FOLDER.")
+    folder = _folder_of(options)
     join_processes()  # which gives each its own GPU; before, all would take the first
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.threshold is not None:
@@ -375,7 +438,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
         model,
         processor,
         shards,
-        Path(options.output),
+        folder,
         class_name=options.class_name,
         class_column=options.class_column,
         image_column=options.image_column,
@@ -421,9 +484,10 @@ def draw(arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     from ..data.drawn_products import write_dataset
 
+    check_new_folder(places.folder)
     settings = dict(vars(options))
     write_dataset(Path(places.folder), settings.pop("seed"), **settings)
-    sys.stdout.write(f"Photographs: {places.folder}\n")
+    say(f"Photographs: {places.folder}")
     return 0
 
 
@@ -454,7 +518,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(
             USAGE + "\n"
             if known
-            else f"anople: no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}\n{USAGE}\n"
+            else f"anople: no command {printable(repr(arguments[0]))}.{did_you_mean(arguments[0], COMMANDS)}\n{USAGE}\n"
         )
         return 0 if known and arguments else 2
     if arguments[0] == "--version":
@@ -464,7 +528,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"anople {arguments[0]}: {error}\n")
+        sys.stderr.write(f"anople {arguments[0]}: {one_line(error)}\n")
+        return 2
+    except MemoryError:
+        sys.stderr.write(f"anople {arguments[0]}: the memory of this machine is not enough: ask for less at once.\n")
         return 2
     except KeyboardInterrupt:
         more = ": the same command with --resume goes on" if arguments[0] == "fit" else ""

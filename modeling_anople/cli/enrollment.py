@@ -1,13 +1,13 @@
 """`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
 
-import os
-import sys
-import tempfile
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime import CHECKPOINT, make_parser, parse
+from ..runtime import CHECKPOINT, make_parser, parse, printable, say
+from ..runtime.outputs import check_new_folder
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ NEW_DETECTOR = (
     "memory_encoder_revision",
     "memory_image_size",
 )  # wanted by --clip alone
-LAST_FILES = ("adapter.safetensors", "model.safetensors", "config.json")
 
 
 @dataclass
@@ -38,9 +37,10 @@ class AddOptions(ForgetOptions):
     """Options of `anople add_normals`."""
 
     max_false_alarm_rate: float | None = field(
-        default=None, metadata={"help": "Share of good photographs above the line; by default as it was."}
+        default=None,
+        metadata={"help": "Share of good photographs above the line, from 0.0001 to below 0.5; by default as it was."},
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once."})
+    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once, 1 to 65536."})
     ignore_mask: str | None = field(
         default=None,
         metadata={
@@ -48,6 +48,14 @@ class AddOptions(ForgetOptions):
             "product; later it is taken where none is given; none ignores nothing."
         },
     )
+
+    def __post_init__(self):
+        from ..calibration_anople import check_rate  # they bring torch along
+        from ..configuration_anople import check_ranges
+
+        check_ranges(self, {"batch_size": (1, 65_536)}, "--")
+        if self.max_false_alarm_rate is not None:
+            check_rate(self.max_false_alarm_rate)
 
 
 @dataclass
@@ -65,7 +73,9 @@ class EnrollOptions(AddOptions):
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side in pixels of what the CLIP of a new detector sees; by default as pretrained."},
+        metadata={
+            "help": "Side in pixels of what the CLIP of a new detector sees, 1 to 4096; by default as pretrained."
+        },
     )
     memory_encoder: str | None = field(
         default=None,
@@ -78,10 +88,15 @@ class EnrollOptions(AddOptions):
         default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
     )
     memory_image_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels of what the memory encoder sees; by default as pretrained."}
+        default=None,
+        metadata={"help": "Side in pixels of what the memory encoder sees, 1 to 4096; by default as pretrained."},
     )
 
     def __post_init__(self):
+        from ..configuration_anople import RANGES, check_ranges
+
+        super().__post_init__()
+        check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size")}, "--")
         given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
         if given and self.clip is None:
             raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
@@ -114,36 +129,29 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     places, options = parse(parser, arguments)
     from tqdm.auto import tqdm
 
+    from ..calibration_anople import describe_guarantee
     from ..images_anople import list_images
-    from ..runtime.loading import load_config
 
     verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
-        verb, target = "add_normals", Path(options.output or places.checkpoint)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
-        detector = _begin(places.name, options)
-    else:
-        target = _target(places.checkpoint, options.output)
-        detector = _load(places.checkpoint)
-    from ..calibration_anople import describe_guarantee
-
-    paths = list_images(places.images) if places.images else None
-    threshold = getattr(detector, verb)(
-        places.name,
-        paths and tqdm(paths, desc=command, disable=None),
-        max_false_alarm_rate=options.max_false_alarm_rate,
-        batch_size=options.batch_size,
-        ignore_mask=options.ignore_mask,
-        **({"tiling": options.tiling} if verb == "enroll" else {}),
-    )
-    adapter = not begun and bool(load_config(places.checkpoint).adapter_clip_sha256)
-    _save(detector, target, adapter=adapter)
+        verb = "add_normals"
+    with _changing(places.checkpoint, options.output, begun=begun) as save:
+        detector = _begin(places.name, options) if begun else _load(places.checkpoint)
+        paths = list_images(places.images) if places.images else None
+        threshold = getattr(detector, verb)(
+            places.name,
+            paths and tqdm(paths, desc=command, disable=None),
+            max_false_alarm_rate=options.max_false_alarm_rate,
+            batch_size=options.batch_size,
+            ignore_mask=options.ignore_mask,
+            **({"tiling": options.tiling} if verb == "enroll" else {}),
+        )
+        target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
-    sys.stdout.write(
+    say(
         f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
         f"(for {threshold.max_false_alarm_rate:g} false alarms). {describe_guarantee(threshold)} "
-        f"The detector is in {target}.\n"
+        f"The detector is in {target}."
     )
     return 0
 
@@ -154,6 +162,12 @@ def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
 
     model, processor = load_detector(checkpoint)
     return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+
+
+def _is_adapter(checkpoint: str) -> bool:
+    from ..runtime.loading import load_config
+
+    return bool(load_config(checkpoint).adapter_clip_sha256)
 
 
 def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
@@ -179,13 +193,11 @@ def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    from ..runtime.loading import load_config
-
-    target = _target(places.checkpoint, options.output)
-    detector = _load(places.checkpoint)
-    detector.forget(places.name)
-    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
-    sys.stdout.write(f"{places.name} is forgotten. The detector is in {target}.\n")
+    with _changing(places.checkpoint, options.output) as save:
+        detector = _load(places.checkpoint)
+        detector.forget(places.name)
+        target = save(detector, adapter=_is_adapter(places.checkpoint))
+    say(f"{places.name} is forgotten. The detector is in {target}.")
     return 0
 
 
@@ -196,14 +208,12 @@ def ignore(arguments: list[str]) -> int:
         "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
     )
     places, options = parse(parser, arguments)
-    from ..runtime.loading import load_config
-
-    target = _target(places.checkpoint, options.output)
-    detector = _load(places.checkpoint)
-    detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
-    _save(detector, target, adapter=bool(load_config(places.checkpoint).adapter_clip_sha256))
+    with _changing(places.checkpoint, options.output) as save:
+        detector = _load(places.checkpoint)
+        detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
+        target = save(detector, adapter=_is_adapter(places.checkpoint))
     product = detector.model.products.named(places.name)
-    sys.stdout.write(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.\n")
+    say(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.")
     return 0
 
 
@@ -226,7 +236,7 @@ def products(arguments: list[str]) -> int:
     if graph_in(places.checkpoint):
         put_thresholds(config, whole_export_in(places.checkpoint).parent)
     records = [ProductRecord.from_dict(values) for values in config.products]
-    width = max(map(len, ["product", *config.class_names]))
+    width = max(len(printable(name)) for name in ["product", *config.class_names])
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
     numbers = len(config.memory_layers) * config.memory_tower.hidden_size
     for record in records:
@@ -235,7 +245,9 @@ def products(arguments: list[str]) -> int:
         if limit:
             drawn = f"{limit.image_threshold:10.4f}  {limit.max_false_alarm_rate:16g}"
         count = len(record.image_vectors)
-        rows.append(f"{record.name:{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip())
+        rows.append(
+            f"{printable(record.name):{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip()
+        )
     for record in records:
         if record.threshold:
             rows.append(f"{record.name}: {describe_guarantee(record.threshold)}")
@@ -247,34 +259,52 @@ def products(arguments: list[str]) -> int:
         drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
         listed = f": {files}" if files else ""
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
-    sys.stdout.write("\n".join(rows) + "\n")
+    say(*rows)
     return 0
 
 
-def _target(checkpoint: str, output: str | None) -> Path:
-    """Say where the changed detector goes, before any work is done."""
-    target = Path(output or checkpoint)
-    if output is None and not target.is_dir():
+def _check_target(target: Path, checkpoint: str, *, begun: bool = False) -> None:
+    """Refuse a place that a changed, or a new, detector cannot go to."""
+    from ..saving_anople import is_empty, state_folder
+
+    if begun:
+        if target.is_dir() and not is_empty(target):
+            raise ValueError(f"{target} is not empty: a detector begins in a new folder, or leave out --clip.")
+        check_new_folder(target)
+    in_place = target.resolve() == Path(checkpoint).resolve()
+    if not begun and in_place and not target.is_dir():
         raise ValueError(
             f"{checkpoint} is no folder here, so it cannot be changed: add --output FOLDER, or begin a detector with "
             "`anople enroll FOLDER NAME PHOTOGRAPHS --clip mini`."
         )
-    if output is not None and (target / "config.json").exists() and target.resolve() != Path(checkpoint).resolve():
+    if begun or in_place:
+        return
+    if (state_folder(target) / "config.json").exists():
         raise ValueError(f"{target} already holds a detector: choose another --output.")
-    return target
+    check_new_folder(target, "--output")
 
 
-def _save(detector: "AnomalyDetectionPipeline", target: Path, *, adapter: bool) -> None:
+@contextlib.contextmanager
+def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
     """
-    Write beside the old files, an adapter as an adapter, and put each file in its place whole.
+    Say before any work is done whether the changed detector can go where it shall; give what saves it there.
 
-    A program killed while it writes damages nothing; only the moves, which take a moment, are not one step.
+    A folder that is there is locked from before the detector is loaded until it is saved, so that no other change is lost; a
+    new one while it is written, after another look.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".unfinished-") as place:
-        detector.save_pretrained(place, adapter=adapter)
-        for path in sorted(Path(place).iterdir(), key=lambda path: (path.name in LAST_FILES, path.name)):
-            os.replace(path, target / path.name)
+    from ..saving_anople import locked
+
+    target = Path(output or checkpoint)
+    _check_target(target, checkpoint, begun=begun)
+
+    def save(detector: "AnomalyDetectionPipeline", *, adapter: bool = False) -> Path:
+        with locked(target):
+            _check_target(target, checkpoint, begun=begun)
+            detector.save_pretrained(target, adapter=adapter)
+        return target
+
+    with locked(target) if target.is_dir() else contextlib.nullcontext():
+        yield save
 
 
 __all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]

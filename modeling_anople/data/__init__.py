@@ -119,7 +119,9 @@ def _open(source: str | Path) -> _Source:
         return _Source(root, name, {}, tables)
     layouts = _class_layouts(root)
     is_mvtec = any(layout.normals.parts[-2:] == ("train", "good") for layout in layouts.values())
-    parquet = [root] if root.is_file() else [] if is_mvtec else sorted(root.rglob("[!.]*.parquet"))
+    parquet = (
+        [root] if root.is_file() else [] if is_mvtec else sorted(filter(Path.is_file, root.rglob("[!.]*.parquet")))
+    )
     if parquet:  # loose pictures beside them are no class
         return _Source(root, name, {}, _open_parquet(root, parquet))
     if not layouts:
@@ -237,7 +239,7 @@ def _records(file: Path) -> list[dict[str, str]]:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, filter(str.strip, stream))
             return [{key: str(value) for key, value in line.items() if value not in (None, "")} for line in lines]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, AttributeError, csv.Error) as error:  # a line may hold no row
         raise ValueError(f"{file} is no UTF-8 {file.suffix[1:]} file: {error}. Save it as one.") from error
 
 

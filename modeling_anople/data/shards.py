@@ -95,7 +95,7 @@ def predict_shards(
                 raise ValueError(f"{shard.place} has no column {class_column!r}, but {rows.column_names}.")
             target = folder / shard.answers
             with _whole_file(target) as path, pq.ParquetWriter(path, _schema_of(shard)) as writer:
-                for part in _answers(detector, processor, rows, column, class_name, class_column, batch_size):
+                for part in _answers(detector, processor, shard, rows, column, class_name, class_column, batch_size):
                     writer.write_table(pa.Table.from_pylist(part, SCHEMA))
                     bar.update(len(part))
             failed += (unread := _unread_in(target))
@@ -124,7 +124,10 @@ def _is_answered(shard: Shard, target: Path) -> bool:
     """Say whether a shard has its answers."""
     if not target.exists():
         return False
-    known = pq.read_schema(target).metadata or {}
+    schema = _schema_in(target)
+    if schema is None or schema.names != SCHEMA.names:
+        raise ValueError(f"{target} is there already and holds no answers: give another folder.")
+    known = schema.metadata or {}
     if known.get(CONTENT, b"").decode() != shard.content:
         answered = known.get(ADDRESS, b"a file on disk").decode()
         raise ValueError(
@@ -133,6 +136,14 @@ def _is_answered(shard: Shard, target: Path) -> bool:
         )
     logger.info("%s is answered already.", shard.place)
     return True
+
+
+def _schema_in(target: Path) -> pa.Schema | None:
+    """Read what columns a parquet file has; `None` of another file."""
+    try:
+        return pq.read_schema(target) if target.is_file() else None
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _unread_in(target: Path) -> int:
@@ -148,9 +159,20 @@ def _schema_of(shard: Shard) -> pa.Schema:
 
 
 def _open(shard: Shard) -> IterableDataset:
-    """Stream a shard."""
-    rows = load_dataset(shard.builder, data_files=[shard.place], split="train", streaming=True)
-    return rows if rows.features is not None else rows._resolve_features()
+    """Stream a shard; a `ValueError` names one that cannot be read."""
+    with _named(shard):
+        rows = load_dataset(shard.builder, data_files=[shard.place], split="train", streaming=True)
+        return rows if rows.features is not None else rows._resolve_features()
+
+
+@contextlib.contextmanager
+def _named(shard: Shard) -> Iterator[None]:
+    """Name the shard in an error of what reads it: parquet, tar and the Hub's client have each their own."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{shard.place} cannot be read ({reason}): copy it again, or leave it out.") from error
 
 
 def _image_column(rows: IterableDataset, shard: Shard, asked: str | None) -> str:
@@ -171,6 +193,7 @@ def _image_column(rows: IterableDataset, shard: Shard, asked: str | None) -> str
 def _answers(
     detector: Detector,
     processor: AnoPLeProcessor,
+    shard: Shard,
     rows: IterableDataset,
     column: str,
     class_name: str | None,
@@ -182,7 +205,7 @@ def _answers(
     others = [name for name in rows.column_names if name in (*NAMES, class_column)]
     table = rows.select_columns([column, *others]).cast_column(column, Image(decode=False))
     named = next((name for name in NAMES if name in others), None)
-    for start, part in _in_parts(table, part_size):
+    for start, part in _in_parts(_rows_of(table, shard), part_size):
         predictions = _judge_rows(
             detector, processor, part, column, class_name, class_column, batch_size, first=not start
         )
@@ -235,6 +258,11 @@ def _judge_rows(
         yield Prediction(error=str(faults[number])) if number in faults else next(predictions)
 
 
+def _rows_of(table: IterableDataset, shard: Shard) -> Iterator[dict]:
+    with _named(shard):
+        yield from table
+
+
 def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]]]:
     start, part = 0, []
     for row in rows:
@@ -249,7 +277,7 @@ def _in_parts(rows: Iterable[dict], size: int) -> Iterator[tuple[int, list[dict]
 @contextlib.contextmanager
 def _whole_file(target: Path) -> Iterator[Path]:
     """Give a file to write that is put in place when it is whole."""
-    unfinished = target.with_suffix(".part")
+    unfinished = target.with_name(f".unfinished-{target.name}")
     try:
         yield unfinished
         os.replace(unfinished, target)

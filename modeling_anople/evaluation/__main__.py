@@ -3,8 +3,9 @@
 import csv
 import json
 import logging
-import shutil
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data import read_source
+from ..configuration_anople import LARGEST_SIDE, check_ranges
+from ..data import read_source, split_source
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
@@ -26,9 +28,10 @@ from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed, find_class
-from ..runtime import CHECKPOINT, make_parser, parse, start_logging
+from ..runtime import CHECKPOINT, make_parser, parse, printable, say, start_logging
 from ..runtime.heat_maps import SAMPLES, contact_sheet, panel, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
+from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, json_of
 from ..scoring_anople import resize_maps
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 
@@ -60,6 +63,10 @@ class ImageRow:
     def severity(self) -> float:
         """How wrong the answer is, from 0 to 1."""
         return 1 - self.score if self.anomalous else self.score
+
+
+COLUMNS = tuple(ImageRow.__dataclass_fields__)
+REPORT_KEYS = ("mean", "classes", "evaluation_size", "errors")  # of evaluation.json, among others
 
 
 @dataclass
@@ -97,10 +104,10 @@ class EvaluationReport:
     def write_csv(self, path: Path) -> None:
         """Write one line per photograph."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(ImageRow.__dataclass_fields__))
+        with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=COLUMNS)
             writer.writeheader()
-            writer.writerows(vars(row) for row in self.rows)
+            writer.writerows(inert_row(vars(row)) for row in self.rows)
 
     def table_rows(self) -> list[dict[str, Any]]:
         """Return the table, one dict per class and one for the mean."""
@@ -119,10 +126,12 @@ class EvaluationReport:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}" if name in METRICS + LINE_RATES else str(value)
+    return f"{100 * value:.1f}" if name in METRICS + LINE_RATES else printable(str(value))
 
 
 # --- A gallery to look at: a sheet per class, and the few single pictures that a model card shows ---
+
+TITLE = "AnoPLe"
 
 
 def make_gallery(
@@ -141,7 +150,8 @@ def make_gallery(
         (name, path): number for number, (name, path) in enumerate(zip(rows["class_name"], rows["path"], strict=True))
     }
     sheets, entries = {}, []
-    shutil.rmtree(directory / SAMPLES, ignore_errors=True)
+    for name in _written_before(directory / SAMPLES, f"{SAMPLES}.json"):
+        (directory / SAMPLES / name).unlink(missing_ok=True)
     for name in report.classes:
         shown = _to_show([row for row in report.rows if row.class_name == name and row.score is not None])
         samples = [rows[by_path[row.class_name, row.path]] for row in shown]
@@ -149,11 +159,47 @@ def make_gallery(
             sheets[name] = contact_sheet(panels, title=name)
             entries += _write_samples(shown, panels, directory / SAMPLES, len(sheets))
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.protocol.items())
-    index = write_gallery(directory, sheets, summary_rows=report.table_rows(), title="AnoPLe", notes=settings)
+    index = write_gallery(directory, sheets, summary_rows=report.table_rows(), title=TITLE, notes=settings)
     if entries:
         text = json.dumps(entries, indent=2) + "\n"
         (directory / SAMPLES / f"{SAMPLES}.json").write_text(text, encoding="utf-8")
     return index
+
+
+def check_gallery(directory: Path) -> list[Output]:
+    """
+    List what [`make_gallery`] may replace in a folder: its index, sheets and samples, which an earlier index and list name.
+
+    Raises:
+        ValueError: for what is no folder.
+    """
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise ValueError(f"--gallery {directory} is a file: name a folder.")
+    samples, index = directory / SAMPLES, directory / "index.html"
+    sheets = set(_written_before(directory, index.name))
+    pictures = {*_written_before(samples, f"{SAMPLES}.json"), f"{SAMPLES}.json"}
+    outputs = [Output("--gallery", index, _is_gallery)]
+    outputs += [
+        Output("--gallery", path, lambda path: path.name in sheets) for path in directory.glob("[0-9][0-9]*-*.png")
+    ]
+    for path in [samples / f"{SAMPLES}.json", *samples.glob("[0-9][0-9]*-*.jpg")]:
+        outputs.append(Output("--gallery", path, lambda path: path.name in pictures))
+    return outputs
+
+
+def _is_gallery(index: Path) -> bool:
+    return f"<title>{TITLE}</title>" in index.read_text(encoding="utf-8", errors="replace")
+
+
+def _written_before(folder: Path, index: str) -> list[str]:
+    """Name the pictures in a folder that its index, or list, names."""
+    path = folder / index
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return (
+        [name for name in os.listdir(folder) if name.endswith((".png", ".jpg")) and f'"{name}"' in text]
+        if text
+        else []
+    )
 
 
 def _to_show(rows: list[ImageRow], worst: int = 4, others: int = 4) -> list[ImageRow]:
@@ -227,12 +273,17 @@ logger = logging.getLogger(__name__)
 DIGITS = 10
 
 
+# The least and the greatest value of every number, both allowed; help texts name them.
+EVALUATE_RANGES = {"evaluation_size": (1, LARGEST_SIDE), "batch_size": (1, 65_536)}
+
+
 @dataclass
 class EvaluateOptions:
     """Options of `anople evaluate`."""
 
     json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
     csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
+    overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
     classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
     score: Literal["fused", "memory", "decoder", "text"] = field(
@@ -241,8 +292,10 @@ class EvaluateOptions:
     class_identity: Literal["given", "predicted", "pooled"] | None = field(
         default=None, metadata={"help": "Where the class comes from; by default as fitted."}
     )
-    evaluation_size: int = field(default=400, metadata={"help": "Side at which maps and masks are compared."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once."})
+    evaluation_size: int = field(
+        default=400, metadata={"help": "Side at which maps and masks are compared, 1 to 4096."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
     device: str = field(
         default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
     )
@@ -252,6 +305,9 @@ class EvaluateOptions:
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
     )
+
+    def __post_init__(self):
+        check_ranges(self, EVALUATE_RANGES)
 
 
 def evaluate(
@@ -278,10 +334,9 @@ def evaluate(
         [`EvaluationReport`]. Pixel metrics count good photographs and defective ones with a mask.
 
     Raises:
-        ValueError: if the data has no test photographs of any known class, or `evaluation_size` is below 1.
+        ValueError: if the data has no test photographs of any known class, or a size is out of its range.
     """
-    if evaluation_size < 1:
-        raise ValueError(f"evaluation_size must be at least 1 pixel, got {evaluation_size}.")
+    EvaluateOptions(evaluation_size=evaluation_size, batch_size=batch_size)
     rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
     names = sorted(set(rows["class_name"]))
     report_rows, entries = [], {}
@@ -406,12 +461,21 @@ def _share_flagged(rows: list[ImageRow]) -> float | None:
     return None if not labels or None in labels else labels.count("anomalous") / len(labels)
 
 
+def _check_places(places: Namespace, options: EvaluateOptions) -> None:
+    outputs = [] if options.json is None else [Output("--json", options.json, json_of(REPORT_KEYS))]
+    outputs += [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    outputs += [] if options.gallery is None else check_gallery(Path(options.gallery))
+    check_outputs(outputs, inputs=[split_source(places.data)[1]], overwrite=options.overwrite)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure a detector, print the table and write what was asked for; with several processes, the first does."""
     start_logging()
     parser = make_parser("evaluate", EvaluateOptions, checkpoint=CHECKPOINT, data="Test photographs.")
     places, options = parse(parser, arguments)
     state = join_processes()
+    if state.is_main_process:  # the others write nothing
+        _check_places(places, options)
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.class_identity:
         model.config.class_identity = options.class_identity
@@ -432,7 +496,7 @@ def main(arguments: list[str] | None = None) -> int:
             report.write_csv(Path(options.csv))
         if options.gallery:
             index = make_gallery(model, processor, rows, report, Path(options.gallery))
-            sys.stdout.write(f"Gallery: {index}\n")
+            say(f"Gallery: {index}")
     state.wait_for_everyone()
     return 0
 

@@ -1,9 +1,10 @@
 """
 `anople export`: a detector as a graph, of ONNX or OpenVINO, that needs neither torch nor transformers to run.
 
-The graph holds the vision tower with its prompts, the memory's encoder where it has its own, the decoder, the memory's look-up and the fusion. What is of a product
-(its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
-texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a threshold is moved, and a product added, without the graph.
+The graph holds the vision tower with its prompts, the memory's encoder where it has its own, the decoder, the memory's
+look-up and the fusion. What is of a product (its memory and its two texts) goes in as inputs, so one graph serves all
+products, and raw scores come out. Memories and texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a
+threshold is moved, and a product added, without the graph.
 What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
 """
 
@@ -12,7 +13,6 @@ import copy
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +25,19 @@ from torch.nn import functional as F
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
+from ..runtime.outputs import check_new_folder
+from ..saving_anople import is_trace, locked, replacing, state_folder
 from ..scoring_anople import AnoPLeOutput, fuse_scores
-from .graph_detector import GRAPHS, OUTPUTS, check_origin, graph_in, to_openvino, write_origin, write_products
+from .graph_detector import (
+    GRAPHS,
+    OUTPUTS,
+    check_origin,
+    graph_in,
+    to_openvino,
+    whole_export_in,
+    write_origin,
+    write_products,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -95,7 +106,7 @@ def export_detector(
         weights: of ONNX. `int8` stores the matrices in 8 bits, in blocks of 32 with a scale each; all is still computed in
             single precision. `int8_dynamic` stores them in 7 bits, with a scale for each column, and also brings what they
             are multiplied with to 8, as it comes; attention and the memory's look-up stay in single precision.
-        overwrite: whether an earlier export there may be replaced.
+        overwrite: whether an earlier export there may be replaced; files of other names in its folder stay.
 
     Returns:
         The folder.
@@ -105,12 +116,15 @@ def export_detector(
             weights of 8 bits.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and graph_in(folder)):
+    earlier = graph_in(state_folder(folder)) is not None
+    if earlier and not overwrite:
         raise ValueError(f"{folder} is not empty: name a new folder, or add --overwrite to replace an export.")
+    if not earlier:
+        check_new_folder(folder)
     _check_memories(model)
     if format == "openvino" and weights != "float32":
         raise ValueError(f"OpenVINO was given --weights {weights}, which is a form of ONNX: leave one of the two out.")
-    with _replacing(folder) as unfinished:
+    with replacing(folder) as unfinished:
         graph = unfinished / GRAPHS["onnx"]
         write_graph(model, graph)
         if weights != "float32":
@@ -130,11 +144,15 @@ def export_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: str 
         ValueError: if the folder holds no export, or one of another detector, or a product has no memory.
     """
     folder = Path(folder)
-    check_origin(model, folder)
+    whole_export_in(state_folder(folder))
     _check_memories(model)
-    with _replacing(folder) as unfinished:
-        write_products(model, processor, unfinished)
-        shutil.copytree(folder, unfinished, copy_function=_take_over, dirs_exist_ok=True)
+    with locked(folder):  # and what a killed program left there is finished
+        check_origin(model, folder)
+        with replacing(folder) as unfinished:
+            write_products(model, processor, unfinished)
+            for path in folder.iterdir():
+                if path.is_file() and not is_trace(path.name):
+                    _take_over(path, unfinished / path.name)
     return folder
 
 
@@ -145,33 +163,11 @@ def _check_memories(model: AnoPLeModel) -> None:
         )
 
 
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """
-    Give an empty folder beside this one, which takes its place when all is written.
-
-    A killed program changes nothing, but leaves a folder `.unfinished-...`; between two renames both are whole in there.
-    """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as place:
-        new, old = Path(place, "new"), Path(place, "old")
-        new.mkdir()
-        yield new
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-
-
-def _take_over(source: str, target: str) -> None:
+def _take_over(source: Path, target: Path) -> None:
     """Link a file that was not written anew, or copy it where links cannot be had."""
-    if not Path(target).exists():
+    if not target.exists():
         try:
-            Path(target).hardlink_to(source)
+            target.hardlink_to(source)
         except OSError:
             shutil.copy2(source, target)
 

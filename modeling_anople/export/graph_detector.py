@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint_anople import align_files, hash_weights
 from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ignored_patches
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductStore
+from ..saving_anople import align_files, check_beside, check_processor, hash_weights, mark, read_state, stamp
 from ..scoring_anople import AnoPLeOutput, Detector, fuse_scores
 
 
@@ -88,7 +88,7 @@ OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_
 OUTSIDE = {
     *("products", "tiling", "memory_rotations", "memory_limit", "class_identity", "class_prediction"),
     *("unknown_product_rate", "threshold", "pooled_threshold", "history", "fit", "clip_source"),
-    *("memory_encoder_source", "adapter_clip_sha256", "memory_encoder_sha256", "custom_pipelines"),
+    *("memory_encoder_source", "adapter_clip_sha256", "memory_encoder_sha256", "custom_pipelines", "content_sha256"),
 }  # fields of the config that are no part of the graph
 
 ABOUT = (
@@ -123,7 +123,8 @@ def write_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path)
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in model.products.state_dict().items()
     }
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / PRODUCTS)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / PRODUCTS, metadata={"format": "pt"})
     align_files(folder, PRODUCTS)  # and as readable as all else: safetensors' own file is its owner's alone
     thresholds = {
         "about": ABOUT,
@@ -131,11 +132,12 @@ def write_products(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path)
         "pooled": config.pooled_threshold,
         "products": {product["name"]: product["threshold"] for product in config.products},
     }
-    (folder / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
+    (folder / THRESHOLDS).write_text(json.dumps(thresholds), encoding="utf-8")
     config.pooled_threshold = None  # they have a file of their own
     config.products = [{**product, "threshold": None} for product in config.products]
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
+    mark(folder / THRESHOLDS, stamp(folder, [folder / PRODUCTS], model.config.to_dict()))
 
 
 def write_origin(model: AnoPLeModel, folder: Path) -> None:
@@ -184,10 +186,14 @@ class ExportedDetector(Detector):
             threads: of what runs the graph; by default as many as torch uses.
 
         Raises:
-            ValueError: if a file is missing or damaged.
+            ValueError: if a file is missing or damaged, or was not written together with the others.
         """
-        folder = Path(folder)
+        read_state(folder, lambda place: self._open(place, threads))
+
+    def _open(self, folder: Path, threads: int | None) -> None:
         self.path = whole_export_in(folder)
+        check_beside(folder / "config.json", folder / PRODUCTS, folder / THRESHOLDS)
+        check_processor(lambda name: path if (path := folder / name).exists() else None)
         self.config = AnoPLeConfig.from_pretrained(folder)
         put_thresholds(self.config, folder)
         self.products = ProductStore(self.config)

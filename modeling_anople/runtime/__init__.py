@@ -15,6 +15,26 @@ QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, a
 YES_OR_NO = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
+def printable(text: str) -> str:
+    """Write a text on one line of a terminal: what cannot be seen, line ends and control codes too, as its code."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def say(*lines: str) -> None:
+    """Write lines to stdout, each made [`printable`]: names in them come from files, which anybody may have written."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def one_line(error: Exception) -> str:
+    """Say on one line of a terminal what an error says, which libraries do on several."""
+    return printable(" ".join(str(error).split()))
+
+
+class _PlainFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def start_logging() -> None:
     """
     Log a program's own lines to stderr, and of libraries warnings alone.
@@ -22,6 +42,9 @@ def start_logging() -> None:
     Bars of transformers over weights, which take a moment, are left out; those of downloads stay.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        if type(handler.formatter) is logging.Formatter:
+            handler.setFormatter(_PlainFormatter(handler.formatter._fmt))
     for name in OWN:
         logging.getLogger(name).setLevel(logging.INFO)
     for name in QUIET:
@@ -56,9 +79,11 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
     Parse a command line into the dataclasses of a parser, and its positional arguments if it has some.
 
     Raises:
-        ValueError: for what is left over; says which option it resembles.
+        ValueError: for what is left over, which says which option it resembles; an option that is given twice; and an
+            empty name or path.
     """
     words = _with_answers(parser, sys.argv[1:] if arguments is None else arguments)
+    _refuse_twice(parser, words)
     *found, left = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if left:
         unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), None)
@@ -72,7 +97,19 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
 
         options = [f"--{entry.name}" for kind in parser.dataclass_types for entry in fields(kind)]
         raise ValueError(f"{unknown} is none of its options.{did_you_mean(unknown, options)} --help lists them.")
+    for name, given in (pair for part in found for pair in vars(part).items()):
+        if any(isinstance(each, str) and not each.strip() for each in (given if isinstance(given, list) else [given])):
+            raise ValueError(f"{name} is empty: give a value, or leave it out.")
     return tuple(found)
+
+
+def _refuse_twice(parser, words: list[str]) -> None:
+    """Refuse an option that is given twice, of which argparse drops the first without a word."""
+    end = words.index("--") if "--" in words else len(words)
+    given = [parser._option_string_actions.get(word.partition("=")[0]) for word in words[:end] if word[:2] == "--"]
+    for action in filter(None, given):
+        if given.count(action) > 1:
+            raise ValueError(f"{action.option_strings[0]} is given twice: give it once.")
 
 
 def _with_answers(parser, words: list[str]) -> list[str]:
@@ -112,9 +149,19 @@ def run_program(
     try:
         act(*parse(parser, arguments))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{name}: {error}\n")
+        sys.stderr.write(f"{name}: {one_line(error)}\n")
         return 2
     return 0
 
 
-__all__ = ["CHECKPOINT", "make_parser", "parse", "parse_whole", "run_program", "start_logging"]
+__all__ = [
+    "CHECKPOINT",
+    "make_parser",
+    "one_line",
+    "parse",
+    "parse_whole",
+    "printable",
+    "run_program",
+    "say",
+    "start_logging",
+]

@@ -26,8 +26,9 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
-from ..checkpoint_anople import FROZEN, hash_weights
 from ..export.graph_detector import ExportedDetector, graph_in
+from ..processing_anople import check_sight
+from ..saving_anople import FROZEN, StateError, check_state, finder, hash_weights, read_state, state_folder
 
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ def computing_device(asked: str = "auto") -> torch.device:
         kept_off = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
         name = "cuda" if torch.cuda.is_available() and not kept_off else "cpu"
     try:
-        return torch.empty(0, device=name).device  # with its number: the GPU that this process was given
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by what torch was built for
+        place = torch.empty(0, device=name).device  # with its number: the GPU that this process was given
+        if place.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+        return place
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # by what torch was built for
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"The device {name!r} cannot be used here ({reason}): take cpu.") from error
 
@@ -121,6 +125,8 @@ def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 STATE_FILE = "unfinished.safetensors"  # of a fit that was not ended
 Judge = TypeVar("Judge", AnoPLeModel, ExportedDetector)
 REMEDY = "give the --output_dir of `anople fit`, or a Hub id"
@@ -129,7 +135,7 @@ NEEDED_FILES = ("*.json", "*.safetensors", "*.txt")  # the code of a repository 
 
 def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     """
-    Load model and processor, of a full detector or of an adapter.
+    Load model and processor, of a full detector or of an adapter, and compare all that decides with the hash that was saved.
 
     Args:
         checkpoint: a folder, or a Hub id: `user/name` or `user/name@revision`.
@@ -138,13 +144,18 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
     Raises:
         ValueError: for what is no detector or a damaged one, a graph, and for what the Hub refuses, with the remedy.
     """
-    folder = _locate(checkpoint, revision)
-    if graph_in(folder):
-        raise ValueError(
-            f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from, and "
-            "bring the graph up to date with `anople export DETECTOR FOLDER --products_only`."
-        )
-    return _explained(checkpoint, lambda: _read_detector(folder))
+
+    def read(place: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
+        if graph_in(place):
+            raise ValueError(
+                f"{checkpoint} holds a graph, which judges and learns nothing: give the detector that it was made from, and "
+                "bring the graph up to date with `anople export DETECTOR FOLDER --products_only`."
+            )
+        return _explained(checkpoint, lambda: _read_detector(place))
+
+    model, processor = _read(checkpoint, revision, read)
+    model.name_or_path = checkpoint if Path(checkpoint).exists() else model.name_or_path
+    return model, processor
 
 
 def load_judge(
@@ -163,8 +174,7 @@ def load_judge(
     Raises:
         ValueError: as of [`load_detector`], for a device that is not here, and for what a graph cannot do.
     """
-    folder = Path(checkpoint)
-    if not graph_in(folder):
+    if not graph_in(state_folder(checkpoint)):
         place = computing_device(device)
         model, processor = load_detector(checkpoint, revision)
         return model.to(place, getattr(torch, dtype)), processor
@@ -172,59 +182,72 @@ def load_judge(
         raise ValueError(
             f"{checkpoint} holds a graph, which computes on the CPU as it was exported: leave out --device and --dtype."
         )
-    return _explained(checkpoint, lambda: _fitting(ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder)))
+
+    def read(folder: Path) -> tuple[ExportedDetector, AnoPLeProcessor]:
+        return _explained(
+            checkpoint, lambda: _fitting(ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder))
+        )
+
+    return read_state(checkpoint, read)
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
     """Load a detector's config alone; arguments and refusals as of [`load_detector`]."""
-    folder = _locate(checkpoint, revision)
-    return _explained(checkpoint, lambda: _read_config(folder))
+    return _read(checkpoint, revision, lambda place: _explained(checkpoint, lambda: _read_config(place)))
 
 
-def _locate(checkpoint: str, revision: str | None) -> Path:
-    """Return the detector's folder, fetched where it is on the Hub, after a look at whether its files are whole."""
+def _read(checkpoint: str, revision: str | None, read: Callable[[Path], Result]) -> Result:
+    """Read a detector's folder, fetched where it is on the Hub, after a look at whether its files are whole."""
     folder = Path(checkpoint)
-    if folder.exists():
-        if revision is not None:
-            raise ValueError(
-                f"--revision {revision} was given with the folder {checkpoint}: only a Hub id has revisions."
-            )
-        if not (folder / "config.json").is_file():
-            if (folder / STATE_FILE).is_file():
+    if not folder.exists():
+        place = fetch_detector(*split_revision(checkpoint, revision))
+        _check_files(place)
+        return read(place)
+    if revision is not None:
+        raise ValueError(f"--revision {revision} was given with the folder {checkpoint}: only a Hub id has revisions.")
+
+    def checked(place: Path) -> Result:
+        if not (place / "config.json").is_file():
+            if (place / STATE_FILE).is_file():
                 raise ValueError(f"{checkpoint} holds an unfinished fit: finish it by `anople fit` with --resume.")
             raise ValueError(f"{checkpoint} holds no detector (no config.json): {REMEDY}.")
-    else:
-        folder = fetch_detector(*split_revision(checkpoint, revision))
-    _check_files(folder)
-    return folder
+        _check_files(place)
+        return read(place)
+
+    return read_state(folder, checked)
 
 
 def _read_config(folder: Path) -> AnoPLeConfig:
     kind = AnoPLeConfig.get_config_dict(folder)[0].get("model_type")
     if kind != AnoPLeConfig.model_type:
         raise ValueError(f"its model_type is {kind!r}, not {AnoPLeConfig.model_type!r}")
+    if not graph_in(folder):
+        check_state(finder(folder, {}))
     return AnoPLeConfig.from_pretrained(folder)
 
 
 def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
     adapter = _read_config(folder).adapter_clip_sha256
     load = AnoPLeModel.load_adapter if adapter else AnoPLeModel.from_pretrained
-    return _fitting(load(folder), AnoPLeProcessor.from_pretrained(folder))
+    return _fitting(load(folder, verify=True), AnoPLeProcessor.from_pretrained(folder))
 
 
 def _fitting(judge: Judge, processor: AnoPLeProcessor) -> tuple[Judge, AnoPLeProcessor]:
-    """Return both, or refuse a processor of another detector: one that numbers the products otherwise."""
+    """Return both, or refuse a processor of another detector: one that numbers the products, or prepares images, otherwise."""
     if processor.class_names != judge.config.class_names:
         raise ValueError(
             f"processor_config.json knows the products {processor.class_names}, config.json {judge.config.class_names}; copy "
             "both from one detector"
         )
+    check_sight(processor, judge.config)
     return judge, processor
 
 
 def _explained(checkpoint: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except StateError:  # which says what to do
+        raise
     except Exception as error:  # readers of configs, weights and tokenizers have errors of their own
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{checkpoint} cannot be loaded ({reason}): {REMEDY}.") from error
@@ -299,6 +322,8 @@ def _compare_hashes(name: str, folder: Path) -> None:
 def _check_files(folder: Path) -> None:
     """Name a file that was cut short; the libraries' own errors do not."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        if not path.is_file():  # a pipe would be waited for, a device read without an end
+            raise ValueError(f"{path} is no file: copy the folder again, or fit the detector anew.")
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
@@ -364,8 +389,8 @@ def list_shards(places: list[str]) -> list[Shard]:
 
 
 def _on_disk(place: Path) -> list[Shard]:
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and path.is_file()]
+    files = sorted(place.iterdir()) if os.path.isdir(place) else [place]
+    return [Shard(str(path), path.stem + ANSWERS) for path in files if _is_shard(path.name) and os.path.isfile(path)]
 
 
 def _on_hub(address: str) -> list[Shard]:

@@ -6,6 +6,7 @@ Fit AnoPLe to a few good photographs of several products.
 Only photographs of the train split are ever opened here. The last step is kept: there is no test score to choose by.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -26,8 +27,10 @@ from ..configuration_anople import REMOVED, RENAMED
 from ..losses_anople import LossTerm, loss_weights
 from ..runtime import start_logging
 from ..runtime.loading import loader_workers, one_order_of_sums
+from ..runtime.outputs import Output, check_outputs, is_of_detector, json_lines_of
+from ..saving_anople import locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
-from .finishing import STATE_FILE, finish, load_state, save_state, trim_log
+from .finishing import STATE_FILE, finish, load_state, remove_state, save_state, trim_log
 from .options import TrainingConfig, model_options, parse_options
 
 
@@ -119,9 +122,16 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
 
     Raises:
         ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with
-            the remedy.
+            the remedy; and if another program changes the folder for too long.
     """
-    output_dir, options = Path(config.output_dir), dict(options or {})
+    output_dir = Path(config.output_dir)
+    alone = os.environ.get("RANK", "0") == "0"  # of several processes one keeps other programs out
+    with locked(output_dir) if alone else contextlib.nullcontext():
+        return _train(config, output_dir, dict(options or {}))
+
+
+def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
+    """Do what [`train`] says, step by step."""
     if _is_finished(output_dir, config, options):
         if os.environ.get("RANK", "0") == "0":  # of several processes one says so
             logger.info("The detector in %s is finished.", output_dir)
@@ -160,8 +170,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     validation = make_validation_batch(config, processor, shots, model.config.tiling, side)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        trim_log(output_dir / LOG_FILE, first)
+        _make_room(output_dir, first)
     if config.report_to != "none":
         accelerator.init_trackers("anople", config={name: str(value) for name, value in settings.items()})
 
@@ -197,6 +206,13 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     return output_dir
 
 
+def _make_room(folder: Path, first: int) -> None:
+    """Drop what lies ahead: of a fit that begins anew the state of an earlier one, which would be gone on with otherwise."""
+    if first == 0:
+        remove_state(folder)
+    trim_log(folder / LOG_FILE, first)
+
+
 def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
     """
     Say whether a fit that is to go on has ended before; of its folders only the names can be compared.
@@ -209,7 +225,10 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
     begun, written = (folder / STATE_FILE).exists(), (folder / "model.safetensors").exists()
     if begun and not (written or config.resume):
         raise ValueError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite.")
-    if begun and config.resume or not written:  # if both, it was killed while the detector was written
+    if begun and config.resume:  # if it is written as well, it was killed meanwhile
+        return False
+    if not written:
+        _check_folder(folder)
         return False
     if config.resume:
         asked = {**dataclasses.asdict(config), **options}
@@ -224,6 +243,15 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
             return True
     other = " of other settings" if config.resume else ""
     raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to fit into a folder with files of another detector or a CLIP; the log of a fit that was killed is its own."""
+    if folder.is_dir():
+        theirs = [path for path in sorted(folder.iterdir()) if is_of_detector(path.name) and path.name != LOG_FILE]
+        if theirs:
+            raise ValueError(f"{folder} holds {theirs[0].name}: choose another --output_dir, or add --overwrite.")
+    check_outputs([Output("--output_dir", folder / LOG_FILE, json_lines_of(("step", "loss")))])
 
 
 def fit_steps(
@@ -269,9 +297,9 @@ def fit_steps(
 
 def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
     """Write the finished detector; the state to resume from goes last, once nothing can be lost any more."""
+    model.own_processor = processor
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    remove_state(folder)
     logger.info("The detector is in %s.", folder)
 
 

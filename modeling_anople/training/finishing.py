@@ -22,6 +22,7 @@ from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
 from ..runtime.loading import STATE_FILE
+from ..saving_anople import sync
 from ..scoring_anople import resize_maps
 from .few_shot import Shots
 from .options import TrainingConfig
@@ -42,7 +43,15 @@ def save_state(folder: Path, *, step: int, settings: dict, model: nn.Module, opt
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     unfinished = folder / f"{STATE_FILE}.part"
     save_file(tensors, unfinished, metadata={"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
+    sync(unfinished)
     os.replace(unfinished, folder / STATE_FILE)
+    sync(folder)
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the state of a fit that has ended, or is not to go on, and what a killed program left half-written of one."""
+    for name in (STATE_FILE, f"{STATE_FILE}.part"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def load_state(folder: Path, *, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -89,7 +98,9 @@ def trim_log(path: Path, step: int) -> None:
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        unfinished = path.with_name(f"{path.name}.part")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, path)
 
 
 # --- Alarms of fitting: does the decoder look at the image at all? (paper.md section 7) ---
@@ -244,6 +255,7 @@ __all__ = [
     "finish",
     "judge_maps",
     "load_state",
+    "remove_state",
     "save_state",
     "trim_log",
 ]

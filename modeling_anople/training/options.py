@@ -9,7 +9,9 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 
 from ..backbone_anople import MINI_CLIP
-from ..configuration_anople import AnoPLeConfig
+from ..calibration_anople import check_rate
+from ..configuration_anople import RANGES, AnoPLeConfig, check_ranges
+from ..images_anople import WHITE_RANGE
 from ..runtime import parse_whole
 from ..tiling_anople import Rotations
 
@@ -24,6 +26,27 @@ Recipe = Literal["paper", "best"]
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "best": {"memory_rotations": "eighth_turns"},
+}
+
+
+# The least and the greatest value of every number of a fit, both allowed; help texts name them.
+FIT_RANGES = {
+    "shots": (1, 100_000),
+    "seed": (0, 2**32 - 1),
+    "max_steps": (0, 1_000_000_000),
+    "batch_size": (1, 65_536),
+    "prompt_learning_rate": (0, 10),
+    "decoder_learning_rate": (0, 10),
+    "weight_decay": (0, 10),
+    "warmup_ratio": (0, 1),
+    "final_learning_rate_ratio": (0, 1),
+    "max_gradient_norm": (1e-06, 1_000_000),
+    "white_value": WHITE_RANGE,
+    "gradient_accumulation_steps": (1, 65_536),
+    "num_workers": (0, 256),
+    "monitor_images": (0, 100_000),
+    "save_steps": (1, 1_000_000_000),
+    "log_steps": (1, 1_000_000_000),
 }
 
 
@@ -63,7 +86,7 @@ class TrainingConfig:
             "better on good photographs with drawn defects."
         },
     )
-    shots: int = field(default=4, metadata={"help": "Good photographs per product."})
+    shots: int = field(default=4, metadata={"help": "Good photographs per product, 1 to 100000."})
     view_pattern: str | None = field(
         default=None,
         metadata={
@@ -71,26 +94,41 @@ class TrainingConfig:
             "name, such as _(C[1-5])_ for Real-IAD."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of the choice of photographs and of all training draws."})
-    max_steps: int = field(default=2000, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=8, metadata={"help": "Photographs per step over all processes, times the views."})
-    prompt_learning_rate: float = field(default=1e-3, metadata={"help": "Of prompts, projections and prefix."})
-    decoder_learning_rate: float = field(
-        default=3e-3, metadata={"help": "Of the decoder, which starts from nothing and wants a higher rate."}
+    seed: int = field(
+        default=0, metadata={"help": "Of the choice of photographs and of all training draws, 0 to 4294967295."}
     )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
-    final_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Where the cosine ends."})
-    max_gradient_norm: float = field(default=1.0, metadata={"help": "Longer gradients are shortened to this."})
+    max_steps: int = field(default=2000, metadata={"help": "Optimizer steps, 0 to 1000000000."})
+    batch_size: int = field(
+        default=8, metadata={"help": "Photographs per step over all processes, times the views, 1 to 65536."}
+    )
+    prompt_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Of prompts, projections and prefix, 0 to 10."}
+    )
+    decoder_learning_rate: float = field(
+        default=3e-3, metadata={"help": "Of the decoder, which starts from nothing and wants a higher rate, 0 to 10."}
+    )
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW, 0 to 10."})
+    warmup_ratio: float = field(
+        default=0.05, metadata={"help": "Share of the steps with a rising learning rate, 0 to 1."}
+    )
+    final_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Where the cosine ends, 0 to 1."})
+    max_gradient_norm: float = field(
+        default=1.0, metadata={"help": "Longer gradients are shortened to this, 1e-06 to 1000000."}
+    )
     pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
         default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
     )
     normal_turns: Rotations = field(
         default="none", metadata={"help": "Turn training photographs, for products that lie any way round."}
     )
-    max_false_alarm_rate: float = field(default=0.05, metadata={"help": "Share of good photographs above the line."})
+    max_false_alarm_rate: float = field(
+        default=0.05, metadata={"help": "Share of good photographs above the line, from 0.0001 to below 0.5."}
+    )
     white_value: float | None = field(
-        default=None, metadata={"help": "White of 16-bit and float grayscale photographs; 4095 for a 12-bit camera."}
+        default=None,
+        metadata={
+            "help": "White of 16-bit and float grayscale photographs, 1e-06 to 4294967296; 4095 for a 12-bit camera."
+        },
     )
     ignore_masks: str | None = field(
         default=None,
@@ -99,17 +137,27 @@ class TrainingConfig:
         },
     )
     mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a batch is computed."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Parts in which a batch is computed, 1 to 65536."}
+    )
     num_workers: int | None = field(
         default=None,
-        metadata={"help": "Processes that prepare photographs; by default none for a CPU, up to 8 for a GPU."},
+        metadata={
+            "help": "Processes that prepare photographs, 0 to 256; by default none for a CPU, up to 8 for a GPU."
+        },
     )
     monitor_images: int = field(
         default=16,
-        metadata={"help": "Held-back photographs that check the decoder, at least one per product; 0 for none."},
+        metadata={
+            "help": "Held-back photographs that check the decoder, 0 to 100000, at least one per product; 0 for none."
+        },
     )
-    save_steps: int = field(default=100, metadata={"help": "Steps between two states to resume from."})
-    log_steps: int = field(default=10, metadata={"help": "Steps between two lines of training_log.jsonl."})
+    save_steps: int = field(
+        default=100, metadata={"help": "Steps between two states to resume from, 1 to 1000000000."}
+    )
+    log_steps: int = field(
+        default=10, metadata={"help": "Steps between two lines of training_log.jsonl, 1 to 1000000000."}
+    )
     report_to: Literal["none", "tensorboard", "trackio"] = field(
         default="none", metadata={"help": "Where to log, too."}
     )
@@ -117,16 +165,8 @@ class TrainingConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace a detector that output_dir already holds."})
 
     def __post_init__(self):
-        for name in ("shots", "batch_size", "gradient_accumulation_steps", "save_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.max_false_alarm_rate < 0.5:
-            raise ValueError(
-                f"max_false_alarm_rate must lie within 0 and 0.5, got {self.max_false_alarm_rate}: it is a share, 0.05 is 5 %."
-            )
-        for name in ("max_steps", "num_workers"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        check_ranges(self, FIT_RANGES)
+        check_rate(self.max_false_alarm_rate)
         if self.view_pattern is not None:
             try:
                 groups = re.compile(self.view_pattern).groups
@@ -146,14 +186,8 @@ class TrainingConfig:
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {
     *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),
-    *(
-        "memory_encoder",
-        "memory_encoder_source",
-        "memory_encoder_sha256",
-        "image_mean",
-        "image_std",
-        "custom_pipelines",
-    ),
+    *("memory_encoder", "memory_encoder_source", "memory_encoder_sha256", "image_mean", "image_std"),
+    *("custom_pipelines", "content_sha256"),
 }
 
 
@@ -190,6 +224,9 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
 
     Returns:
         The options, and a dict of the fields of [`AnoPLeConfig`] that differ from their defaults.
+
+    Raises:
+        ValueError: for what is no option, or a number out of range.
     """
     parser = HfArgumentParser([options, model], prog=program, allow_abbrev=False)
     preset = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
@@ -197,12 +234,14 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     recipe = preset.parse_known_args(arguments)[0].recipe
     parser.set_defaults(**RECIPES.get(recipe, {}))  # the parser itself refuses others
     parsed, chosen = parse_whole(parser, arguments)
+    check_ranges(chosen, RANGES)  # before the data are read
     defaults = model()
     values = dataclasses.asdict(chosen).items()
     return parsed, {name: value for name, value in values if value != getattr(defaults, name)}
 
 
 __all__ = [
+    "FIT_RANGES",
     "RECIPES",
     "Recipe",
     "TrainingConfig",

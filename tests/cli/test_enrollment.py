@@ -197,7 +197,7 @@ def test_a_detector_begins_nowhere_else(capsys, checkpoint, pictures, tmp_path, 
         assert main(["enroll", place, "gasket", str(pictures[0]), "--clip", "mini"]) == 2
         assert "is not empty: a detector begins in a new folder" in capsys.readouterr().err
     assert contents(checkpoint) == before
-    for name, message in (("unknown product", "take another name"), (" ", "needs a name")):
+    for name, message in (("unknown product", "take another name"), (" ", "name is empty: give a value")):
         assert main(["enroll", str(tmp_path / "new"), name, str(pictures[0]), "--clip", "mini"]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert main(["enroll", str(tmp_path / "new"), "x", str(pictures[0]), "--clip", "word"]) == 2

@@ -61,3 +61,20 @@ def test_a_large_image_is_kept_smaller_and_a_fit_measures_boxes_in_the_copy(sess
     assert before.size == (2000, 500) and Image.open(before.path).size == (NORMAL_IMAGE_SIDE, NORMAL_IMAGE_SIDE // 4)
     session.adopt(session.model, session.processor)
     assert [image.size for image in session.normal_images["nut"]] == [(NORMAL_IMAGE_SIDE, NORMAL_IMAGE_SIDE // 4)]
+
+
+def test_what_was_taught_before_is_held_once_for_all_sessions(start, files):
+    one, another = session_of(start), session_of(start)
+    teach_product(one, "screw", files)
+    teach_product(another, "screw", files)
+    for product, of_one, of_another in zip(
+        start.model.products, one.model.products, another.model.products, strict=False
+    ):
+        for name, tensor in product.named_buffers():
+            assert tensor is of_one.get_buffer(name) is of_another.get_buffer(name)
+    assert one.model.products[-1].bank.vectors is not another.model.products[-1].bank.vectors
+    before = start.model.products[0].bank.vectors.clone()
+    add_normal_image(one, "bolt", files[0])
+    assert (
+        start.model.products[0].bank.vectors.equal(before) and one.image_count("bolt") == start.image_count("bolt") + 1
+    )

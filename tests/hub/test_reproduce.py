@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hub.reproduce.__main__ import main
 from hub.reproduce.cells import cell_file, fit_words, thin_rows
 from hub.reproduce.options import ReproduceOptions, clip_weights
-from hub.reproduce.report import count_tests, draw, summarize, to_markdown, unlike_paper
+from hub.reproduce.report import check_places, count_tests, draw, summarize, to_markdown, unlike_paper
 from hub.reproduce.tables import TABLES, tables_of
 from modeling_anople.configuration_anople import AnoPLeConfig
 from modeling_anople.data.public_sets import SETS
@@ -476,3 +476,16 @@ def test_figures_of_other_products_are_not_subtracted_from_the_papers():
     assert rows["single scale, no prefix"]["image_auroc"] is None
     text = to_markdown(summarize("scale", TABLES["scale"], found, ReproduceOptions(data_root="data")))
     assert "only orders can be compared" in text and "| -2.7 |" in text and "| not run |" in text
+
+
+def test_no_table_replaces_a_file_of_another_hand(tmp_path):
+    table = tmp_path / "main.json"
+    for name in ("main.json", "main.md", "main.png"):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+        with pytest.raises(ValueError, match=f"--output_dir .*{name} is there already"):
+            check_places(["main"], tmp_path, overwrite=False)
+        check_places(["main"], tmp_path, overwrite=True)
+        (tmp_path / name).unlink()
+    table.write_text(json.dumps(dict.fromkeys(("table", "rows", "protocol", "records"))), encoding="utf-8")
+    (tmp_path / "main.md").write_text("of that table", encoding="utf-8")
+    check_places(["main"], tmp_path, overwrite=False)
