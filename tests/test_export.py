@@ -434,7 +434,11 @@ def no_memory(place: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (other_weights, [], "another detector (it differs in the weights of CLIP, prompts or decoder): name"),
+        (
+            other_weights,
+            [],
+            "another detector (it differs in the weights of CLIP, memory encoder, prompts or decoder): name",
+        ),
         (other_smoothing, [], "another detector (it differs in smoothing): name"),
         (earlier_version, [], "does not say what its graph was made from: export anew, with --overwrite"),
         (no_graph, [], "is no whole export (model.onnx is missing)"),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -29,7 +32,7 @@ from transformers import (
 )
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
-from modeling_anople.backbone_anople import TowerInput, token_states
+from modeling_anople.backbone_anople import TowerInput, load_encoder_config, token_states
 from modeling_anople.cli import main
 from modeling_anople.export.graph_detector import OnnxEngine, OpenVinoEngine, to_openvino
 from modeling_anople.fitting_anople import remember
@@ -466,6 +469,101 @@ def test_an_adapter_without_an_encoder_takes_none(
     fill(make_model(), make_pixels).save_adapter(tmp_path)
     with pytest.raises(ValueError, match="has no memory encoder, its CLIP remembers: leave memory_encoder out"):
         AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder, memory_encoder=encoder_folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_id_names_a_state_with_an_encoder_however_it_was_saved(
+    make_model, make_pixels, small_clip_folder, kind, tmp_path
+):
+    """Of some kinds transformers would write the weights under other names than an adapter hashes them by."""
+    model = fill(make_model(**encoder_options(kind)), make_pixels)
+    model.save_pretrained(tmp_path / "whole")
+    state, encoder = model.config.content_sha256, model.memory_encoder.model
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert model.config.content_sha256 == state
+    model.save_adapter(tmp_path / "adapter")
+    assert model.config.content_sha256 == state
+    adapter = AnoPLeModel.load_adapter(
+        tmp_path / "adapter", clip=small_clip_folder, memory_encoder=encoder, verify=True
+    )
+    for read in (*(AnoPLeModel.from_pretrained(tmp_path / name, verify=True) for name in ("whole", "parts")), adapter):
+        read.save_pretrained(tmp_path / "again")
+        assert read.config.content_sha256 == state
+        read.save_adapter(tmp_path / "other")
+        assert read.config.content_sha256 == state
+    next(encoder.parameters()).view(-1)[0] += 1
+    model.save_pretrained(tmp_path / "changed")
+    assert model.config.content_sha256 != state
+
+
+def test_no_weights_of_an_encoder_are_left_behind_lost_or_damaged_unseen(make_model, tmp_path):
+    model = make_model(**encoder_options())
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    assert list(tmp_path.glob("*.safetensors*")) == [weights]
+    whole = load_file(weights)
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+    name = next(name for name in whole if name.startswith("memory_encoder.model.encoder.layer"))
+    save_file({**whole, name: whole[name] + 1}, weights, metadata)
+    with pytest.raises(ValueError, match="model.safetensors.* damaged"):
+        AnoPLeModel.from_pretrained(tmp_path, verify=True)
+    save_file({other: tensor for other, tensor in whole.items() if other != name}, weights, metadata)
+    with pytest.raises(ValueError, match=f"has no {name}: its weights are not those that its config.json describes"):
+        AnoPLeModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_hidden_layers", 10**6), ("hidden_size", 10**6), ("patch_size", 0), ("image_size", 10**6)],
+)
+def test_an_encoder_that_no_machine_can_hold_is_refused_at_once(encoder_folder, tmp_path, name, value):
+    sizes = {"model_type": "dinov2", "image_size": 28, "patch_size": 7}
+    others = dict.fromkeys(("image_mean", "memory_image_mean"), MEAN) | dict.fromkeys(
+        ("image_std", "memory_image_std"), STD
+    )
+    assert AnoPLeConfig(memory_encoder=sizes, **others).memory_grid_size == 4
+    with pytest.raises(ValueError, match=rf"memory_encoder.{name} must lie within 1 and \d+, got {value}"):
+        AnoPLeConfig(memory_encoder={**sizes, name: value}, **others)
+    with pytest.raises(ValueError, match="The memory encoder has .* weights, and 100000000000 are the most"):
+        AnoPLeConfig(memory_encoder={**sizes, "num_hidden_layers": 1000, "hidden_size": 60_000}, **others)
+    with pytest.raises(ValueError, match="memory_encoder is a bert, no vision transformer with a grid of patches"):
+        AnoPLeConfig(memory_encoder={"model_type": "bert"}, **others)
+    folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, name: value}), "utf-8")
+    with pytest.raises(ValueError, match=rf"memory_encoder.{name} must lie within"):
+        load_encoder_config(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_broken_weight_of_an_encoder_makes_an_error_of_every_image(make_both, photograph, value):
+    model, processor = make_both()
+    detector = detector_of(fit(model, processor, photograph), processor)
+    with torch.no_grad():
+        next(model.memory_encoder.model.encoder.layer[-1].parameters()).view(-1)[0] = value
+    for result in detector([photograph(70), photograph(71)], class_name="nut"):
+        assert "not finite" in result["error"] and result["score"] is result["label"] is None
+    with pytest.raises(ValueError, match="is no finite number"):
+        detector.add_normals("nut", normals_of(photograph, 0, 2))
+
+
+def test_a_processor_that_was_changed_by_hand_is_refused_with_its_detector(make_both, photograph, tmp_path):
+    model, processor = make_both()
+    detector_of(fit(model, processor, photograph), processor).save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    written = path.read_text("utf-8")
+    for fields, words in (
+        ({"size": {"height": 28, "width": 28}}, "prepares images of 28 pixels, and the model takes 42"),
+        ({"image_mean": [0.1, 0.1, 0.1]}, "the model's memory encoder expects"),
+    ):
+        values = json.loads(written)
+        values["image_processor"] |= fields
+        path.write_text(json.dumps(values), "utf-8")
+        with pytest.raises(ValueError, match=words):
+            load_detector(str(tmp_path))
 
 
 def test_a_processor_of_another_side_or_normalization_is_refused(make_both, make_processor):

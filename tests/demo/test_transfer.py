@@ -61,7 +61,7 @@ def test_a_detector_with_a_memory_encoder_goes_home_and_comes_back(
 def test_a_zip_that_would_look_at_endless_images_is_refused(session, start, tmp_path):
     def larger(name: str, content: bytes) -> bytes:
         return (
-            json.dumps(json.loads(content) | {"image_size": 800_000}).encode()
+            json.dumps(json.loads(content) | {"image_size": 3200}).encode()
             if name.endswith("/config.json")
             else content
         )
