@@ -77,9 +77,7 @@ class CheckpointMixin:
         """
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
-        saving["save_original_format"] = (
-            False  # under the names of its modules, by which an adapter hashes an encoder too
-        )
+        saving["save_original_format"] = False  # under modules' names, by which an adapter hashes an encoder too
         self.products.write()
         if kwargs.get("is_main_process", True):
             with replacing(save_directory) as place:
