@@ -127,6 +127,10 @@ LARGEST_SCORE = 1.0  # raw scores and maps lie within 0 and 1
 ESTIMATES = ("", "rank", "extrapolated", "copies")
 
 
+class UnreachableThreshold(ValueError):
+    """A line above all scores: so few photographs, or so different ones, do not support the rate that was asked for."""
+
+
 @dataclass(frozen=True)
 class ProductThreshold:
     """
@@ -208,11 +212,11 @@ class ProductThreshold:
         Refuse a line above all raw scores, which lie within 0 and 1.
 
         Raises:
-            ValueError: saying what would support the rate that it was set for.
+            UnreachableThreshold: saying what would support the rate that it was set for.
         """
         if self.image_threshold > LARGEST_SCORE or self.map_threshold > LARGEST_SCORE:
             highest = max(self.image_threshold, self.map_threshold)
-            raise ValueError(
+            raise UnreachableThreshold(
                 f"For {percent(self.max_false_alarm_rate)} false alarms it lies at a score of {highest:.3g}, and none is above "
                 f"{LARGEST_SCORE:g}, so that nothing would ever be anomalous: "
                 f"{scores_needed(self.max_false_alarm_rate)} good photographs would support this rate, or set a higher one."
@@ -497,6 +501,7 @@ def fit_pooled_threshold(
 
 __all__ = [
     "ProductThreshold",
+    "UnreachableThreshold",
     "attainable_rate",
     "calibrate",
     "check_rate",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration_anople import ProductThreshold, fit_pooled_threshold
+from .calibration_anople import ProductThreshold, UnreachableThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig, leads_elsewhere
 from .images_anople import ImageError
 from .memory_anople import MemoryBank
@@ -339,12 +339,12 @@ class ProductStore(nn.ModuleList):
         Keep the threshold of one product, and fit the common one of the pooled mode anew.
 
         Raises:
-            ValueError: if it lies above every score.
+            UnreachableThreshold: if it lies above every score.
         """
         try:
             threshold.check_reach()
-        except ValueError as error:
-            raise ValueError(f"No threshold can be set for {self[class_id].name!r}. {error}") from error
+        except UnreachableThreshold as error:
+            raise UnreachableThreshold(f"No threshold can be set for {self[class_id].name!r}. {error}") from error
         self[class_id].record.threshold = threshold
         self._fit_pooled(threshold.max_false_alarm_rate)
         self.write()
@@ -402,7 +402,7 @@ class ProductStore(nn.ModuleList):
         try:
             if pooled:
                 pooled.check_reach()
-        except ValueError as error:
+        except UnreachableThreshold as error:
             logger.warning("All products together have no threshold, and so no label. %s", error)
             pooled = None
         self.config.pooled_threshold = asdict(pooled) if pooled else None

@@ -252,6 +252,8 @@ def _check_pair(first: Path, first_state: str | None, second: Path, second_state
 
 
 def _verify(path: Path, config: Mapping, weights: list[Path]) -> None:
+    if not weights:
+        raise StateError(f"{path.parent} has no file named {SINGLE}, nor parts of one: copy the folder again whole.")
     for each in weights:
         raw, header, begin = *_header(each), 0
         for entry in (entry for name, entry in header.items() if name != "__metadata__"):

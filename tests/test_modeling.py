@@ -217,7 +217,8 @@ def test_backbones_of_any_patch_size_and_resolution(tokenizer, make_pixels, side
     model = AnoPLeModel.from_clip(CLIPModel(config), ["bolt"], tokenizer=tokenizer, decoder_widths=[8, 4])
     pixels, grid = make_pixels(2, side=side), side // patch
     remember(model, pixel_images(pixels), 0)
-    calibrate_product(model, pixel_images(pixels), 0)
+    # scores of an untrained CLIP may lie so far apart that the line of a smaller rate is above them all
+    calibrate_product(model, pixel_images(pixels), 0, max_false_alarm_rate=0.4)
     with torch.no_grad():
         output = model(pixels)
     assert output.memory_maps.shape == (2, grid, grid) and output.anomaly_maps.shape == (2, side, side)

@@ -25,7 +25,7 @@ from modeling_anople.runtime.outputs import (
     json_of,
 )
 
-from .detectors import write_detector
+from .detectors import detector_of, write_detector
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +279,7 @@ def test_names_in_a_file_are_said_without_their_codes(capsys, detector, pictures
         for plain, coded in zip(("bolt", "nut"), CODES, strict=True):
             text = text.replace(f'"{plain}"', json.dumps(coded))
         (folder / file).write_text(text, encoding="utf-8")
+    detector_of(AnoPLeModel.from_pretrained(folder), AnoPLeProcessor.from_pretrained(folder)).save_pretrained(folder)
     for words in (["products", str(folder)], ["forget", str(folder), [*CODES][0], "--output", str(tmp_path / "less")]):
         assert main(words) == 0
         said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A saved detector is the detector: in this process, in a fresh one, and where the package is not installed."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -305,7 +306,8 @@ def test_code_of_another_version_in_the_folder_is_replaced(make_model, tmp_path)
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_threshold_that_was_moved_by_hand_is_saved(fitted, small_clip_folder, tmp_path, adapter):
     model, processor, photographs = fitted
-    model.products.named("nut").record.threshold.image_threshold *= 2
+    record = model.products.named("nut").record
+    record.threshold = dataclasses.replace(record.threshold, image_threshold=2 * record.threshold.image_threshold)
     detector_of(model, processor).save_pretrained(tmp_path, adapter=adapter)
     if adapter:
         read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder)

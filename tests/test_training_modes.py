@@ -58,7 +58,7 @@ MODES = [
     "--memory_rotations quarter_turns",
     "--class_identity pooled",
     "--class_identity predicted --class_prediction text",
-    "--map_fusion decoder --image_fusion text",
+    "--map_fusion decoder --image_fusion text --max_false_alarm_rate 0.4",
     "--image_map fused",
     "--mixed_precision bf16",
     "--gradient_accumulation_steps 2",

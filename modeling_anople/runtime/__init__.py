@@ -79,11 +79,9 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
     Parse a command line into the dataclasses of a parser, and its positional arguments if it has some.
 
     Raises:
-        ValueError: for what is left over, which says which option it resembles; an option that is given twice; and an
-            empty name or path.
+        ValueError: for what is left over, which says which option it resembles, and for an empty name or path.
     """
     words = _with_answers(parser, sys.argv[1:] if arguments is None else arguments)
-    _refuse_twice(parser, words)
     *found, left = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if left:
         unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), None)
@@ -101,15 +99,6 @@ def parse_whole(parser, arguments: list[str] | None) -> tuple:
         if any(isinstance(each, str) and not each.strip() for each in (given if isinstance(given, list) else [given])):
             raise ValueError(f"{name} is empty: give a value, or leave it out.")
     return tuple(found)
-
-
-def _refuse_twice(parser, words: list[str]) -> None:
-    """Refuse an option that is given twice, of which argparse drops the first without a word."""
-    end = words.index("--") if "--" in words else len(words)
-    given = [parser._option_string_actions.get(word.partition("=")[0]) for word in words[:end] if word[:2] == "--"]
-    for action in filter(None, given):
-        if given.count(action) > 1:
-            raise ValueError(f"{action.option_strings[0]} is given twice: give it once.")
 
 
 def _with_answers(parser, words: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from ..losses_anople import LossTerm, loss_weights
 from ..runtime import start_logging
 from ..runtime.loading import loader_workers, one_order_of_sums
 from ..runtime.outputs import Output, check_outputs, is_of_detector, json_lines_of
-from ..saving_anople import locked
+from ..saving_anople import LOCK_FILE, locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
 from .finishing import STATE_FILE, finish, load_state, remove_state, save_state, trim_log
 from .options import TrainingConfig, model_options, parse_options
@@ -126,6 +126,10 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     """
     output_dir = Path(config.output_dir)
     alone = os.environ.get("RANK", "0") == "0"  # of several processes one keeps other programs out
+    if not (output_dir / LOCK_FILE).exists():
+        _is_finished(
+            output_dir, config, dict(options or {})
+        )  # refuses the folder of another hand before a lock lies in it
     with locked(output_dir) if alone else contextlib.nullcontext():
         return _train(config, output_dir, dict(options or {}))
 

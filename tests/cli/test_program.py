@@ -426,7 +426,10 @@ def cut(name: str, share: float):
         (cut("config.json", 0.5), r"config\.json is damaged .*: copy the folder again"),
         (cut("processor_config.json", 0.5), r"processor_config\.json is damaged"),
         (cut("tokenizer.json", 0.5), r"tokenizer\.json is damaged"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors.*give the --output"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "no file named model.safetensors, nor parts of one: copy the folder",
+        ),
         (
             lambda folder: (folder / "config.json").unlink(),
             r"holds no detector \(no config\.json\): give the --output",

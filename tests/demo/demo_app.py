@@ -14,7 +14,7 @@ def running(start: Session, examples: Examples) -> Iterator[str]:
     """Serve a detector; gives the address."""
     demo = build_demo(start, examples)
     try:
-        yield serve(demo, server_name="127.0.0.1", quiet=True)
+        yield serve(demo, served_as=["line7.test"], server_name="127.0.0.1", quiet=True)
     finally:
         demo.close()
 

@@ -6,8 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
+from modeling_anople import AnoPLeModel
 from modeling_anople.cli import main
 
 from ..detectors import write_detector
@@ -60,8 +59,8 @@ def write_published(root: Path, clip: Path, photograph) -> Published:
 def fitted_anew(folder: Path, target: Path) -> Path:
     """Copy a detector with its prototypes changed, as another fit would have left them; no Hub knows these weights yet."""
     shutil.copytree(folder, target)
-    weights = load_file(target / "model.safetensors")
-    for name in (name for name in weights if name.endswith(".prototype")):
-        weights[name] += 0.1 + zlib.crc32(str(target).encode()) / 2**32
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    model = AnoPLeModel.from_pretrained(target)
+    for product in model.products:
+        product.prototype = product.prototype + 0.1 + zlib.crc32(str(target).encode()) / 2**32
+    model.save_pretrained(target)
     return target

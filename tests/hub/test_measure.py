@@ -314,8 +314,10 @@ def test_names_of_other_clips_pass_through(tmp_path):
 
 
 def test_where_only_a_detectors_files_are_the_error_names_the_package(tmp_path):
-    shutil.copy(FOLDER.parent / "backbone_anople.py", tmp_path)
-    program = "from backbone_anople import clip_source; clip_source('mini')"
+    (tmp_path / "carried").mkdir()
+    for path in FOLDER.parent.glob("*_anople.py"):
+        shutil.copy(path, tmp_path / "carried")
+    program = "from carried.backbone_anople import clip_source; clip_source('mini')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "install anople" in done.stderr
 
