@@ -235,7 +235,7 @@ class Session:
         """Return a detector that may be changed: from the first call on, nobody else sees this one."""
         if not self._owns_detector:
             model = self.model  # of which enrollment never changes these parts
-            shared = (model.clip, model.prompts, model.prefix, model.decoder)
+            shared = (*model.frozen_towers, model.prompts, model.prefix, model.decoder)
             self.model, self.processor = copy_detector(model, self.processor, shared=shared)
             self._owns_detector = True
         return self.model, self.processor

@@ -269,7 +269,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
     session.stop_fit.clear()
     before, history = session.model, session.model.config.history
     # A copy of all but the CLIP and the tokenizer, which fitting does not change.
-    model, processor = copy_detector(before, session.processor, shared=(before.clip,))
+    model, processor = copy_detector(before, session.processor, shared=before.frozen_towers)
     model.freeze_clip()
     rate = model.products[0].record.threshold.max_false_alarm_rate
     config = TrainingConfig(
@@ -288,7 +288,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
             break
     # The features have changed: what was learned from the images is learned anew.
     model.products.clear()
-    validation = make_validation_batch(config, processor, shots, model.config.tiling)
+    validation = make_validation_batch(config, processor, shots, model.config.tiling, model.config.image_size)
     health = finish(model, processor, shots, validation, config)
     # Teaching goes on while this runs: it replaces the detector, or begins a new log in it.
     if session.model is not before or before.config.history is not history:
@@ -332,7 +332,7 @@ def _train(model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, config:
     """Train a model in place; yields the loss of each step."""
     accelerator = make_accelerator(config)
     loader = DataLoader(
-        make_samples(config, processor, shots, model.config.view_grid, model.config.tiling),
+        make_samples(config, processor, shots, model.config.view_grid, model.config.tiling, model.config.image_size),
         batch_size=config.batch_size,
         sampler=StepSampler(0, config.max_steps * config.batch_size),
         collate_fn=collate_views,

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.runtime.loading import load_config
-from modeling_anople.saving_anople import is_trace
+from modeling_anople.saving_anople import FROZEN, is_trace
 
 from .inputs import MAX_UPLOAD
 from .session import Session
@@ -27,14 +27,15 @@ ALLOWED_FILES = {
     WEIGHTS,
     ADAPTER,
 }  # all else in a zip stays there
-MAX_CLIP_IN_ZIP = 100 * 2**20  # bytes; a larger CLIP is left out, and the zip holds an adapter
-MAX_FILES, MAX_LAYERS = 200, 64
+MAX_CLIP_IN_ZIP = 100 * 2**20  # bytes; larger frozen towers are left out, and the zip holds an adapter
+MAX_FILES, MAX_LAYERS, MAX_SIDE = 200, 64, 2048
 
 
 def pack_detector(session: Session) -> Path:
-    """Write the session's detector into a zip file: a checkpoint folder, or an adapter where its CLIP is large."""
+    """Write the session's detector into a zip file: a checkpoint folder, or an adapter where its frozen towers are large."""
     model, processor = session.model, session.processor
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.clip.state_dict().values())
+    weights = model.state_dict().items()
+    size = sum(tensor.numel() * tensor.element_size() for name, tensor in weights if name.startswith(FROZEN))
     with tempfile.TemporaryDirectory(dir=session.folder) as temporary:
         folder = Path(temporary) / "detector"
         detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
@@ -102,7 +103,10 @@ def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor
         config = load_config(str(folder))
         _check_weights(folder, config)
         if (folder / ADAPTER).exists():
-            model = AnoPLeModel.load_adapter(folder, clip=base.clip, verify=True)
+            encoder = None if base.memory_encoder is None else base.memory_encoder.model
+            if encoder is None and config.memory_encoder is not None:  # nothing is fetched because a zip names it
+                raise ValueError("it was made on a memory encoder, which the detector here has not")
+            model = AnoPLeModel.load_adapter(folder, clip=base.clip, memory_encoder=encoder, verify=True)
         else:
             model = AnoPLeModel.from_pretrained(folder, verify=True)
         processor = AnoPLeProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -118,15 +122,17 @@ def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor
 
 def _check_weights(folder: Path, config: AnoPLeConfig) -> None:
     """Compare names and sizes in the file's head with those of a model without memory."""
-    towers = (config.clip_config.text_config, config.clip_config.vision_config)
+    towers = (config.clip_config.text_config, config.clip_config.vision_config, config.memory_tower)
     if max(tower.num_hidden_layers for tower in towers) > MAX_LAYERS:
-        raise ValueError(f"its CLIP has more than {MAX_LAYERS} layers")
+        raise ValueError(f"its CLIP or memory encoder has more than {MAX_LAYERS} layers")
+    if config.input_size > MAX_SIDE:  # which no weight tells
+        raise ValueError(f"it looks at images of more than {MAX_SIDE} pixels")
     # On the meta device a model has shapes and takes no memory, however large its settings claim it to be.
     with torch.device("meta"):
         expected = {name: list(tensor.shape) for name, tensor in AnoPLeModel(config).state_dict().items()}
     adapter = config.adapter_clip_sha256 is not None
     if adapter:
-        expected = {name: shape for name, shape in expected.items() if not name.startswith("clip.")}
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(FROZEN)}
     with safe_open(folder / (ADAPTER if adapter else WEIGHTS), framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if shapes != expected:

@@ -1,4 +1,4 @@
-"""A detector's folder, written and read; and adapters: all of a detector but its frozen CLIP."""
+"""A detector's folder, written and read; and adapters: all of a detector but its frozen towers."""
 
 import contextlib
 import copy
@@ -14,16 +14,17 @@ from typing import Any, Self
 import torch
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
 from transformers.utils import PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .backbone_anople import HUB_ARGUMENTS, load_clip_part
+from .backbone_anople import HUB_ARGUMENTS, MemoryEncoder, load_clip_part, load_memory_encoder
 from .configuration_anople import AnoPLeConfig
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import ProductStore
 from .saving_anople import (
     ADAPTER_FILE,
+    FROZEN,
     ID,
     LOCK_FILE,
     align_files,
@@ -48,11 +49,12 @@ EARLIER_BUFFERS = ("class_token_ids", "class_embeddings", "class_prototypes")
 
 
 class CheckpointMixin:
-    """Methods of [`AnoPLeModel`] that write it into a folder and read it from there, whole or without its CLIP."""
+    """Methods of [`AnoPLeModel`] that write it into a folder and read it from there, whole or without its frozen towers."""
 
     hub_arguments: Mapping[str, Any] = MappingProxyType({})  # those that the model was loaded with; never saved
     own_processor: AnoPLeProcessor | None = None  # the one that is used with the model, and is saved with it
     products: ProductStore
+    memory_encoder: MemoryEncoder | None
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
@@ -75,6 +77,7 @@ class CheckpointMixin:
         """
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
+        saving["save_original_format"] = False  # under modules' names, by which an adapter hashes an encoder too
         self.products.write()
         if kwargs.get("is_main_process", True):
             with replacing(save_directory) as place:
@@ -87,7 +90,7 @@ class CheckpointMixin:
 
     def save_adapter(self, folder: str | Path) -> None:
         """
-        Write prompts, prefix, decoder and products, but not the CLIP.
+        Write prompts, prefix, decoder and products, but neither the CLIP nor the memory's encoder.
 
         Args:
             folder: where to; gets `adapter.safetensors`, `config.json`, the code, and the processor where it is at hand.
@@ -98,8 +101,10 @@ class CheckpointMixin:
         self.products.write()
         config = copy.deepcopy(self.config)
         config.adapter_clip_sha256 = hash_weights(self.clip.state_dict())
+        if self.memory_encoder is not None:
+            config.memory_encoder_sha256 = hash_weights(self.memory_encoder.model.state_dict())
         config.dtype, config.architectures = self.dtype, [type(self).__name__]
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(FROZEN)}
         with replacing(folder) as place:
             if self._auto_class is not None:
                 custom_object_save(self, place, config=config)
@@ -172,24 +177,33 @@ class CheckpointMixin:
 
     @classmethod
     def load_adapter(
-        cls, folder: str | Path, clip: str | CLIPModel | None = None, *, verify: bool = False, **hub: Any
+        cls,
+        folder: str | Path,
+        clip: str | CLIPModel | None = None,
+        memory_encoder: str | PreTrainedModel | None = None,
+        *,
+        verify: bool = False,
+        **hub: Any,
     ) -> Self:
         """
-        Put an adapter onto its CLIP; the answers are those of the full checkpoint, bit for bit.
+        Put an adapter onto its CLIP and its memory's encoder; the answers are those of the full checkpoint, bit for bit.
 
         Args:
             folder: what [`save_adapter`] wrote, or a Hub id.
             clip: the CLIP, its name or its folder; by default the one that the adapter names, at the same commit.
+            memory_encoder: likewise the memory's encoder, where the adapter has one.
             verify: whether to compare all that decides with the hash that was saved (see [`check_state`]).
             hub: `revision` of the adapter, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
 
         Raises:
-            ValueError: for a full checkpoint, another CLIP than the adapter was saved without, an adapter that names no
-                CLIP which can be found again, files that do not belong together, or an unknown keyword.
+            ValueError: for a full checkpoint, another CLIP or encoder than the adapter was saved without, an adapter that
+                names none which can be found again, files that do not belong together, or an unknown keyword.
         """
         unknown = sorted(set(hub) - set(HUB_ARGUMENTS))
         if unknown:
-            raise ValueError(f"load_adapter got {unknown}: it takes clip, verify and {', '.join(HUB_ARGUMENTS)}.")
+            raise ValueError(
+                f"load_adapter got {unknown}: it takes clip, memory_encoder, verify and {', '.join(HUB_ARGUMENTS)}."
+            )
 
         def read(place: str | Path, hub: dict[str, Any]) -> tuple[AnoPLeConfig, dict[str, Tensor]]:
             config = AnoPLeConfig.from_pretrained(place, **hub)
@@ -202,19 +216,25 @@ class CheckpointMixin:
 
         config, tensors = read_place(folder, hub, read)
         expected, config.adapter_clip_sha256 = config.adapter_clip_sha256, None
+        expected_encoder, config.memory_encoder_sha256 = config.memory_encoder_sha256, None
         if not isinstance(clip, CLIPModel):
-            clip = _load_base(config, expected, folder, clip, hub)
-        found = hash_weights(clip.state_dict())
-        if found != expected:
+            place, own = _find_again(config.clip_source, clip, folder, ("CLIP", "clip", expected), hub)
+            clip = load_clip_part(CLIPModel, place, dtype=config.dtype, use_safetensors=True, **own)
+        _check_hash(clip, config.clip_source, folder, ("CLIP", "clip", expected))
+        if config.memory_encoder is not None:
+            what, own = ("memory encoder", "memory_encoder", expected_encoder), {}
+            if not isinstance(memory_encoder, PreTrainedModel):
+                memory_encoder, own = _find_again(config.memory_encoder_source, memory_encoder, folder, what, hub)
+            memory_encoder = load_memory_encoder(memory_encoder, config, **own).to(clip.device, clip.dtype)
+            _check_hash(memory_encoder, config.memory_encoder_source, folder, what)
+        elif memory_encoder is not None:
             raise ValueError(
-                f"The adapter {folder} was made on {_base_name(config)} with weights of SHA-256 {expected}, but the CLIP "
-                f"given ({clip.name_or_path or 'a model in memory'}) has {found}: give that CLIP, in that revision and "
-                "precision."
+                f"The adapter {folder} has no memory encoder, its CLIP remembers: leave memory_encoder out."
             )
         with torch.random.fork_rng(devices=[]):  # first values that are replaced at once
-            model = cls(config, clip=clip).to(clip.device, clip.dtype)
+            model = cls(config, clip=clip, memory_encoder=memory_encoder).to(clip.device, clip.dtype)
         missing, unexpected = model.load_state_dict(_todays_names(tensors), strict=False)
-        lost = [name for name in missing if not name.startswith("clip.")]
+        lost = [name for name in missing if not name.startswith(FROZEN)]
         if lost or unexpected:
             raise ValueError(f"The adapter {folder} lacks {lost} and has unknown {unexpected}: save it anew.")
         model.products.check_finite()
@@ -329,24 +349,44 @@ def _todays_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _load_base(config: AnoPLeConfig, expected: str, folder: str | Path, clip: str | None, hub: dict) -> CLIPModel:
-    """Load the CLIP in the adapter's precision, by the name given or else by the one that the adapter keeps."""
-    source, own = config.clip_source or {}, {}
-    if clip is None:
+def _find_again(
+    source: dict | None, given: str | None, folder: str | Path, what: tuple[str, str, str], hub: dict
+) -> tuple[str, dict]:
+    """
+    Say where a frozen tower of an adapter is, by the name given or else by the one that the adapter keeps.
+
+    Args:
+        source: as the config describes it.
+        what: the tower in words, the argument by which it can be given, and the hash that it must have.
+
+    Returns:
+        Its name, and what the Hub wants to be told.
+    """
+    source, own = source or {}, {}
+    if given is None:
         if source.get("kind") not in ("embedded", "hub"):
             raise ValueError(
-                f"The adapter {folder} was made on {_base_name(config)}, which cannot be found again by name: give its "
-                f"folder as clip=... (weights of SHA-256 {expected})."
+                f"The adapter {folder} was made on {_source_name(source, what[0])}, which cannot be found again by name: give "
+                f"its folder as {what[1]}=... (weights of SHA-256 {what[2]})."
             )
-        clip, own = source["name"], {name: source[name] for name in ("revision", "subfolder") if source.get(name)}
+        given, own = source["name"], {name: source[name] for name in ("revision", "subfolder") if source.get(name)}
     access = {name: hub[name] for name in ("cache_dir", "token", "local_files_only", "force_download") if name in hub}
-    return load_clip_part(CLIPModel, clip, dtype=config.dtype, use_safetensors=True, **own, **access)
+    return given, own | access
 
 
-def _base_name(config: AnoPLeConfig) -> str:
-    source = config.clip_source or {}
+def _check_hash(tower: PreTrainedModel, source: dict | None, folder: str | Path, what: tuple[str, str, str]) -> None:
+    """Refuse a tower whose weights have another hash than an adapter wants; `what` as of [`_find_again`]."""
+    if (found := hash_weights(tower.state_dict())) != what[2]:
+        raise ValueError(
+            f"The adapter {folder} was made on {_source_name(source or {}, what[0])} with weights of SHA-256 {what[2]}, but the "
+            f"{what[0]} given ({tower.name_or_path or 'a model in memory'}) has {found}: give that {what[0]}, in that revision "
+            "and precision."
+        )
+
+
+def _source_name(source: dict, what: str) -> str:
     at = f" at revision {source['revision']}" if source.get("revision") else ""
-    return f"the CLIP {source['name']!r}{at}" if source.get("name") else "a CLIP without a name"
+    return f"the {what} {source['name']!r}{at}" if source.get("name") else f"a {what} without a name"
 
 
 __all__ = ["CheckpointMixin"]

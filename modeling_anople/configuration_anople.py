@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, PreTrainedConfig
+from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .tiling_anople import Rotations, tiling_text
@@ -61,8 +62,16 @@ EARLIER_THRESHOLD_FIELDS = {
     "map_copies": "jittered_map_maxima",
 }
 
+ENCODER_FIELDS = ("memory_image_size", "memory_image_mean", "memory_image_std", "memory_encoder_source")
+
 # The least and the greatest value of every number that a person may choose, both allowed; docstrings name them.
+LARGEST_SIDE = 4096  # of an image, in pixels
+MEAN_RANGE, STD_RANGE = (0, 1), (0.001, 1)  # of values from 0, black, to 1, white
 RANGES = {
+    "image_size": (1, LARGEST_SIDE),
+    "memory_image_size": (1, LARGEST_SIDE),
+    "memory_image_mean": MEAN_RANGE,
+    "memory_image_std": STD_RANGE,
     "prompt_length": (1, 100),
     "prompt_depth": (1, 1000),
     "prompt_std": (0, 10),
@@ -82,8 +91,8 @@ RANGES = {
     "unknown_product_rate": (0, 0.5),
     "threshold": (0, 1),
 }
-# Of a CLIP. The largest known have 48 blocks, 5,120 numbers in each token and 18 billion weights.
-LARGEST_SIDE, LARGEST_CLIP = 4096, 100_000_000_000
+# Of a CLIP and a memory encoder. The largest known have 48 blocks, 5,120 numbers in each token and 18 billion weights.
+LARGEST_CLIP = 100_000_000_000
 TOWER_RANGES = {
     "num_hidden_layers": (1, 1000),
     "hidden_size": (1, 65_536),
@@ -92,6 +101,13 @@ TOWER_RANGES = {
 }
 VISION_RANGES = {"image_size": (1, LARGEST_SIDE), "patch_size": (1, LARGEST_SIDE)}
 TEXT_RANGES = {"vocab_size": (1, 10_000_000), "max_position_embeddings": (1, 1_000_000)}
+ENCODER_RANGES = {  # of which each kind has some
+    **TOWER_RANGES,
+    **VISION_RANGES,
+    "num_patches": (1, LARGEST_SIDE**2),
+    "mlp_ratio": (0.01, 100),
+    "num_register_tokens": (0, 10_000),
+}
 
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
 COUPLING_MODES = get_args(CouplingMode)
@@ -109,6 +125,20 @@ class AnoPLeConfig(PreTrainedConfig):
         clip_config (`CLIPConfig` or `dict`, *optional*):
             The frozen backbone. Any width, depth, patch size, activation and resolution, within what a machine can hold:
             towers of 1 to 1000 blocks, 1 to 65536 wide, images of at most 4096 pixels a side, and 100 billion weights.
+        image_size (`int`, *optional*):
+            Side in pixels of the square that the CLIP sees, 1 to 4096, a multiple of its patch; beyond its pretraining its
+            position embeddings are interpolated. `None` takes that of its pretraining.
+        memory_encoder (`PreTrainedConfig` or `dict`, *optional*):
+            Another frozen vision transformer beside the CLIP, whose patches the memory holds, cut after the last block that
+            is needed; as large as a CLIP may be. `None`, as in the paper: the CLIP's own prompted tower [I].
+        memory_image_size (`int`, *optional*):
+            Side in pixels of the square that the memory's encoder sees, 1 to 4096, a multiple of its patch. `None` takes that
+            of its pretraining.
+        memory_image_mean, memory_image_std (`list[float]`, *optional*):
+            How the memory's encoder wants its images normalized, by color, where black is 0 and white 1: a mean of 0 to 1, a
+            deviation of 0.001 to 1. Read from its own files.
+        image_mean, image_std (`list[float]`, *optional*):
+            How the images that come in are normalized: as the CLIP wants it. Kept where a memory's encoder needs it.
         products (`list[dict]`, *optional*):
             What is known of each product, in the order of their class ids: one `ProductRecord` each, written by the
             model's product store alone. `class_names=[...]` in its place makes products of which nothing is known yet.
@@ -160,9 +190,10 @@ class AnoPLeConfig(PreTrainedConfig):
         latent_noise (`float`, *optional*, defaults to 0.015):
             Standard deviation of the Gaussian noise added to the unit-length global feature of normal views to make
             latent anomalies [U], 0 to 10. 0 turns them off.
-        memory_layers (`list[int]`, *optional*):
-            Vision blocks (0-based) whose patch tokens are remembered. `None` takes blocks 2 and 7 of 12, scaled to the
-            tower's depth [I].
+        memory_layers (`list[int]` or `"middle"`, *optional*):
+            Blocks (0-based) of the memory's encoder whose patch tokens are remembered. "middle" takes those from a third to
+            three quarters of its depth, and so does `None` for a memory encoder; for the CLIP it takes blocks 2 and 7 of 12,
+            scaled to the tower's depth [I].
         tiling (`str`, *optional*):
             How photographs are cut before they are made smaller: "auto", rows and columns as "2,8", or `None`, as wholes.
         memory_rotations (`str`, *optional*, defaults to `"none"`):
@@ -201,8 +232,11 @@ class AnoPLeConfig(PreTrainedConfig):
         clip_source (`dict`, *optional*):
             Where the backbone came from: `kind` (`embedded`, `hub`, `folder` or `model`), `name`, and for a Hub id the
             commit hash as `revision` and a `subfolder`. Kept by the model.
-        adapter_clip_sha256 (`str`, *optional*):
-            Only in an adapter: the hash of the CLIP weights that it was saved without. Kept by `save_adapter`.
+        memory_encoder_source (`dict`, *optional*):
+            The same of the memory's encoder, and its `license` where its own card names one. Kept by the model.
+        adapter_clip_sha256, memory_encoder_sha256 (`str`, *optional*):
+            Only in an adapter: the hashes of the weights of CLIP and memory encoder that it was saved without. Kept by
+            `save_adapter`.
         content_sha256 (`str`, *optional*):
             Names the state that was saved: a hash of all that decides an answer. Kept by the model.
         history (`list[dict]`, *optional*):
@@ -211,9 +245,19 @@ class AnoPLeConfig(PreTrainedConfig):
 
     model_type = "anople"
     _auto_class = "AutoConfig"  # a saved detector carries its own code, for `trust_remote_code=True`
-    sub_configs_defaults = {"clip_config": CLIPConfig}
+    sub_configs_defaults = {
+        "clip_config": CLIPConfig,
+        "memory_encoder": SubConfigSpec(AutoConfig, model_type="dinov2", optional=True),
+    }
 
     clip_config: dict | CLIPConfig | None = None
+    image_size: int | None = None
+    memory_encoder: dict | PreTrainedConfig | None = None
+    memory_image_size: int | None = None
+    memory_image_mean: list[float] | None = None
+    memory_image_std: list[float] | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
     products: list[dict] | None = None
     pooled_threshold: dict | None = None
     coupling: CouplingMode = "both"
@@ -235,7 +279,7 @@ class AnoPLeConfig(PreTrainedConfig):
     alignment_detach: Literal["none", "decoder", "map"] = "decoder"
     alignment_warmup: int | float = 0.2
     latent_noise: int | float = 0.015
-    memory_layers: list[int] | None = None
+    memory_layers: list[int] | Literal["middle"] | None = None
     tiling: str | None = None
     memory_rotations: Rotations = "none"
     memory_limit: int | None = 16_384
@@ -250,7 +294,9 @@ class AnoPLeConfig(PreTrainedConfig):
     threshold: int | float = 0.5
     fit: dict | None = None
     clip_source: dict | None = None
+    memory_encoder_source: dict | None = None
     adapter_clip_sha256: str | None = None
+    memory_encoder_sha256: str | None = None
     content_sha256: str | None = None
     history: list[dict] | None = None
     custom_pipelines: dict | None = None  # where transformers finds the code of the pipeline
@@ -263,15 +309,24 @@ class AnoPLeConfig(PreTrainedConfig):
                 setattr(self, new, kwargs.pop(old))
         super().__post_init__(**kwargs)
         check_clip_size(self.clip_config)  # which the sizes below are reckoned from
+        if self.memory_encoder is not None:
+            check_encoder_size(self.memory_encoder)
         self.tiling = tiling_text(self.tiling)
         self.history = list(self.history or [])
         self.custom_pipelines = CustomPipelines(PIPELINES)
         self.decoder_widths = list(self.decoder_widths or [128, 64])
-        for part in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
+        towers = (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config, self.memory_encoder)
+        for part in filter(None, towers):
             part.dtype = None  # the towers take the detector's; one of their own would survive loading in another
             part._name_or_path = ""  # the path of a local folder is nobody else's business
-        if self.memory_layers is None:
-            depth = self.clip_config.vision_config.num_hidden_layers
+        if self.image_size is None:
+            self.image_size = pretraining_side(self.clip_config.vision_config)
+        if self.memory_image_size is None and self.memory_encoder is not None:
+            self.memory_image_size = pretraining_side(self.memory_encoder)
+        depth = self.memory_tower.num_hidden_layers
+        if self.memory_layers == "middle" or (self.memory_layers is None and self.memory_encoder is not None):
+            self.memory_layers = list(range(max(0, round(depth / 3) - 1), round(depth * 3 / 4)))
+        elif self.memory_layers is None:
             self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
         if self.products is None:
             self.products = _earlier_products(earlier, patches=self.grid_size**2)
@@ -280,12 +335,27 @@ class AnoPLeConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the relations between fields; raise `ValueError` with the value received and the remedy."""
-        depth = self.clip_config.vision_config.num_hidden_layers
-        check_ranges(self, RANGES)
+        vision = self.clip_config.vision_config
+        check_ranges(self, RANGES | {"image_mean": MEAN_RANGE, "image_std": STD_RANGE})
         _require(len(self.decoder_widths) == 2, f"decoder_widths needs two numbers, got {self.decoder_widths}.")
-        for name in ("memory_layers", "decoder_layers"):
+        for name, tower in (("memory_layers", self.memory_tower), ("decoder_layers", vision)):
+            depth = tower.num_hidden_layers
             wrong = [layer for layer in getattr(self, name) or [] if not 0 <= layer < depth]
             _require(not wrong, f"{name} {wrong} are no blocks of a vision tower with {depth}: use 0 to {depth - 1}.")
+        _require(bool(self.memory_layers), "memory_layers names no block, so nothing could be remembered: name one.")
+        if self.image_size != pretraining_side(vision):
+            _require_patches("image_size", self.image_size, vision.patch_size)
+        if self.memory_encoder is None:
+            given = [name for name in ENCODER_FIELDS if getattr(self, name) is not None]
+            _require(not given, f"{' and '.join(given)} is of a memory encoder: give memory_encoder, or leave it out.")
+        else:
+            _require_patches("memory_image_size", self.memory_image_size, patch_side(self.memory_encoder))
+            for name in ("memory_image_mean", "memory_image_std", "image_mean", "image_std"):
+                values = getattr(self, name)
+                _require(
+                    values is not None and len(values) == 3,
+                    f"{name} must be three numbers beside a memory encoder, got {values}.",
+                )
         names = self.class_names
         twice = sorted({name for name in names if names.count(name) > 1})
         _require(not twice, f"class_names must differ; these stand there more than once: {twice}.")
@@ -303,14 +373,29 @@ class AnoPLeConfig(PreTrainedConfig):
         return 1 + (self.view_grid**2 if self.view_grid > 1 else 0)
 
     @property
-    def image_size(self) -> int:
-        """Side of the square that the vision tower sees, in pixels."""
-        return self.clip_config.vision_config.image_size
+    def grid_size(self) -> int:
+        """Patches of the CLIP along one side of the image."""
+        return self.image_size // self.clip_config.vision_config.patch_size
 
     @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.clip_config.vision_config.patch_size
+    def memory_tower(self) -> PreTrainedConfig:
+        """The config of the tower whose patches the memory holds: the memory's encoder, or else the CLIP's vision tower."""
+        return self.memory_encoder or self.clip_config.vision_config
+
+    @property
+    def memory_side(self) -> int:
+        """Side of the square that the memory's tower sees, in pixels."""
+        return self.memory_image_size or self.image_size
+
+    @property
+    def memory_grid_size(self) -> int:
+        """Patches of the memory's tower along one side of the image."""
+        return self.memory_side // patch_side(self.memory_tower)
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that comes in, in pixels: the larger of those that the two towers see."""
+        return max(self.image_size, self.memory_side)
 
     @property
     def has_text_prompts(self) -> bool:
@@ -331,6 +416,22 @@ class AnoPLeConfig(PreTrainedConfig):
     def vision_prompt_count(self) -> int:
         """Prompt tokens in the vision tower's sequence, projected ones included; the prefix is not counted."""
         return self.prompt_length * (self.has_vision_prompts + (self.coupling in ("both", "text_to_vision")))
+
+
+def patch_side(tower: PreTrainedConfig) -> int:
+    """Side of a vision tower's square patches, in pixels."""
+    sides = tower.patch_size if isinstance(tower.patch_size, (list, tuple)) else [tower.patch_size]
+    _require(
+        len(set(sides)) == 1, f"A {tower.model_type} with patches of {sides} has no square ones: take another encoder."
+    )
+    return sides[0]
+
+
+def pretraining_side(tower: PreTrainedConfig) -> int:
+    """Side of the square that a vision tower was trained on, in pixels."""
+    if getattr(tower, "image_size", None) is None:  # SigLIP 2 of any aspect ratio counts patches
+        return round(tower.num_patches**0.5) * patch_side(tower)
+    return max(tower.image_size) if isinstance(tower.image_size, (list, tuple)) else tower.image_size
 
 
 def check_ranges(values: object, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
@@ -358,9 +459,32 @@ def check_clip_size(clip: CLIPConfig) -> None:
     for name, ranges in (("text_config", TEXT_RANGES), ("vision_config", VISION_RANGES)):
         tower = getattr(clip, name)
         check_ranges(tower, TOWER_RANGES | ranges, f"{name}.")
-        weights += tower.num_hidden_layers * tower.hidden_size * (4 * tower.hidden_size + 2 * tower.intermediate_size)
+        weights += _block_weights(tower, tower.intermediate_size)
     check_ranges(clip, {"projection_dim": TOWER_RANGES["projection_dim"]}, "clip_config.")
     _require(weights <= LARGEST_CLIP, f"The CLIP has {weights} weights, and {LARGEST_CLIP} are the most it may have.")
+
+
+def check_encoder_size(encoder: PreTrainedConfig, name: str = "memory_encoder") -> None:
+    """Refuse what is no vision transformer, or one that no machine can hold, as [`check_clip_size`] does; `name` says whose."""
+    sizes = [getattr(encoder, field, None) for field in ("num_hidden_layers", "hidden_size")]
+    _require(
+        hasattr(encoder, "patch_size") and all(isinstance(size, int) for size in sizes),
+        f"{name} is a {encoder.model_type}, no vision transformer with a grid of patches: give another memory_encoder, such as "
+        "facebook/dinov2-small.",
+    )
+    known = {field: limits for field, limits in ENCODER_RANGES.items() if hasattr(encoder, field)}
+    check_ranges(encoder, known, "memory_encoder.")
+    inner = getattr(encoder, "intermediate_size", None) or getattr(encoder, "mlp_ratio", 4) * encoder.hidden_size
+    weights = _block_weights(encoder, inner)
+    _require(
+        weights <= LARGEST_CLIP,
+        f"The memory encoder has {weights:.0f} weights, and {LARGEST_CLIP} are the most it may have.",
+    )
+
+
+def _block_weights(tower: PreTrainedConfig, inner: float) -> float:
+    """Count the weights of a tower's blocks, whose perceptrons are `inner` wide."""
+    return tower.num_hidden_layers * tower.hidden_size * (4 * tower.hidden_size + 2 * inner)
 
 
 def leads_elsewhere(name: str) -> bool:
@@ -371,6 +495,14 @@ def leads_elsewhere(name: str) -> bool:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_patches(name: str, side: int, patch: int) -> None:
+    near = max(1, round(side / patch)) * patch
+    _require(
+        side >= patch and side % patch == 0,
+        f"{name} must be a multiple of the patches' {patch} pixels, got {side}: take {near}.",
+    )
 
 
 def what_became_of(option: str) -> str | None:
@@ -439,7 +571,10 @@ __all__ = [
     "AnoPLeConfig",
     "CustomPipelines",
     "check_clip_size",
+    "check_encoder_size",
     "check_ranges",
     "leads_elsewhere",
+    "patch_side",
+    "pretraining_side",
     "what_became_of",
 ]

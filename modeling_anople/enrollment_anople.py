@@ -155,10 +155,10 @@ def _farthest_patch(model: AnoPLeModel, image: TiledImage, class_id: int) -> flo
     farthest = -1.0
     for numbers in torch.arange(len(image.boxes)).split(TILES_AT_ONCE):
         pixels, masks = image.prepare(numbers.tolist())
-        features = model.memory_features(model.encode_image(pixels.to(model.device, model.dtype))).float()
+        features = model.memory_features(pixels.to(model.device, model.dtype)).float()
         distances = model.memory_maps(features, torch.full((len(pixels),), class_id)).cpu()
         if masks is not None:
-            distances = distances.masked_fill(ignored_patches(masks, model.config.grid_size), -1)
+            distances = distances.masked_fill(ignored_patches(masks, model.config.memory_grid_size), -1)
         farthest = max(farthest, float(distances.max()))
     return math.inf if farthest < 0 else farthest
 
@@ -384,8 +384,8 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
     if marked is not None:
         if not marked.any():
             raise ValueError("The ignore_mask marks nothing: paint white what shall not count, or give None.")
-        whole = mask_tensor(marked, model.config.image_size)[None]
-        if model.products.tiling_of(class_id) is None and ignored_patches(whole, model.config.grid_size).all():
+        whole, grid = mask_tensor(marked, model.config.input_size)[None], model.config.memory_grid_size
+        if model.products.tiling_of(class_id) is None and ignored_patches(whole, grid).all():
             raise ValueError("The ignore_mask leaves no patch that counts: mark less of the image.")
         if product.image_count:
             logger.info("%s was learned before this ignore_mask; its memory and threshold stay.", product.name)

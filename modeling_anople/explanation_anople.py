@@ -142,15 +142,15 @@ def _odd_patch(model: AnoPLeModel, image: TiledImage, class_id: int | None, regi
     Returns:
         Its features (layers, width), and how far it is.
     """
-    inside = _patches_in(region, image, model.config.grid_size)
+    inside = _patches_in(region, image, model.config.memory_grid_size)
     best = None
     for numbers in inside.any(1).nonzero()[:, 0].split(TILES_AT_ONCE):
         pixels, masks = image.prepare(numbers.tolist())
         chosen = inside[numbers]
         if masks is not None:
-            counts = ~ignored_patches(masks, model.config.grid_size).flatten(1)
+            counts = ~ignored_patches(masks, model.config.memory_grid_size).flatten(1)
             chosen = chosen & counts if (chosen & counts).any() else chosen
-        features = model.memory_features(model.encode_image(pixels.to(model.device, model.dtype)))
+        features = model.memory_features(pixels.to(model.device, model.dtype))
         ids = None if class_id is None else torch.full((len(pixels),), class_id)
         distances = model.memory_maps(features, ids).flatten(1).float().cpu().masked_fill(~chosen, -1).flatten()
         patch = int(distances.argmax())

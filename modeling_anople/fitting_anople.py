@@ -82,7 +82,7 @@ def _encode(model: AnoPLeModel, images: Sequence[TiledImage]) -> list[tuple[Tens
         For each image the global feature of its first tile (joint width), and what the memory takes of it: vectors (layers,
         vectors, width), and which pixels each saw (vectors, 4).
     """
-    grid, rotations = model.config.grid_size, model.config.memory_rotations
+    grid, rotations = model.config.memory_grid_size, model.config.memory_rotations
     queue = [(place, number) for place, image in enumerate(images) for number in range(len(image.boxes))]
     seen = [image.patch_boxes(grid, rotations) for image in images]  # (copies, tiles, patches, 4) each
     embeddings: list[Tensor | None] = [None] * len(images)
@@ -93,8 +93,9 @@ def _encode(model: AnoPLeModel, images: Sequence[TiledImage]) -> list[tuple[Tens
         pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
         pixels = pixels.to(model.device, model.dtype)
         for turn, (rotated, ignored) in enumerate(rotated_copies(pixels, rotations, masks)):
-            features = model.encode_image(rotated)
-            remembered = model.memory_features(features)  # (layers, tiles, patches, width)
+            # the CLIP need not look at rotated images for a memory with an encoder of its own
+            features = model.encode_image(rotated) if turn == 0 or model.memory_encoder is None else None
+            remembered = model.memory_features(rotated, features)  # (layers, tiles, patches, width)
             counts = torch.ones(len(chunk), grid**2, dtype=torch.bool)
             if ignored is not None:
                 counts = ~ignored_patches(ignored, grid).flatten(1)
@@ -118,7 +119,7 @@ def _embedding_of(model: AnoPLeModel, image: TiledImage) -> Tensor:
 def _announce_memory(model: AnoPLeModel, class_id: int, tiles: int) -> None:
     """Log how large the memory of a product will be, before it is."""
     config, product = model.config, model.products[class_id]
-    vectors = product.bank.size + tiles * ROTATION_COUNTS[config.memory_rotations] * config.grid_size**2
+    vectors = product.bank.size + tiles * ROTATION_COUNTS[config.memory_rotations] * config.memory_grid_size**2
     kept = min(vectors, config.memory_limit or vectors)
     layers, _, width = product.bank.vectors.shape
     logger.info(

@@ -372,7 +372,7 @@ def _split_by_tile(
 ) -> list[_Tile]:
     """Sort a batch's answers by tiles; patches that do not count are left out of memory maps, and 0 in all others."""
     scores, maps = part_scores(detector, output, part)
-    grid, count = detector.config.grid_size, len(scores) // rows
+    grid, count = detector.config.memory_grid_size, len(scores) // rows
     counts = torch.ones(count, grid, grid, dtype=torch.bool, device=scores.device)
     if masks is not None:
         counts = ~ignored_patches(masks, grid)
@@ -446,7 +446,7 @@ def part_scores(detector: Detector, output: AnoPLeOutput, part: Part) -> tuple[T
     raw = output.memory_maps if part == "memory" else output.decoder_maps
     if raw is None:
         raise ValueError("part='memory' of a detector that remembers nothing: fit it, or enroll products.")
-    maps = smooth_maps(raw.float(), size=detector.config.image_size, sigma=detector.config.smoothing)
+    maps = smooth_maps(raw.float(), size=detector.config.input_size, sigma=detector.config.smoothing)
     return (raw if part == "memory" else maps).flatten(1).amax(1), maps
 
 

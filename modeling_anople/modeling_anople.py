@@ -10,7 +10,21 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_anople import HUB_ARGUMENTS, clip_source, describe_source, load_clip, pin_revision
+from .backbone_anople import (
+    HUB_ARGUMENTS,
+    MemoryEncoder,
+    TowerInput,
+    clip_normalization,
+    clip_source,
+    describe_source,
+    encoder_license,
+    encoder_normalization,
+    load_clip,
+    load_encoder_config,
+    load_memory_encoder,
+    pin_revision,
+    without_later_blocks,
+)
 from .checkpoint_anople import CheckpointMixin
 from .configuration_anople import AnoPLeConfig, what_became_of
 from .decoding_anople import AnomalyDecoder
@@ -55,7 +69,7 @@ class AnoPLePreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own start, as in MaPLe
-        elif isinstance(module, (BidirectionalPrompts, ScalePrefix)):
+        elif isinstance(module, (BidirectionalPrompts, ScalePrefix, TowerInput)):
             module.reset_parameters()
         elif isinstance(module, AnomalyDecoder):
             module.reset_head()
@@ -75,9 +89,13 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
 
     _auto_class = "AutoModel"
 
-    def __init__(self, config: AnoPLeConfig, clip: CLIPModel | None = None):
+    def __init__(
+        self, config: AnoPLeConfig, clip: CLIPModel | None = None, memory_encoder: PreTrainedModel | None = None
+    ):
         super().__init__(config)
         self.clip = CLIPModel(config.clip_config) if clip is None else clip
+        self.clip_input = TowerInput(config.input_size, config.image_size)
+        self.memory_encoder = None if config.memory_encoder is None else MemoryEncoder(config, memory_encoder)
         self.prompts = BidirectionalPrompts(config)
         self.prefix = None if config.prefix == "none" else ScalePrefix(config)
         self.decoder = AnomalyDecoder(config)
@@ -96,7 +114,16 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         return super().__getattr__(name)
 
     @classmethod
-    def from_clip(cls, clip: str | CLIPModel, class_names: list[str], *, tokenizer=None, **kwargs) -> "AnoPLeModel":
+    def from_clip(
+        cls,
+        clip: str | CLIPModel,
+        class_names: list[str],
+        *,
+        tokenizer=None,
+        memory_encoder: str | PreTrainedModel | None = None,
+        memory_encoder_revision: str | None = None,
+        **kwargs,
+    ) -> "AnoPLeModel":
         """
         Wrap a CLIP in a new, unfitted detector.
 
@@ -104,11 +131,15 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             clip: `"mini"` for the embedded one, a Hub id or folder of a `CLIPModel`, or the model itself.
             class_names: the products; their words go into the prompts.
             tokenizer: the CLIP's tokenizer; loaded from `clip` when that is a name.
+            memory_encoder: another vision transformer, whose patches the memory holds in the place of the CLIP's: a Hub id,
+                a folder, or the model itself (which comes without its normalization: give `memory_image_mean` and
+                `memory_image_std`).
+            memory_encoder_revision: branch, tag or commit of a memory encoder on the Hub.
             kwargs: fields of [`AnoPLeConfig`], and for a name also `revision`, `cache_dir`, `token`, `local_files_only`.
 
         Raises:
-            ValueError: for an unknown keyword or a wrong value, no class, a model without a tokenizer, or a name that
-                cannot be found.
+            ValueError: for an unknown keyword or a wrong value, no class, a model without a tokenizer, a name that cannot be
+                found, or a memory encoder without a square grid of patches.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         unknown = sorted(set(kwargs) - set(AnoPLeConfig.__annotations__))
@@ -127,17 +158,46 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             hub = pin_revision(clip_source(clip), hub)
             clip, tokenizer = load_clip(clip, tokenizer, **hub)
         kwargs["clip_source"] = describe_source(name, clip, hub.get("revision"), hub.get("subfolder"))
-        # 2. The network around it, which takes it as it is.
+        # 2. The memory's own encoder, where there is one: what it is, and how it wants its images.
+        access = {key: hub[key] for key in ("cache_dir", "token", "local_files_only", "force_download") if key in hub}
+        if memory_encoder is None and memory_encoder_revision is not None:
+            raise ValueError(
+                f"memory_encoder_revision {memory_encoder_revision} is of no encoder: give memory_encoder too."
+            )
+        if memory_encoder is not None:
+            own_hub = access
+            if not isinstance(memory_encoder, PreTrainedModel):
+                own_hub = pin_revision(str(memory_encoder), access | {"revision": memory_encoder_revision})
+            kwargs |= cls._encoder_fields(memory_encoder, own_hub, kwargs)
+            mean, deviation = clip_normalization(name, **hub)
+            kwargs = {"image_mean": mean, "image_std": deviation} | kwargs
+        # 3. The network around both, which takes them as they are.
         try:
             config = AnoPLeConfig(clip_config=clip.config.to_dict(), class_names=list(class_names), **kwargs)
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__)) from error
-        model = cls(config, clip=clip).to(clip.device, clip.dtype).eval()
-        # 3. The two texts of each product.
+        encoder = None
+        if memory_encoder is not None:
+            config.memory_encoder = without_later_blocks(config.memory_encoder, max(config.memory_layers) + 1)
+            encoder = load_memory_encoder(memory_encoder, config, **own_hub)
+        model = cls(config, clip=clip, memory_encoder=encoder).to(clip.device, clip.dtype).eval()
+        # 4. The two texts of each product.
         for product in model.products:
             product.prompt_ids = model.tokenize_class(product.name, tokenizer)
         model.store_text_embeddings()
         return model
+
+    @staticmethod
+    def _encoder_fields(encoder: str | PreTrainedModel, hub: dict, given: dict) -> dict:
+        """Read from a memory encoder the fields of the config that tell of it; `given` ones stay."""
+        fields = {"memory_encoder": load_encoder_config(encoder, **hub)}
+        if isinstance(encoder, PreTrainedModel):
+            source = describe_source(encoder, encoder)
+        else:
+            source = describe_source(encoder, None, hub.get("revision")) | {"license": encoder_license(encoder, **hub)}
+            if given.get("memory_image_mean") is None or given.get("memory_image_std") is None:
+                fields["memory_image_mean"], fields["memory_image_std"] = encoder_normalization(encoder, **hub)
+        return fields | {"memory_encoder_source": source}
 
     def get_input_embeddings(self) -> nn.Module:
         """Return what embeds the input, which is pixels: the convolution that cuts an image into patches."""
@@ -148,15 +208,22 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         self.clip.vision_model.embeddings.patch_embedding = value
 
     def train(self, mode: bool = True) -> "AnoPLeModel":
-        """Switch the learnable parts; the frozen CLIP stays in evaluation mode."""
+        """Switch the learnable parts; the frozen CLIP and memory encoder stay in evaluation mode."""
         super().train(mode)
-        self.clip.eval()
+        for tower in self.frozen_towers:
+            tower.eval()
         return self
 
     def freeze_clip(self) -> "AnoPLeModel":
-        """Stop gradients into CLIP's weights. Call it before training; loading undoes it."""
-        self.clip.requires_grad_(False)
+        """Stop gradients into the weights of CLIP and memory encoder. Call it before training; loading undoes it."""
+        for tower in self.frozen_towers:
+            tower.requires_grad_(False)
         return self
+
+    @property
+    def frozen_towers(self) -> list[nn.Module]:
+        """The CLIP and, where there is one, the memory's encoder."""
+        return [self.clip] if self.memory_encoder is None else [self.clip, self.memory_encoder]
 
     def tokenize_class(self, class_name: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """Tokenize the normal and the abnormal prompt of a product: (2, length), on the model's device."""
@@ -189,22 +256,33 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         """Do as [`encode_image`], which also hands out hidden states and attentions, in a form that can be traced."""
         _, vision_prompts = self.prompts()
         if view_ids is None:
-            view_ids = torch.zeros(len(pixel_values), dtype=torch.long, device=pixel_values.device)
+            batch = pixel_values.shape[0]  # `len` would fix it in a graph
+            view_ids = torch.zeros(batch, dtype=torch.long, device=pixel_values.device)
         return encode_image(
             self.clip,
-            pixel_values,
+            self.clip_input(pixel_values),
             prompts=vision_prompts,
             prefix=None if self.prefix is None else self.prefix(view_ids),
-            out_indices=(*self.config.memory_layers, *self.decoder.layers),
+            out_indices=(*(self.config.memory_layers if self.memory_encoder is None else ()), *self.decoder.layers),
         )
 
     def embed_image(self, pixel_values: Tensor) -> Tensor:
         """Embed images (batch, 3, side, side) as wholes: unit length (batch, joint width)."""
         return F.normalize(self.encode_image(pixel_values).pooled, dim=-1)
 
-    def memory_features(self, features: VisionFeatures) -> Tensor:
-        """Pick what the memory holds: unit-length patch features (layers, batch, patches, width)."""
-        layers = [features.intermediate[layer] for layer in self.config.memory_layers]
+    def memory_features(self, pixel_values: Tensor, features: VisionFeatures | None = None) -> Tensor:
+        """
+        Describe images (batch, 3, side, side) as the memory does: unit-length patch features (layers, batch, patches, width).
+
+        Args:
+            features: what [`encode_image`] says of them, where that is known: without an encoder of its own the memory takes
+                them from there.
+        """
+        if self.memory_encoder is not None:
+            layers = self.memory_encoder(pixel_values)
+        else:
+            features = self.encode_image(pixel_values) if features is None else features
+            layers = [features.intermediate[layer] for layer in self.config.memory_layers]
         return F.normalize(torch.stack(layers), dim=-1)
 
     @can_return_tuple
@@ -278,8 +356,9 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         # 5. What the memory says; all three fused, and brought to the products' thresholds.
         if not self.training:
             if not self.products.remembers_nothing:
-                output.memory_maps = self.memory_maps(self.memory_features(features), class_ids, exclude)
-            ignored = None if ignore_masks is None else ignored_patches(ignore_masks, self.config.grid_size)
+                remembered = self.memory_features(pixel_values, features)
+                output.memory_maps = self.memory_maps(remembered, class_ids, exclude)
+            ignored = None if ignore_masks is None else ignored_patches(ignore_masks, self.config.memory_grid_size)
             fuse_scores(output, ignored, self.config)
             self.apply_thresholds(output)
             if class_ids is not given:
@@ -294,7 +373,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         distances = memory_distances(
             features, self.products.banks, class_ids, chunk_size=self.config.memory_chunk_size, exclude=exclude
         )
-        return distances.unflatten(1, (self.config.grid_size, self.config.grid_size))
+        return distances.unflatten(1, (self.config.memory_grid_size, self.config.memory_grid_size))
 
     def score_text(self, pooled: Tensor, text: Tensor) -> Tensor:
         """Compare images (batch, width) with their texts (batch, 2, width): probability (batch,) of the abnormal one."""

@@ -26,7 +26,7 @@ from .explanation_anople import Explanation, explain
 from .images_anople import ImageError, ImageSource, images_of, is_one_image, mask_out_map, source_path
 from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
-from .processing_anople import AnoPLeProcessor
+from .processing_anople import AnoPLeProcessor, check_sight
 from .product_store_anople import SAME, ProductRecord, composed
 from .scoring_anople import Detector, resize_maps
 from .tiling_anople import Tiling, tiling_text
@@ -260,6 +260,7 @@ class AnomalyDetectionPipeline(Pipeline):
                 f"The processor knows the products {processor.class_names}, the model {config.class_names}: give the "
                 "processor that belongs to this model."
             )
+        check_sight(processor, config)
         super().__init__(model, *args, processor=processor, **kwargs)
         self.processor.class_names = list(self.model.config.class_names)  # the model's are those that it knows
         self.model.own_processor = self.processor

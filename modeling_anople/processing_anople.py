@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from .backbone_anople import HUB_ARGUMENTS, load_clip_config, load_clip_part, load_clip_tokenizer
 from .calibration_anople import label_of
-from .configuration_anople import LARGEST_SIDE, check_ranges
+from .configuration_anople import LARGEST_SIDE, AnoPLeConfig, check_ranges
 from .images_anople import (
     WHITE_RANGE,
     ImageSource,
@@ -69,7 +69,9 @@ class AnoPLeProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_clip(cls, clip: str, class_names: Sequence[str], **kwargs) -> "AnoPLeProcessor":
+    def from_clip(
+        cls, clip: str, class_names: Sequence[str], *, image_size: int | None = None, **kwargs
+    ) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
 
@@ -78,14 +80,18 @@ class AnoPLeProcessor(ProcessorMixin):
         Args:
             clip: `"mini"` for the embedded CLIP, or Hub id or folder of a checkpoint.
             class_names: the products.
+            image_size: side of the square in pixels, `model.config.input_size` of a detector that sees more than its CLIP was
+                pretrained on; by default that.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
 
         Raises:
             ValueError: for an unknown keyword, or a name that cannot be found, with the remedy.
         """
         if unknown := sorted(set(kwargs) - set(HUB_ARGUMENTS)):
-            raise ValueError(f"from_clip of the processor got {unknown}: it takes {', '.join(HUB_ARGUMENTS)}.")
-        side = load_clip_config(clip, **kwargs).vision_config.image_size
+            raise ValueError(
+                f"from_clip of the processor got {unknown}: it takes image_size, {', '.join(HUB_ARGUMENTS)}."
+            )
+        side = image_size or load_clip_config(clip, **kwargs).vision_config.image_size
         known = load_clip_part(CLIPImageProcessorPil, clip, **kwargs)
         image_processor = CLIPImageProcessorPil(
             size={"height": side, "width": side},
@@ -280,4 +286,20 @@ def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
-__all__ = ["AnoPLeProcessor"]
+def check_sight(processor: AnoPLeProcessor, config: AnoPLeConfig) -> None:
+    """Refuse, by a `ValueError`, a processor that prepares images of another side or normalization than a detector takes."""
+    images = processor.image_processor
+    if processor.image_size != config.input_size:
+        raise ValueError(
+            f"The processor prepares images of {processor.image_size} pixels, and the model takes {config.input_size}: give "
+            f"AnoPLeProcessor.from_clip(..., image_size={config.input_size})."
+        )
+    wanted, found = (config.image_mean, config.image_std), (list(images.image_mean), list(images.image_std))
+    if config.memory_encoder is not None and not np.allclose(wanted, found, atol=1e-6):
+        raise ValueError(
+            f"The processor normalizes images with mean and deviation {found}, and the model's memory encoder expects {wanted}: "
+            "give from_clip image_mean=... and image_std=... of this processor, or the processor that belongs to this model."
+        )
+
+
+__all__ = ["AnoPLeProcessor", "check_sight"]

@@ -167,7 +167,7 @@ class Product(nn.Module):
         clip, width = config.clip_config, config.clip_config.projection_dim
         self.bank = MemoryBank(
             len(config.memory_layers),
-            clip.vision_config.hidden_size,
+            config.memory_tower.hidden_size,
             record.image_vectors,
             has_boxes=record.has_boxes,
         )

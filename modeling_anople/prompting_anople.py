@@ -138,7 +138,9 @@ def encode_image(
     """
     tower, prompts = clip.vision_model, prompts or []
     # class token and patches first; what is learned stands behind them, so that their positions stay CLIP's own
-    hidden = tower.embeddings(pixel_values)
+    hidden = tower.embeddings(
+        pixel_values, interpolate_pos_encoding=True
+    )  # where the side is not that of its pretraining
     patch_slots, prompt_start = slice(1, hidden.shape[1]), hidden.shape[1]
     tokens = [hidden]
     if prompts:

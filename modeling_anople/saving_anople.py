@@ -118,11 +118,12 @@ def hash_weights(tensors: dict[str, Tensor]) -> str:
 
 # --- What names a state: one hash of all that decides an answer, in each of the files, so that no two states are mixed ---
 
+FROZEN = ("clip.", "memory_encoder.model.")  # how the names of weights begin that no fit changes
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 SINGLE, INDEX, ADAPTER_FILE = "model.safetensors", "model.safetensors.index.json", "adapter.safetensors"
 # Fields of a config that decide no answer: where things came from and what was done, and what an adapter alone has.
 UNDECIDING = {
-    *("history", "fit", "clip_source", "adapter_clip_sha256", ID),
+    *("history", "fit", "clip_source", "memory_encoder_source", "adapter_clip_sha256", "memory_encoder_sha256", ID),
     *("transformers_version", "_name_or_path", "auto_map", "architectures", "custom_pipelines"),
 }
 
@@ -143,11 +144,17 @@ def content_sha256(config: Mapping, tensors: Mapping[str, Tensor]) -> str:
 
     Args:
         config: the content of a `config.json`. What decides nothing (log, fit, origin, versions) does not count.
-        tensors: those of the files of weights; of an adapter, whose config has the hash of its CLIP, without the CLIP's.
+        tensors: those of the files of weights; of an adapter, whose config has the hashes of its frozen towers, without
+            theirs.
     """
-    clip = {name.removeprefix("clip."): tensor for name, tensor in tensors.items() if name.startswith("clip.")}
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("clip.")}
+    clip, encoder = (
+        {name.removeprefix(tower): tensor for name, tensor in tensors.items() if name.startswith(tower)}
+        for tower in FROZEN
+    )
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(FROZEN)}
     parts = [config.get("adapter_clip_sha256") or hash_weights(clip), hash_weights(own), _deciding(dict(config))]
+    if config.get("memory_encoder"):
+        parts.append(config.get("memory_encoder_sha256") or hash_weights(encoder))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -360,7 +367,7 @@ UNFINISHED, COMMIT = ".unfinished-", ".commit-"
 READ_ATTEMPTS = 20
 WEIGHTS = re.compile(r"(model|adapter)(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 GRAPHS = re.compile(r"model\.(onnx(\.data)?|xml|bin)")
-OUR_TENSORS = ("clip.", "prompts.", "decoder.", "products.")
+OUR_TENSORS = (*FROZEN, "prompts.", "decoder.", "products.")
 
 
 @contextlib.contextmanager
@@ -537,6 +544,7 @@ def _generation(folder: Path) -> tuple:
 
 __all__ = [
     "ADAPTER_FILE",
+    "FROZEN",
     "ID",
     "LOCK_FILE",
     "align_files",

@@ -119,9 +119,10 @@ def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, config: AnoPLeCo
     if memory_maps is None or config.map_fusion == "decoder":
         fused = decoder_maps
     else:
-        memory_maps = resize_maps(memory_maps.float(), decoder_maps.shape[-2:])
+        finer = max(tuple(maps.shape[-2:]) for maps in (decoder_maps, memory_maps))
+        decoder_maps, memory_maps = resize_maps(decoder_maps, finer), resize_maps(memory_maps.float(), finer)
         fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
-    return smooth_maps(fused, size=config.image_size, sigma=config.smoothing)
+    return smooth_maps(fused, size=config.input_size, sigma=config.smoothing)
 
 
 def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Tensor, config: AnoPLeConfig) -> Tensor:

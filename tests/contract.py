@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from modeling_anople import AnoPLeModel
 from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.saving_anople import FROZEN
 from modeling_anople.scoring_anople import AnoPLeOutput
 
 from .detectors import pixel_images
 
 
 def learnables(model: AnoPLeModel) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in model.named_parameters() if not name.startswith("clip.")}
+    return {name: weight for name, weight in model.named_parameters() if not name.startswith(FROZEN)}
 
 
 def training_batch(model: AnoPLeModel, make_pixels) -> dict[str, Tensor]:

@@ -67,10 +67,10 @@ def fit(model: AnoPLeModel, processor: AnoPLeProcessor, photograph: Callable[...
 def write_detector(folder: Path, clip: Path, photograph: Callable[..., Image.Image], **config) -> Path:
     """Save a fitted detector of the classes bolt and nut."""
     names = ["bolt", "nut"]
-    processor = AnoPLeProcessor.from_clip(str(clip), names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AnoPLeModel.from_clip(str(clip), names, **config)
+    processor = AnoPLeProcessor.from_clip(str(clip), names, image_size=model.config.input_size)
     fit(model, processor, photograph).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

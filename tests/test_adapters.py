@@ -14,7 +14,7 @@ from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import clip_source, describe_source, name_of
 from modeling_anople.fitting_anople import calibrate_product, remember
 from modeling_anople.runtime.loading import load_detector
-from modeling_anople.saving_anople import align_weights, hash_weights
+from modeling_anople.saving_anople import FROZEN, align_weights, hash_weights
 
 from .contract import assert_same, fill, judge, learnables
 from .detectors import pixel_images
@@ -48,7 +48,7 @@ def test_base_and_adapter_are_the_full_checkpoint_bit_for_bit(fitted, small_clip
     assert torch.equal(generator, torch.random.get_rng_state())
     held = load_file(tmp_path / "adapter/adapter.safetensors")
     assert (
-        not [name for name in held if name.startswith("clip.")]
+        not [name for name in held if name.startswith(FROZEN)]
         and "prompts.text" in held
         and "products.0.bank.vectors" in held
     )

@@ -227,26 +227,28 @@ def test_what_version_0_1_cannot_have_kept_is_refused(kept, message):
         AnoPLeConfig(**kept)
 
 
+COLORS = ("memory_image_mean", "memory_image_std")
 OUTSIDE = [
     (name, value)
     for name, (low, high) in RANGES.items()
     for value in (low - 1, high + 1, math.nan, math.inf, -math.inf)
-    if isinstance(value, int) or AnoPLeConfig.__annotations__[name] == int | float
+    if isinstance(value, int) or AnoPLeConfig.__annotations__[name] in (int | float, list[float] | None)
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), OUTSIDE)
 def test_every_number_has_a_range(name, value):
-    given = [value, 8] if name == "decoder_widths" else value
     low, high = RANGES[name]
+    given = {"decoder_widths": [value, 8], **dict.fromkeys(COLORS, [0.5, 0.5, float(value)])}.get(name, value)
     with pytest.raises(StrictDataclassError, match=re.escape(f"{name} must lie within {low} and {high}, got {value}")):
         AnoPLeConfig(**{name: given})
 
 
 def test_no_number_is_without_a_range_and_the_docstring_names_each():
     annotations = {name: str(kind) for name, kind in AnoPLeConfig.__annotations__.items()}
-    layers = {"memory_layers", "decoder_layers"}  # whose range is the depth of the tower
-    assert {name for name, kind in annotations.items() if "int" in kind} - layers == RANGES.keys()
+    others = {"memory_layers", "decoder_layers"}  # whose range is the depth of the tower
+    others |= {"image_mean", "image_std"}  # which nobody chooses; theirs are those of the memory's
+    assert {name for name, kind in annotations.items() if "int" in kind or "float" in kind} - others == RANGES.keys()
     helps = field_helps(AnoPLeConfig.__doc__)
     assert not [name for name, (low, high) in RANGES.items() if f"{low} to {high}" not in helps[name]]
 

@@ -21,12 +21,14 @@ from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import detector_of, normals_of, write_detector
+from .encoders import encoder_options
 
 
 VARIANTS = {
     "usual": {},
     "other fusion": {"decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
     "unprompted, pooled": {"class_identity": "pooled", "coupling": "none"},
+    "memory encoder, larger": encoder_options("dinov2_with_registers", 42),
 }
 
 
@@ -433,7 +435,11 @@ def no_memory(place: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (other_weights, [], "another detector (it differs in the weights of CLIP, prompts or decoder): name"),
+        (
+            other_weights,
+            [],
+            "another detector (it differs in the weights of CLIP, memory encoder, prompts or decoder): name",
+        ),
         (other_smoothing, [], "another detector (it differs in smoothing): name"),
         (earlier_version, [], "does not say what its graph was made from: export anew, with --overwrite"),
         (no_graph, [], "is no whole export (model.onnx is missing)"),

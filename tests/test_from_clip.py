@@ -28,9 +28,9 @@ SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_siz
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
-def store(cache: Path, folder: Path, commit: str) -> None:
+def store(cache: Path, folder: Path, commit: str, name: str = "clip") -> None:
     """Put a checkpoint into a cache as huggingface_hub does: blobs by hash, and a snapshot of links to them."""
-    repository = cache / "models--org--clip"
+    repository = cache / f"models--org--{name}"
     (repository / "blobs").mkdir(parents=True, exist_ok=True)
     (repository / "snapshots" / commit).mkdir(parents=True)
     for path in folder.iterdir():
@@ -262,7 +262,7 @@ def test_a_tokenizer_may_come_from_elsewhere(folder, tokenizer):
 
 
 def test_a_misspelt_option_of_the_processor_is_refused(folder):
-    with pytest.raises(ValueError, match=r"got \['revison'\]: it takes cache_dir, .*revision"):
+    with pytest.raises(ValueError, match=r"got \['revison'\]: it takes image_size, cache_dir, .*revision"):
         AnoPLeProcessor.from_clip(str(folder), ["bolt"], revison="v2")
 
 

@@ -364,7 +364,8 @@ def test_an_answer_may_be_a_tuple(make_model, make_pixels):
 def test_the_memory_holds_unit_vectors_of_the_configured_blocks(make_model, make_pixels):
     model = make_model(memory_layers=[3, 1])
     encoded = model.encode_image(make_pixels(2))
-    features = model.memory_features(encoded)
+    features = model.memory_features(make_pixels(2), encoded)
+    assert torch.equal(features, model.memory_features(make_pixels(2)))
     assert features.shape == (2, 2, 16, 32)
     for row, block in enumerate((3, 1)):
         torch.testing.assert_close(features[row], nn.functional.normalize(encoded.intermediate[block], dim=-1))

@@ -21,7 +21,12 @@ KEPT = {
     "history",
     "custom_pipelines",
     "clip_source",
+    "memory_encoder",
+    "memory_encoder_source",
+    "image_mean",
+    "image_std",
     "adapter_clip_sha256",
+    "memory_encoder_sha256",
     "content_sha256",
 }
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]

@@ -18,15 +18,17 @@ from modeling_anople.fitting_anople import calibrate_product, remember
 
 from .contract import ANSWERS, assert_same, fill, judge, learnables, training_batch
 from .detectors import detector_of, pixel_images, wholes
+from .encoders import encoder_options
 
 
 CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head": "conv"}, {"prefix": "none"}]
 
 
-@pytest.fixture
-def fitted(make_model, make_processor, photograph):
+@pytest.fixture(params=["the CLIP remembers", "a memory encoder"])
+def fitted(request, make_model, make_processor, photograph):
     """A detector with everything in it, its processor, and photographs to judge."""
-    model, processor = make_model(), make_processor()
+    options = encoder_options() if request.param == "a memory encoder" else {}
+    model, processor = make_model(**options), make_processor()
     with torch.no_grad():
         for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
             weight.add_(0.05 * torch.randn_like(weight))
@@ -267,7 +269,8 @@ def test_a_model_that_was_loaded_as_remote_code_carries_all_code_on(fitted, smal
         assert code_in(elsewhere / name) == code_in(folder), name
         assert (elsewhere / name / "processor_config.json").exists()
     inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
-    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder)
+    encoder = {} if model.memory_encoder is None else {"memory_encoder": model.memory_encoder.model}
+    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder, **encoder)
     for read in (
         AnoPLeModel.from_pretrained(elsewhere / "full"),
         AnoPLeModel.from_pretrained(elsewhere / "enrolled"),

@@ -23,6 +23,7 @@ from modeling_anople.evaluation import add_pixels, test_rows
 from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.product_store_anople import Product, ProductRecord
+from modeling_anople.saving_anople import FROZEN
 from modeling_anople.training import main as fit
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.finishing import finish
@@ -46,7 +47,7 @@ def averaged(models: Sequence[AnoPLeModel], processor: AnoPLeProcessor, config: 
     """Give the first detector the mean of the learned weights of all."""
     model, others = models[0], [dict(model.named_parameters()) for model in models[1:]]
     for name, weight in model.named_parameters():
-        if not name.startswith("clip."):
+        if not name.startswith(FROZEN):
             weight.copy_(torch.stack([weight, *(other[name] for other in others)]).mean(0))
     for number, product in enumerate(list(model.products)):  # the same products, of which nothing is known
         model.products[number] = Product(ProductRecord(product.name), model.config)

@@ -64,7 +64,7 @@ def measure(model: AnoPLeModel, pool: Tensor, tests: Tensor, defective: Tensor) 
     features, texts = [], []
     for part in pixels.split(32):
         encoded = model.encode_image(part)
-        features.append(model.memory_features(encoded))
+        features.append(model.memory_features(part, encoded))
         text = model.products.text_embeddings([0]).expand(len(part), -1, -1)
         texts.append(model.score_text(F.normalize(encoded.pooled, dim=-1), text))
     features = torch.cat(features, dim=1)

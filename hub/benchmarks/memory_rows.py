@@ -31,7 +31,7 @@ def boards(count: int, side: int, seed: int = 0) -> list:
 
 def features(model: AnoPLeModel, pixels: Tensor) -> Tensor:
     """Return unit features (layers, photographs, patches, width)."""
-    return torch.cat([model.memory_features(model.encode_image(part)) for part in pixels.split(8)], dim=1)
+    return torch.cat([model.memory_features(part) for part in pixels.split(8)], dim=1)
 
 
 def memory_rows(model: AnoPLeModel, repeats: int, name: str = "B/16+") -> Iterator[dict]:

@@ -193,13 +193,15 @@ def measure_cost(
             seconds.append(time.perf_counter() - start)
     quartiles = statistics.quantiles(seconds[3:], n=4)
     clip = sum(weight.numel() for weight in model.clip.parameters())
-    own = sum(weight.numel() for weight in model.parameters()) - clip
+    encoder = sum(weight.numel() for name, weight in model.named_parameters() if name.startswith("memory_encoder."))
+    own = sum(weight.numel() for weight in model.parameters()) - clip - encoder
+    beside = f", the memory encoder {encoder / 1e6:.1f} million" if encoder else ""
     threads = torch.get_num_threads()
     return (
         f"{_milliseconds(quartiles[1])} for one photograph of {size[0]} x {size[1]} pixels from picture to heat map (median "
         f"of {repeats}; the middle half took {_milliseconds(quartiles[0])} to {_milliseconds(quartiles[2])}), on "
         f"{threads} CPU {'thread' if threads == 1 else 'threads'} with torch {torch.__version__}. The CLIP has "
-        f"{clip / 1e6:.1f} million weights, prompts and decoder {own / 1e6:.2f} million."
+        f"{clip / 1e6:.1f} million weights{beside}, prompts and decoder {own / 1e6:.2f} million."
     )
 
 

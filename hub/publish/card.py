@@ -49,10 +49,17 @@ def in_percent(share: float, digits: int = 1) -> str:
 REMEMBERING = ("fit", "enroll", "add_normals", "forget")  # what changes the photographs that a product remembers
 
 
+# Licenses that are none of the usual ones, by the model_type of those who have them.
+OWN_LICENSES = {
+    "dinov3_vit": "the DINOv3 License of Meta, a license of its own "
+    "(https://ai.meta.com/resources/models-and-libraries/dinov3-license/), which must be passed on with the weights"
+}
+
+
 @dataclass
 class Backbone:
     """
-    The frozen CLIP, in the words of a card.
+    A frozen tower, the CLIP or the memory's encoder, in the words of a card.
 
     Args:
         kind, name, revision: as in `config.clip_source`.
@@ -91,6 +98,35 @@ class Backbone:
             license=license_id,
             link=link,
             license_text=_license_sentence(kind, name, link, license_id),
+        )
+
+    @classmethod
+    def of_memory(cls, config: AnoPLeConfig, sha256: str | None = None) -> "Backbone | None":
+        """Say what is known of the memory's encoder; `None` for a detector without one."""
+        if config.memory_encoder is None:
+            return None
+        source = config.memory_encoder_source or {}
+        kind, name, revision, license_id = (source.get(key) for key in ("kind", "name", "revision", "license"))
+        link = f"https://huggingface.co/{name}" if kind == "hub" else None
+        own, model_type = OWN_LICENSES.get(config.memory_encoder.model_type), code(config.memory_encoder.model_type)
+        terms = own or (f"{license_id.upper()}, as its card says" if license_id else "the terms of its own card")
+        place = (
+            f"[{cell(name)}]({link})"
+            if link
+            else f"from a local folder called {code(name)}"
+            if name
+            else "without a name"
+        )
+        return cls(
+            kind=kind,
+            name=name,
+            revision=revision,
+            sha256=sha256,
+            text=f"the {model_type} {place}",
+            argument="" if kind == "hub" else ', memory_encoder="FOLDER_OF_THE_ENCODER"',
+            license=None if own else license_id,
+            link=link,
+            license_text=f"the memory encoder's weights are under {terms}{'' if own or license_id else ', not known here'}.",
         )
 
 
@@ -393,6 +429,7 @@ class CardFacts:
         cost: a sentence about what a prediction costs, if it was measured.
         size: of the weights, in words.
         adapter_sha256: hash of the CLIP that an adapter needs; `None` for a full detector.
+        encoder_sha256: likewise that of the memory's encoder.
         license: identifier of the whole; by default the backbone's, where that is known.
         data_license: the data's, as a sentence.
         description: the publisher's own words.
@@ -405,6 +442,7 @@ class CardFacts:
     cost: str | None = None
     size: str = ""
     adapter_sha256: str | None = None
+    encoder_sha256: str | None = None
     license: str | None = None
     data_license: str | None = None
     description: str | None = None
@@ -413,12 +451,12 @@ class CardFacts:
 
 def make_card(config: AnoPLeConfig, facts: CardFacts) -> ModelCard:
     """Render the card of a detector."""
-    backbone = Backbone.of(config, facts.adapter_sha256)
+    backbone, encoder = Backbone.of(config, facts.adapter_sha256), Backbone.of_memory(config, facts.encoder_sha256)
     names = config.class_names
     dataset = (config.fit or {}).get("data_root")
     wrong = [picture for picture in facts.pictures if picture["kind"] in ("miss", "false alarm")]
     return ModelCard.from_template(
-        card_data(config, facts, backbone),
+        card_data(config, facts, backbone, encoder),
         template_path=str(TEMPLATE),
         name=facts.repo_id.split("/")[-1],
         repo_id=facts.repo_id,
@@ -431,6 +469,8 @@ def make_card(config: AnoPLeConfig, facts: CardFacts) -> ModelCard:
         description=facts.description and " ".join(facts.description.split()),
         headline=facts.results and facts.results.headline(),
         backbone=backbone,
+        encoder=encoder,
+        blocks=joined([str(layer) for layer in config.memory_layers]),
         size=facts.size,
         threshold=f"{config.threshold:g}",
         shots_text=_shots_text(config, dataset),
@@ -439,22 +479,28 @@ def make_card(config: AnoPLeConfig, facts: CardFacts) -> ModelCard:
         failures=[_picture(picture, config) for picture in wrong],
         successes=[_picture(picture, config) for picture in facts.pictures if picture not in wrong],
         line=describe_line(config),
-        patch=config.clip_config.vision_config.patch_size,
-        side=config.image_size,
+        patch=config.memory_side // config.memory_grid_size,
+        side=config.memory_side,
         cost=facts.cost,
         made=describe_fit(config, backbone),
         choices=open_choices(config),
-        licenses=_licenses(facts, backbone),
+        licenses=_licenses(facts, backbone, encoder),
     )
 
 
-def card_data(config: AnoPLeConfig, facts: CardFacts, backbone: Backbone) -> ModelCardData:
+def card_data(
+    config: AnoPLeConfig, facts: CardFacts, backbone: Backbone, encoder: Backbone | None = None
+) -> ModelCardData:
     """Make the head of the card, by which the Hub finds and filters it."""
-    known = facts.license or backbone.license
+    towers = [backbone] if encoder is None else [encoder, backbone]
+    licenses = {tower.license for tower in towers}  # of two that differ neither is that of the whole
+    known = facts.license or (licenses.pop() if len(licenses) == 1 else None)
     license = {"license": known} if known else {"license": "other", "license_name": "see-backbone"}
-    if not known and backbone.link:
-        license["license_link"] = backbone.link
-    base = {"base_model": backbone.name} if backbone.kind == "hub" else {}
+    links = [tower.link for tower in towers if tower.link and not tower.license]
+    if not known and links:
+        license["license_link"] = links[0]
+    bases = [tower.name for tower in reversed(towers) if tower.kind == "hub"]
+    base = {"base_model": bases[0] if len(bases) == 1 else bases} if bases else {}
     if base and facts.adapter_sha256:
         base["base_model_relation"] = "adapter"
     results = facts.results
@@ -535,8 +581,10 @@ def _picture(picture: dict, config: AnoPLeConfig) -> dict[str, str]:
     return {"title": title, "text": text, "file": picture["file"], "alt": f"{title}, score {picture['score']:.2f}"}
 
 
-def _licenses(facts: CardFacts, backbone: Backbone) -> list[str]:
+def _licenses(facts: CardFacts, backbone: Backbone, encoder: Backbone | None) -> list[str]:
     lines = ["Code (`*_anople.py`): Apache-2.0.", f"Weights: {backbone.license_text}"]
+    if encoder:
+        lines.append(f"Weights: {encoder.license_text}")
     if facts.license:
         lines.append(f"Whoever published this detector put it under: {facts.license}.")
     if facts.data_license:

@@ -124,11 +124,16 @@ def _head_faults(data: dict) -> list[str]:
         value = data.get(name, [])
         if not (isinstance(value, list) and all(isinstance(entry, str) and entry for entry in value)):
             faults.append(f"{name} must be a list of words, got {value!r}")
-    for name in ("library_name", "license_name", "license_link", "base_model", "base_model_relation"):
+    base = data.get("base_model") or []
+    bases = base if isinstance(base, list) else [base]  # a detector may stand on two
+    if not all(isinstance(name, str) for name in bases):
+        faults.append(f"base_model must be text or a list of it, got {base!r}")
+        bases = []
+    for name in ("library_name", "license_name", "license_link", "base_model_relation"):
         if name in data and not isinstance(data[name], str):
             faults.append(f"{name} must be text, got {data[name]!r}")
     datasets = data.get("datasets", [])
-    for identifier in [*(datasets if isinstance(datasets, list) else []), *filter(None, [data.get("base_model")])]:
+    for identifier in [*(datasets if isinstance(datasets, list) else []), *bases]:
         try:
             validate_repo_id(identifier)
         except HFValidationError as error:

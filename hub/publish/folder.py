@@ -10,11 +10,11 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 import modeling_anople
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.backbone_anople import name_of
 from modeling_anople.runtime.heat_maps import SAMPLES
 from modeling_anople.runtime.loading import detector_sha256
-from modeling_anople.saving_anople import LOCK_FILE, hash_weights
+from modeling_anople.saving_anople import LOCK_FILE
 
 from .card import CardFacts, Results, make_card, published
 from .card_check import check_card
@@ -88,10 +88,11 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     config.fit = _public_fit(config.fit)
     results = Results.read(contents.evaluations, config, detector_sha256(model)) if contents.evaluations else None
     pictures = choose_pictures(Path(contents.gallery)) if contents.gallery else []
-    sha256 = None
+    sha256 = encoder_sha256 = None
     if contents.adapter:
         model.save_adapter(folder)
-        sha256 = hash_weights(model.clip.state_dict())
+        saved = AnoPLeConfig.from_pretrained(folder)
+        sha256, encoder_sha256 = saved.adapter_clip_sha256, saved.memory_encoder_sha256
     else:
         model.save_pretrained(folder, max_shard_size=contents.max_shard_size)
     processor.save_pretrained(folder)
@@ -114,6 +115,7 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
         cost=contents.cost,
         size=_size_in_words(folder),
         adapter_sha256=sha256,
+        encoder_sha256=encoder_sha256,
         license=contents.license,
         data_license=contents.data_license,
         description=contents.description,

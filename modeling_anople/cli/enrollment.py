@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from ..product_store_anople import ProductRecord
 
 
+NEW_DETECTOR = (
+    "image_size",
+    "memory_encoder",
+    "memory_encoder_revision",
+    "memory_image_size",
+)  # wanted by --clip alone
+
+
 @dataclass
 class ForgetOptions:
     """Options of `anople forget`."""
@@ -63,6 +71,35 @@ class EnrollOptions(AddOptions):
             "help": "Begin a new detector with this product, nothing fitted: mini, or the folder or Hub id of a CLIPModel."
         },
     )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side in pixels of what the CLIP of a new detector sees, 1 to 4096; by default as pretrained."
+        },
+    )
+    memory_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of another vision transformer, such as facebook/dinov2-small, whose patches the memory "
+            "of a new detector holds; by default those of the CLIP."
+        },
+    )
+    memory_encoder_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
+    )
+    memory_image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side in pixels of what the memory encoder sees, 1 to 4096; by default as pretrained."},
+    )
+
+    def __post_init__(self):
+        from ..configuration_anople import RANGES, check_ranges
+
+        super().__post_init__()
+        check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size")}, "--")
+        given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
+        if given and self.clip is None:
+            raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
 
 
 @dataclass
@@ -143,8 +180,9 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
-    model = AnoPLeModel.from_clip(options.clip, [name], **fusion)
-    processor = AnoPLeProcessor.from_clip(options.clip, [name])
+    sight = {option: getattr(options, option) for option in NEW_DETECTOR}
+    model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
+    processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):
         detector.set_ignore_mask(name, options.ignore_mask)
@@ -200,7 +238,7 @@ def products(arguments: list[str]) -> int:
     records = [ProductRecord.from_dict(values) for values in config.products]
     width = max(len(printable(name)) for name in ["product", *config.class_names])
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]
-    numbers = len(config.memory_layers) * config.clip_config.vision_config.hidden_size
+    numbers = len(config.memory_layers) * config.memory_tower.hidden_size
     for record in records:
         size, limit = sum(record.image_vectors), record.threshold
         drawn = f"{'none':>10}  {'':16}"

@@ -1,16 +1,20 @@
 """
 `anople export`: a detector as a graph, of ONNX or OpenVINO, that needs neither torch nor transformers to run.
 
-The graph holds the vision tower with its prompts, the decoder, the memory's look-up and the fusion. What is of a product
-(its memory and its two texts) goes in as inputs, so one graph serves all products, and raw scores come out. Memories and
-texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a threshold is moved, and a product added, without the graph.
+The graph holds the vision tower with its prompts, the memory's encoder where it has its own, the decoder, the memory's
+look-up and the fusion. What is of a product (its memory and its two texts) goes in as inputs, so one graph serves all
+products, and raw scores come out. Memories and texts lie in `products.safetensors`, the thresholds in `thresholds.json`: a
+threshold is moved, and a product added, without the graph.
 What the graph was made from is noted in `graph.json`, so that no other detector's products are put beside it.
 """
 
+import contextlib
 import copy
 import logging
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; a protobuf file ends at 2 GB
 OPSET = 20
+CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 Weights = Literal["float32", "int8", "int8_dynamic"]
 
@@ -66,12 +71,12 @@ class DetectorGraph(nn.Module):
         # the vision tower, what the text says of it, and what the decoder says
         features = model.prompted_pass(pixel_values)
         pooled = F.normalize(features.pooled, dim=-1)
-        text = class_embeddings.expand(len(pooled), -1, -1)
+        text = class_embeddings.expand(pooled.shape[0], -1, -1)
         decoded = model.decoder(features.patches, features.intermediate, text, need_features=False)
         # the memory, plainly: a search by bounds has no place in a graph
-        queries = model.memory_features(features).flatten(1, 2)  # (layers, batch x patches, width)
+        queries = model.memory_features(pixel_values, features).flatten(1, 2)  # (layers, batch x patches, width)
         distances = [nearest_distance(query, vectors) for query, vectors in zip(queries, bank, strict=True)]
-        grid = (-1, config.grid_size, config.grid_size)
+        grid = (-1, config.memory_grid_size, config.memory_grid_size)
         output = AnoPLeOutput(
             text_scores=model.score_text(pooled, text),
             decoder_maps=decoded.logits.softmax(1)[:, 1],
@@ -176,14 +181,14 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
     graph, first = DetectorGraph(model.eval()), model.products[0]
     layers, _, width = first.bank.vectors.shape
     inputs = {
-        "pixel_values": torch.zeros(2, 3, config.image_size, config.image_size),
+        "pixel_values": torch.zeros(2, 3, config.input_size, config.input_size),
         "bank": F.normalize(torch.ones(layers, 5, width), dim=-1),
         "class_embeddings": first.text_embeddings,
     }
     shapes = {"pixel_values": {0: "batch"}, "bank": {1: "vectors"}, "class_embeddings": None}
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision is not here
-    with warnings.catch_warnings():
+    with _without_checks(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own insides
         torch.onnx.export(
             graph,
@@ -196,6 +201,17 @@ def write_graph(model: AnoPLeModel, path: Path) -> None:
             external_data=size > LARGEST_IN_ONE_FILE,
             verbose=False,
         )
+
+
+@contextlib.contextmanager
+def _without_checks() -> Iterator[None]:
+    """Leave out what transformers checks of its inputs as it computes: no graph can hold that."""
+    known = os.environ.get(CHECKS)
+    os.environ[CHECKS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(CHECKS) if known is None else os.environ.update({CHECKS: known})
 
 
 def quantize(path: Path, weights: Weights) -> None:

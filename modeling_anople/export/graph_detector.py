@@ -88,7 +88,7 @@ OUTPUTS = ("image_scores", "anomaly_maps", "memory_maps", "decoder_maps", "text_
 OUTSIDE = {
     *("products", "tiling", "memory_rotations", "memory_limit", "class_identity", "class_prediction"),
     *("unknown_product_rate", "threshold", "pooled_threshold", "history", "fit", "clip_source"),
-    *("adapter_clip_sha256", "custom_pipelines", "content_sha256"),
+    *("memory_encoder_source", "adapter_clip_sha256", "memory_encoder_sha256", "custom_pipelines", "content_sha256"),
 }  # fields of the config that are no part of the graph
 
 ABOUT = (
@@ -154,7 +154,7 @@ def check_origin(model: AnoPLeModel, folder: Path) -> None:
     known = AnoPLeConfig.from_pretrained(folder).to_dict()
     differing = [name for name in AnoPLeConfig.__annotations__ if name not in OUTSIDE and known[name] != ours[name]]
     if differing or json.loads((folder / ORIGIN).read_text(encoding="utf-8")) != _origin(model):
-        what = ", ".join(differing) or "the weights of CLIP, prompts or decoder"
+        what = ", ".join(differing) or "the weights of CLIP, memory encoder, prompts or decoder"
         raise ValueError(
             f"{folder} holds the graph of another detector (it differs in {what}): name the folder of this detector's "
             "graph, or export anew without --products_only."
@@ -254,7 +254,7 @@ class ExportedDetector(Detector):
             others = ids.nonzero()[:, 0]
             if len(others):
                 _put(output, others, self._run_each(pixel_values[others], ids[others]))
-        ignored = None if ignore_masks is None else ignored_patches(ignore_masks, config.grid_size)
+        ignored = None if ignore_masks is None else ignored_patches(ignore_masks, config.memory_grid_size)
         if ignored is not None:
             fuse_scores(output, ignored, config)
         output.class_ids = ids

@@ -27,7 +27,8 @@ from safetensors import safe_open
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
 from ..export.graph_detector import ExportedDetector, graph_in
-from ..saving_anople import StateError, check_state, finder, hash_weights, read_state, state_folder
+from ..processing_anople import check_sight
+from ..saving_anople import FROZEN, StateError, check_state, finder, hash_weights, read_state, state_folder
 
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ def loader_workers(device: torch.device, processes: int = 1) -> int:
 
 def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
     """
-    Hash what a detector learned: all weights but the CLIP's, what is known of each product, and the threshold.
+    Hash what a detector learned: all weights but those of CLIP and memory encoder, what is known of each product, and the threshold.
 
     Returns:
-        64 hexadecimal digits. The memory holds features of the CLIP, and thereby stands for it.
+        64 hexadecimal digits. The memory holds features of the frozen towers, and thereby stands for them.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(FROZEN)}
     known = [model.config.products, model.config.pooled_threshold, model.config.threshold]
     text = json.dumps([hash_weights(own), *known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -232,12 +233,13 @@ def _read_detector(folder: Path) -> tuple[AnoPLeModel, AnoPLeProcessor]:
 
 
 def _fitting(judge: Judge, processor: AnoPLeProcessor) -> tuple[Judge, AnoPLeProcessor]:
-    """Return both, or refuse a processor of another detector: one that numbers the products otherwise."""
+    """Return both, or refuse a processor of another detector: one that numbers the products, or prepares images, otherwise."""
     if processor.class_names != judge.config.class_names:
         raise ValueError(
             f"processor_config.json knows the products {processor.class_names}, config.json {judge.config.class_names}; copy "
             "both from one detector"
         )
+    check_sight(processor, judge.config)
     return judge, processor
 
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 LOG_FILE = "training_log.jsonl"
-NAMED = ("data_root", "clip", "ignore_masks")  # folders, of which a detector keeps the names alone
+NAMED = ("data_root", "clip", "memory_encoder", "ignore_masks")  # folders, of which a detector keeps the names alone
 
 FOUND = {"files", "processes", "decoder_health"}  # what a detector keeps of its fit beside the settings
 
@@ -147,8 +147,10 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
         logger.info("%s, %d shots: %s", name, len(files), ", ".join(files))
     # 2. Model: a frozen CLIP with learnable prompts and decoder.
     names, revision = list(shots.files), config.clip_revision
-    model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **options).freeze_clip()
-    processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision)
+    encoder = {"memory_encoder": config.memory_encoder, "memory_encoder_revision": config.memory_encoder_revision}
+    model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **encoder, **options).freeze_clip()
+    side = model.config.image_size  # of a view: an encoder of the memory's own has no part in training
+    processor = AnoPLeProcessor.from_clip(config.clip, names, image_size=model.config.input_size, revision=revision)
     processor.white_value = config.white_value
     for name, mask in shots.masks.items():
         model.products.keep_mask(model.products.id_of(name), mask)
@@ -158,7 +160,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     settings = {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
     first = load_state(output_dir, settings=settings, model=model, optimizer=optimizer) if config.resume else 0
     # 4. Samples by number, so that any process, at any time, draws the same ones.
-    samples = make_samples(config, processor, shots, model.config.view_grid, model.config.tiling)
+    samples = make_samples(config, processor, shots, model.config.view_grid, model.config.tiling, side)
     workers = config.num_workers
     if workers is None:
         workers = loader_workers(accelerator.device, accelerator.num_processes)
@@ -169,7 +171,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
         collate_fn=collate_views,
         num_workers=workers,
     )
-    validation = make_validation_batch(config, processor, shots, model.config.tiling)
+    validation = make_validation_batch(config, processor, shots, model.config.tiling, side)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
         _make_room(output_dir, first)
@@ -238,7 +240,10 @@ def _is_finished(folder: Path, config: TrainingConfig, options: dict) -> bool:
         asked = {name: value for name, value in json.loads(json.dumps(asked)).items() if name not in FREE_ON_RESUME}
         known = AnoPLeConfig.from_pretrained(folder).fit or {}
         known = {RENAMED.get(name, name): value for name, value in known.items() if name not in REMOVED}
-        if asked == {name: value for name, value in known.items() if name not in FOUND}:
+        asked = {
+            name: value for name, value in asked.items() if value is not None
+        }  # an earlier version knew fewer options
+        if asked == {name: value for name, value in known.items() if name not in FOUND and value is not None}:
             return True
     other = " of other settings" if config.resume else ""
     raise ValueError(f"{folder} already holds a detector{other}: choose another --output_dir or add --overwrite.")

@@ -549,18 +549,24 @@ def read_ignore_masks(folder: str | None, names: list[str]) -> dict[str, np.ndar
 
 
 def make_samples(
-    config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, grid: int, tiling: str | None = None
+    config: TrainingConfig,
+    processor: AnoPLeProcessor,
+    shots: Shots,
+    grid: int,
+    tiling: str | None = None,
+    side: int | None = None,
 ) -> FewShotDataset:
-    """Load the photographs, or each of their tiles, at the size from which views are cut."""
+    """Load the photographs, or each of their tiles, at the size from which views are cut; `side` as the CLIP sees them."""
+    side = side or processor.image_size
     tiles = [
-        _squares(image, processor, grid, tiling, shots.mask_of(class_id))
+        _squares(image, processor, side * grid, tiling, shots.mask_of(class_id))
         for image, class_id in zip(shots.images, shots.class_ids, strict=True)
     ]
     class_ids = [[class_id] * len(several) for several, class_id in zip(tiles, shots.class_ids, strict=True)]
     return FewShotDataset(
         [tile for several in tiles for tile in several],
         [class_id for several in class_ids for class_id in several],
-        views=_view_settings(processor, grid),
+        views=_view_settings(processor, side, grid),
         anomaly=None if config.pixel_anomaly == "none" else PseudoAnomaly(kind=config.pixel_anomaly),
         turns=config.normal_turns,
         seed=config.seed,
@@ -568,7 +574,11 @@ def make_samples(
 
 
 def make_validation_batch(
-    config: TrainingConfig, processor: AnoPLeProcessor, shots: Shots, tiling: str | None = None
+    config: TrainingConfig,
+    processor: AnoPLeProcessor,
+    shots: Shots,
+    tiling: str | None = None,
+    side: int | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """
     Make defects on photographs that are not trained on (or, where none is spare, on the shots themselves).
@@ -577,10 +587,11 @@ def make_validation_batch(
     """
     if config.monitor_images < 1:
         return None
+    side = side or processor.image_size
     images, class_ids = [], []
     for image, class_id in shots.held_out:
         try:
-            tiles = _squares(image, processor, 1, tiling, shots.mask_of(class_id))
+            tiles = _squares(image, processor, side, tiling, shots.mask_of(class_id))
         except ImageError as error:
             logger.warning("Held out to check the decoder, and left out: %s", error)
             continue
@@ -592,7 +603,7 @@ def make_validation_batch(
     samples = FewShotDataset(
         images,
         class_ids,
-        views=_view_settings(processor, 1),
+        views=_view_settings(processor, side, 1),
         anomaly=PseudoAnomaly(kind=kind),
         anomaly_period=1,
         seed=config.seed + 1_000_003,  # defects that fitting does not draw
@@ -602,18 +613,18 @@ def make_validation_batch(
 
 
 def _squares(
-    image: dict, processor: AnoPLeProcessor, grid: int, tiling: str | None, mask: np.ndarray | None
+    image: dict, processor: AnoPLeProcessor, side: int, tiling: str | None, mask: np.ndarray | None
 ) -> list[torch.Tensor]:
-    """Make the whole photograph, or each tile, a square; what is ignored or beyond the border is painted over."""
+    """Make the whole photograph, or each tile, a square of `side` pixels; what is ignored or beyond it is painted over."""
     photograph = load_image(image, white_value=processor.white_value)
     mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
     parts = TiledImage.of(photograph, processor, tiling, mask).pictures()
-    return [square_image(part, processor.image_size * grid) for part in parts]
+    return [square_image(part, side) for part in parts]
 
 
-def _view_settings(processor: AnoPLeProcessor, grid: int) -> ViewSettings:
+def _view_settings(processor: AnoPLeProcessor, side: int, grid: int) -> ViewSettings:
     normalization = processor.image_processor
-    return ViewSettings(processor.image_size, grid, tuple(normalization.image_mean), tuple(normalization.image_std))
+    return ViewSettings(side, grid, tuple(normalization.image_mean), tuple(normalization.image_std))
 
 
 __all__ = [

@@ -68,6 +68,16 @@ class TrainingConfig:
     clip_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the CLIP, where it is a Hub id."}
     )
+    memory_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of another vision transformer, such as facebook/dinov2-small, whose patches the memory "
+            "holds; by default those of the CLIP."
+        },
+    )
+    memory_encoder_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
+    )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     recipe: Recipe = field(
         default="paper",
@@ -176,8 +186,12 @@ class TrainingConfig:
 # Kept by the program, not chosen on a command line.
 KEPT_FIELDS = {
     *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),
+    *("memory_encoder", "memory_encoder_source", "memory_encoder_sha256", "image_mean", "image_std"),
     *("custom_pipelines", "content_sha256"),
 }
+
+
+TYPES_ON_COMMAND_LINE = {int | float: float, list[int] | Literal["middle"] | None: list[int] | None}
 
 
 def model_options() -> type:
@@ -189,7 +203,7 @@ def model_options() -> type:
         if entry.name in own:
             default = None if entry.default is dataclasses.MISSING else entry.default
             kept = dataclasses.field(default=default, metadata={"help": helps.get(entry.name, "")})
-            fields.append((entry.name, float if entry.type == int | float else entry.type, kept))
+            fields.append((entry.name, TYPES_ON_COMMAND_LINE.get(entry.type, entry.type), kept))
     return dataclasses.make_dataclass("ModelOptions", fields)
 
 

@@ -201,7 +201,7 @@ def test_a_detector_begins_nowhere_else(capsys, checkpoint, pictures, tmp_path, 
         assert main(["enroll", str(tmp_path / "new"), name, str(pictures[0]), "--clip", "mini"]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert main(["enroll", str(tmp_path / "new"), "x", str(pictures[0]), "--clip", "word"]) == 2
-    assert "word is no folder here, and a CLIP on the Hub is named user/name" in capsys.readouterr().err
+    assert "word is no folder here, and a model on the Hub is named user/name" in capsys.readouterr().err
 
 
 def test_the_same_images_as_two_products_are_noticed(capsys, checkpoint, pictures, caplog, tmp_path):

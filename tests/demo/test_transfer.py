@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from demo.inspect_tab import inspect_image
+from demo.session import start_session
 from demo.teach_tab import teach_product
 from demo.transfer import pack_detector, unpack_detector
 
+from ..detectors import write_detector
+from ..encoders import encoder_options
 from .demo_app import session_of
 
 
@@ -33,6 +36,39 @@ def test_a_large_clip_stays_behind(session, start, files, monkeypatch):
     other = session_of(start)
     unpack_detector(other, path)
     assert inspect_image(other, files[0], "screw").score == inspect_image(session, files[0], "screw").score
+
+
+def test_a_detector_with_a_memory_encoder_goes_home_and_comes_back(
+    start, files, small_clip_folder, photograph, tmp_path, monkeypatch
+):
+    folder = write_detector(tmp_path / "d", small_clip_folder, photograph, **encoder_options(side=42))
+    own = session_of(start_session(str(folder)))
+    teach_product(own, "screw", files)
+    score = inspect_image(own, files[0], "screw").score
+    other = session_of(start)
+    unpack_detector(other, pack_detector(own))
+    assert inspect_image(other, files[0], "screw").score == score
+    # as an adapter it needs the encoder, which nobody fetches because a zip names it
+    monkeypatch.setattr("demo.transfer.MAX_CLIP_IN_ZIP", 0)
+    path = pack_detector(own)
+    with pytest.raises(ValueError, match="made on a memory encoder, which the detector here has not"):
+        unpack_detector(session_of(start), path)
+    other = session_of(start_session(str(folder)))
+    unpack_detector(other, path)
+    assert inspect_image(other, files[0], "screw").score == score
+
+
+def test_a_zip_that_would_look_at_endless_images_is_refused(session, start, tmp_path):
+    def larger(name: str, content: bytes) -> bytes:
+        return (
+            json.dumps(json.loads(content) | {"image_size": 3200}).encode()
+            if name.endswith("/config.json")
+            else content
+        )
+
+    path = _rezip(pack_detector(session), tmp_path / "larger.zip", larger)
+    with pytest.raises(ValueError, match="looks at images of more than 2048 pixels"):
+        unpack_detector(session_of(start), path)
 
 
 def _rezip(path: Path, target: Path, change) -> Path:

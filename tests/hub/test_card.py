@@ -390,6 +390,49 @@ def test_names_are_of_what_the_product_knows_now(config, history, row):
     assert shots_table(config)[0] == ("`bolt`", row)
 
 
+# --- A memory with an encoder of its own ---
+
+
+def with_encoder(config: AnoPLeConfig, model_type: str, source: dict) -> AnoPLeConfig:
+    """The same detector, as if its memory looked through an encoder."""
+    values = config.to_dict()
+    numbers = {name: [0.5] * 3 for name in ("memory_image_mean", "memory_image_std", "image_mean", "image_std")}
+    size = {"num_hidden_layers": 4, "patch_size": 14, "image_size": 224}
+    values |= {**numbers, "memory_encoder": {"model_type": model_type, **size}, "memory_layers": [1, 2]}
+    return AnoPLeConfig.from_dict(values | {"memory_encoder_source": source})
+
+
+HUB_CLIP = {"kind": "hub", "name": "laion/CLIP-one", "revision": "a" * 40}
+DINO = {"kind": "hub", "name": "org/dino", "revision": "b" * 40, "license": "apache-2.0"}
+
+
+def test_a_card_names_the_encoder_its_license_and_its_hash(config, tmp_path):
+    config.clip_source = HUB_CLIP
+    config = with_encoder(config, "dinov2", DINO)
+    text = str(make_card(config, CardFacts("me/bolts", adapter_sha256="c" * 64, encoder_sha256="d" * 64)))
+    card = check_card(text, tmp_path)
+    assert card.data.base_model == ["laion/CLIP-one", "org/dino"]
+    assert (card.data.license, card.data.get("license_name")) == ("other", "see-backbone")  # MIT and Apache-2.0
+    assert "Its memory looks through the `dinov2` [org/dino](https://huggingface.co/org/dino), blocks 1 and 2" in text
+    assert f"commit `{'b' * 40}`, whose weights must have the hash `{'d' * 64}`" in text
+    assert "the memory encoder's weights are under APACHE-2.0, as its card says." in text
+    assert "is seen in 224 x 224 pixels, 14 x 14 at a time" in text
+    assert 'load_adapter("me/bolts")' in text
+    config.clip_source = {"kind": "embedded", "name": "mini", "revision": None}
+    card = check_card(str(make_card(config, CardFacts("me/bolts"))), tmp_path)
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "org/dino")  # both are under it
+
+
+def test_a_card_says_that_the_license_of_dinov3_differs(config, tmp_path):
+    source = {"kind": "folder", "name": "dinov3", "revision": None, "license": None}
+    text = str(make_card(with_encoder(config, "dinov3_vit", source), CardFacts("me/bolts", adapter_sha256="c" * 64)))
+    assert "under the DINOv3 License of Meta, a license of its own (https://ai.meta.com/" in text
+    assert 'memory_encoder="FOLDER_OF_THE_ENCODER")' in text and "from a local folder called `dinov3`" in text
+    assert check_card(text, tmp_path).data.license == "other"
+    text = str(make_card(with_encoder(config, "dinov2", source), CardFacts("me/bolts")))
+    assert "the memory encoder's weights are under the terms of its own card, not known here." in text
+
+
 # --- What the Hub would refuse in a card, and what no reader should find there, is refused without a network ---
 
 
