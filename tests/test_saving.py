@@ -41,6 +41,11 @@ def fitted(request, make_model, make_processor, photograph):
     return model, processor, [photograph(30 + number) for number in range(3)]
 
 
+def encoder_of(model: AnoPLeModel) -> dict:
+    """The keyword by which an adapter gets its memory encoder, which was never saved; nothing where it has none."""
+    return {} if model.memory_encoder is None else {"memory_encoder": model.memory_encoder.model}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_a_saved_detector_answers_bit_for_bit_the_same(make_model, make_pixels, tmp_path, choice):
@@ -269,8 +274,7 @@ def test_a_model_that_was_loaded_as_remote_code_carries_all_code_on(fitted, smal
         assert code_in(elsewhere / name) == code_in(folder), name
         assert (elsewhere / name / "processor_config.json").exists()
     inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
-    encoder = {} if model.memory_encoder is None else {"memory_encoder": model.memory_encoder.model}
-    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder, **encoder)
+    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder, **encoder_of(model))
     for read in (
         AnoPLeModel.from_pretrained(elsewhere / "full"),
         AnoPLeModel.from_pretrained(elsewhere / "enrolled"),
@@ -310,7 +314,7 @@ def test_a_threshold_that_was_moved_by_hand_is_saved(fitted, small_clip_folder, 
     record.threshold = dataclasses.replace(record.threshold, image_threshold=0.5 * record.threshold.image_threshold)
     detector_of(model, processor).save_pretrained(tmp_path, adapter=adapter)
     if adapter:
-        read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder)
+        read = AnoPLeModel.load_adapter(tmp_path, clip=small_clip_folder, **encoder_of(model))
     else:
         read = AnoPLeModel.from_pretrained(tmp_path)
     inputs = processor(photographs, class_names="nut")
