@@ -24,6 +24,9 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(?::\d+)?")
 _FILE = re.compile(
     r"[0-9a-f]{64}", re.IGNORECASE
 )  # the folder of each file that Gradio keeps: the hash of its content
+_TOLD = re.compile(
+    r"[\\/]([0-9a-f]{64})(?=[\\/])", re.IGNORECASE
+)  # a folder; a file may be called like another's folder
 _EVENT = re.compile(r'"event_id":\s*"([^"]+)"')
 
 
@@ -180,7 +183,7 @@ class OwnSessionsOnly:
         for event in _EVENT.findall(text):
             _add(self._owners, event, client, MAX_IDS)
         files = self._files.get(client, {})
-        for digest in _digests(text):
+        for digest in map(bytes.fromhex, _TOLD.findall(text)):
             _add(files, digest, None, MAX_FILES)
         if files:
             _add(self._files, client, files, MAX_CLIENTS)

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeConfig, AnoPLeModel, AnoPLeProcessor
+from modeling_anople.processing_anople import check_sight
 from modeling_anople.runtime.loading import load_config
 from modeling_anople.saving_anople import FROZEN, is_trace
 
@@ -112,6 +113,7 @@ def _load(folder: Path, base: AnoPLeModel) -> tuple[AnoPLeModel, AnoPLeProcessor
         processor = AnoPLeProcessor.from_pretrained(folder, trust_remote_code=False)
         if processor.class_names != model.config.class_names or processor.tokenizer is None:
             raise ValueError("processor and model are not of one detector")
+        check_sight(processor, model.config)
     except Exception as error:  # a damaged or crafted file makes libraries raise nearly anything
         reason = " ".join(str(error).replace(str(folder), "it").split())[:300]
         raise ValueError(

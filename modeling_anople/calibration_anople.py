@@ -124,6 +124,7 @@ SMALLEST_SPREAD = 0.05
 SMALLEST_NOVELTY_THRESHOLD = 1e-3
 SMALLEST_SCORE = 1e-9  # of which there is a logarithm
 LARGEST_SCORE = 1.0  # raw scores and maps lie within 0 and 1
+LARGEST_SPREAD = 30.0  # logarithms of scores lie within 21
 ESTIMATES = ("", "rank", "extrapolated", "copies")
 
 
@@ -182,6 +183,9 @@ class ProductThreshold:
         )
         for name in positive:
             _require_numbers(name, [getattr(self, name)], above=0)
+        for name in ("image_spread", "map_spread"):
+            spread = getattr(self, name)
+            _require(spread <= LARGEST_SPREAD, f"{name} must be at most {LARGEST_SPREAD:g}, got {spread}.")
         for name in ("max_false_alarm_rate", "attainable_rate"):
             _require(getattr(self, name) <= 1, f"{name} is a share of at most 1, got {getattr(self, name)}.")
         for name in ("image_scores", "map_maxima", "jittered_image_scores", "jittered_map_maxima"):
@@ -214,7 +218,7 @@ class ProductThreshold:
         Raises:
             UnreachableThreshold: saying what would support the rate that it was set for.
         """
-        if self.image_threshold > LARGEST_SCORE or self.map_threshold > LARGEST_SCORE:
+        if self.image_threshold >= LARGEST_SCORE or self.map_threshold > LARGEST_SCORE:
             highest = max(self.image_threshold, self.map_threshold)
             raise UnreachableThreshold(
                 f"For {percent(self.max_false_alarm_rate)} false alarms it lies at a score of {highest:.3g}, and none is above "

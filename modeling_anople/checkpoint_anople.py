@@ -30,6 +30,7 @@ from .saving_anople import (
     align_files,
     align_weights,
     check_state,
+    check_variant,
     finder,
     hash_weights,
     read_place,
@@ -72,13 +73,15 @@ class CheckpointMixin:
             kwargs: those of transformers' `save_pretrained` and `push_to_hub`.
 
         Raises:
-            ValueError: if another program changes the folder for too long.
+            ValueError: if another program changes the folder for too long, or a variant is to lie beside other weights.
             OSError: if it cannot be written; it is as it was then.
         """
         pushing = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
         saving = {name: value for name, value in kwargs.items() if name not in PUSH_ARGUMENTS or name in BOTH}
         saving["save_original_format"] = False  # under modules' names, by which an adapter hashes an encoder too
         self.products.write()
+        if kwargs.get("variant"):
+            check_variant(save_directory, kwargs["variant"])
         if kwargs.get("is_main_process", True):
             with replacing(save_directory) as place:
                 super().save_pretrained(place, **saving)
@@ -278,8 +281,7 @@ class CheckpointMixin:
                     raise ValueError(
                         f"{place} is an adapter: it holds no CLIP. Load it with AnoPLeModel.load_adapter({str(place)!r})."
                     )
-                if not kwargs.get("variant"):  # another precision has a hash of its own, which is not kept
-                    check_state(finder(here, access), verify=verify)
+                check_state(finder(here, access), verify=verify, variant=kwargs.get("variant"))
                 given = others.get("config")  # read a moment ago, where one of transformers' Auto classes was called
                 if getattr(given, ID, None) not in (None, config.get(ID)):
                     if given.name_or_path != str(place):

@@ -108,6 +108,11 @@ class AnomalyDecoder(nn.Module):
         return logits.unflatten(2, hidden.shape[2:])
 
 
+def probability_of_second(logits: Tensor) -> Tensor:
+    """Turn logits (batch, 2, rows, columns) into the second's probability; infinite ones into NaN, not into 0 or 1."""
+    return logits.softmax(1)[:, 1] + 0 * logits.sum(1)
+
+
 def _stage(width_in: int, width_out: int) -> list[nn.Module]:
     return [
         nn.Conv2d(width_in, width_out, kernel_size=3, padding=1),
@@ -117,4 +122,4 @@ def _stage(width_in: int, width_out: int) -> list[nn.Module]:
     ]
 
 
-__all__ = ["AnomalyDecoder", "DecoderOutput"]
+__all__ = ["AnomalyDecoder", "DecoderOutput", "probability_of_second"]

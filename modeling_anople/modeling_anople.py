@@ -27,7 +27,7 @@ from .backbone_anople import (
 )
 from .checkpoint_anople import CheckpointMixin
 from .configuration_anople import AnoPLeConfig, what_became_of
-from .decoding_anople import AnomalyDecoder
+from .decoding_anople import AnomalyDecoder, probability_of_second
 from .images_anople import ignored_patches
 from .losses_anople import Answers, detector_losses, loss_weights, total_loss, view_labels
 from .memory_anople import MemoryBank, memory_distances
@@ -195,8 +195,10 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
             source = describe_source(encoder, encoder)
         else:
             source = describe_source(encoder, None, hub.get("revision")) | {"license": encoder_license(encoder, **hub)}
-            if given.get("memory_image_mean") is None or given.get("memory_image_std") is None:
-                fields["memory_image_mean"], fields["memory_image_std"] = encoder_normalization(encoder, **hub)
+            names = ("memory_image_mean", "memory_image_std")
+            if missing := [name for name in names if given.get(name) is None]:
+                known = dict(zip(names, encoder_normalization(encoder, **hub), strict=True))
+                fields |= {name: known[name] for name in missing}
         return fields | {"memory_encoder_source": source}
 
     def get_input_embeddings(self) -> nn.Module:
@@ -337,7 +339,7 @@ class AnoPLeModel(CheckpointMixin, AnoPLePreTrainedModel, Detector):
         decoded = self.decoder(features.patches, features.intermediate, text, need_features=mask_labels is not None)
         output = AnoPLeOutput(
             text_scores=self.score_text(pooled, text),
-            decoder_maps=decoded.logits.float().softmax(1)[:, 1],
+            decoder_maps=probability_of_second(decoded.logits.float()),
             class_ids=class_ids,
             image_embeds=pooled,
             hidden_states=features.hidden_states,

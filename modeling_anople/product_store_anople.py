@@ -285,7 +285,10 @@ class ProductStore(nn.ModuleList):
         """Return the threshold of each of `count` images, or the one that all share; `None` where there is none."""
         if class_ids is None:
             return [self._pooled_threshold()] * count
-        return [self[class_id].record.threshold for class_id in class_ids.tolist()]
+        known = [self[class_id].record.threshold for class_id in class_ids.tolist()]
+        for threshold in filter(None, known):
+            threshold.check_reach()  # one that was put there by hand
+        return known
 
     def _pooled_threshold(self) -> ProductThreshold | None:
         return ProductThreshold.from_dict(self.config.pooled_threshold, "all products together")
@@ -389,6 +392,9 @@ class ProductStore(nn.ModuleList):
 
     def write(self) -> None:
         """Let the config say what is held."""
+        for product in self:
+            if product.record.threshold:
+                product.record.threshold.check_reach()
         self.config.products = [product.describe() for product in self]
 
     def _fit_pooled(self, rate: float | None) -> None:

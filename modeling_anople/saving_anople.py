@@ -34,6 +34,7 @@ Result = TypeVar("Result")
 ALIGNMENT = 64  # bytes
 ID = "content_sha256"  # what names a state: a field of the config, of the processor's file and of the weights' headers
 NO_ID = "0" * 64
+PROCESSOR_HASH = "settings_sha256"  # of the rest of the processor's file
 
 
 def align_weights(model: torch.nn.Module) -> torch.nn.Module:
@@ -190,11 +191,14 @@ def stamp(folder: Path, weights: Iterable[Path], config: Mapping | None = None) 
 
 def mark(path: Path, state: str) -> None:
     """Write the id of a state into a JSON file, as transformers writes those."""
-    text = json.dumps({**_read_json(path), ID: state}, indent=2, sort_keys=True)
+    values = {**_read_json(path), ID: state}
+    if path.name == PROCESSOR:
+        values[PROCESSOR_HASH] = _hash_processor(values)
+    text = json.dumps(values, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def check_state(find: Finder, *, verify: bool = False) -> None:
+def check_state(find: Finder, *, verify: bool = False, variant: str | None = None) -> None:
     """
     Refuse files of two states beside each other, and with `verify` any that is not what was saved, to the byte.
 
@@ -202,13 +206,14 @@ def check_state(find: Finder, *, verify: bool = False) -> None:
 
     Args:
         find: finds `config.json`, the weights and, where there is one, the processor.
+        variant: the one that is read, which the names of its weights tell.
 
     Raises:
         StateError: naming the files, with the remedy.
     """
     path = find(CONFIG)
     config = _read_json(path)
-    state, weights = config.get(ID), _weights(find, config)
+    state, weights = config.get(ID), _weights(find, config, variant)
     for each in weights:
         _check_pair(path, state, each, _state_of(each))
     check_processor(find)
@@ -216,6 +221,17 @@ def check_state(find: Finder, *, verify: bool = False) -> None:
         logger.warning("%s cannot be verified, as it was saved without a hash: save it anew.", path)
     elif verify:
         _verify(path, config, weights)
+
+
+def check_variant(folder: str | Path, variant: str) -> None:
+    """Refuse, by a `ValueError`, to save a variant beside other weights: the one config beside both is of one state."""
+    ours = re.compile(rf"model\.{re.escape(variant)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+    for path in sorted(state_folder(folder).glob("*.safetensors")):
+        if not ours.fullmatch(path.name):
+            raise ValueError(
+                f"{folder} holds {path.name}: save the variant {variant!r} in a folder of its own, since a config belongs to the "
+                "weights that it was saved with."
+            )
 
 
 def check_beside(path: Path, *others: Path) -> None:
@@ -230,10 +246,20 @@ def _state_of(path: Path) -> str | None:
 
 
 def check_processor(find: Finder) -> None:
-    """Raise [`StateError`] for a processor that was not saved together with the config beside it."""
+    """Raise [`StateError`] for a processor that was not saved together with the config beside it, or was changed since."""
     path, processor = find(CONFIG), find(PROCESSOR)
     if path and processor and (state := _state_of(processor)):
         _check_pair(path, _state_of(path), processor, state)
+        values = _read_json(processor)
+        if values.get(PROCESSOR_HASH, "") not in ("", _hash_processor(values)):
+            raise StateError(
+                f"{processor} was damaged, or changed by hand: copy it again, or change the processor in Python and save it."
+            )
+
+
+def _hash_processor(values: Mapping) -> str:
+    own = {name: value for name, value in values.items() if name not in (ID, PROCESSOR_HASH)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def adopt_processor(folder: Path) -> None:
@@ -272,12 +298,15 @@ def _verify(path: Path, config: Mapping, weights: list[Path]) -> None:
         )
 
 
-def _weights(find: Finder, config: Mapping) -> list[Path]:
+def _weights(find: Finder, config: Mapping, variant: str | None = None) -> list[Path]:
     """Find the files of weights that are read with a config: an adapter, a whole, or parts."""
-    single = find(ADAPTER_FILE if config.get("adapter_clip_sha256") else SINGLE)
+    whole, parts = SINGLE, INDEX
+    if variant:
+        whole, parts = SINGLE.replace(".", f".{variant}.", 1), INDEX.removesuffix("json") + f"{variant}.json"
+    single = find(ADAPTER_FILE if config.get("adapter_clip_sha256") else whole)
     if single:
         return [single]
-    index = find(INDEX)
+    index = find(parts)
     names = sorted(set(_read_json(index)["weight_map"].values())) if index else []
     return [path for name in names if (path := find(name))]
 
@@ -403,8 +432,11 @@ def replacing(folder: str | Path) -> Iterator[Path]:
                     f"{folder} could not be written, and is as it was ({error}): make room there, or name another folder."
                 ) from error
             raise
-        sync(folder)
-        _put_in_place(folder, commit)
+        try:
+            sync(folder)
+            _put_in_place(folder, commit)
+        except OSError as error:  # the new state counts, and the next one that writes goes on
+            logger.warning("%s is saved, but not all files are in their places (%s): make room there.", folder, error)
 
 
 def _make_durable(path: Path, known: Path) -> None:

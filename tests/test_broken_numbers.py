@@ -286,8 +286,8 @@ def test_the_model_itself_answers_for_each_image_too(mixed, photograph):
 
 def test_a_processor_that_numbers_the_products_otherwise_is_refused(folder, capsys):
     path = folder / "processor_config.json"
-    settings_ = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**settings_, "class_names": ["nut", "bolt"]}), "utf-8")
+    values = {**json.loads(path.read_text("utf-8")), "class_names": ["nut", "bolt"], "settings_sha256": ""}
+    path.write_text(json.dumps(values), "utf-8")
     for load in (load_detector, load_judge):
         with pytest.raises(ValueError, match=r"knows the products \['nut', 'bolt'\], config.json \['bolt', 'nut'\]"):
             load(str(folder))
@@ -295,4 +295,44 @@ def test_a_processor_that_numbers_the_products_otherwise_is_refused(folder, caps
         AnomalyDetectionPipeline(
             AnoPLeModel.from_pretrained(folder), processor=AnoPLeProcessor.from_pretrained(folder)
         )
+    assert cli.main(["predict", str(folder), "any.png"]) == 2 and capsys.readouterr().out == ""
+
+
+# -- ways that a reviewer found ---------------------------------------------------------------------------------------
+
+
+def test_an_infinite_answer_of_a_convolutional_head_is_no_certainty(make_detector, photograph):
+    model, processor = make_detector(decoder_head="conv", image_map="fused", image_fusion="map", map_fusion="decoder")
+    heads = [weight for name, weight in model.decoder.named_parameters() if weight.shape == (2,)]
+    with torch.no_grad():
+        heads[0][1] = -math.inf
+    [result] = detector_of(model, processor)([photograph(70)], class_name="nut")
+    assert "not finite" in result["error"] and result["label"] is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("image_threshold", 1.0), ("image_spread", 1e9), ("map_spread", 1e39)])
+def test_a_line_that_calls_everything_normal_is_refused(field, value):
+    with pytest.raises(ValueError, match=r"cannot be: "):
+        ProductThreshold.from_dict({**dataclasses.asdict(GOOD), field: value})
+
+
+def test_a_line_put_above_every_score_by_hand_judges_nothing_and_is_not_saved(make_detector, photograph, tmp_path):
+    model, processor = make_detector()
+    record = model.products.named("nut").record
+    record.threshold = dataclasses.replace(record.threshold, image_threshold=5.0)
+    detector = detector_of(model, processor)
+    with pytest.raises(ValueError, match="nothing would ever be anomalous"):
+        detector([photograph(70)], class_name="nut")
+    with pytest.raises(ValueError, match="nothing would ever be anomalous"):
+        detector.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "config.json").exists()
+
+
+def test_a_processor_that_was_changed_by_hand_is_refused(folder, capsys):
+    path = folder / "processor_config.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["image_processor"]["image_std"] = [50.0, 50.0, 50.0]
+    path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ValueError, match="processor_config.json was damaged, or changed by hand"):
+        AnoPLeProcessor.from_pretrained(folder)
     assert cli.main(["predict", str(folder), "any.png"]) == 2 and capsys.readouterr().out == ""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..decoding_anople import probability_of_second
 from ..memory_anople import nearest_distance
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
@@ -79,7 +80,7 @@ class DetectorGraph(nn.Module):
         grid = (-1, config.memory_grid_size, config.memory_grid_size)
         output = AnoPLeOutput(
             text_scores=model.score_text(pooled, text),
-            decoder_maps=decoded.logits.softmax(1)[:, 1],
+            decoder_maps=probability_of_second(decoded.logits),
             memory_maps=torch.stack(distances).mean(0).clamp(0, 1).reshape(grid),
             image_embeds=pooled,
         )

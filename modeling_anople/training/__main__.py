@@ -187,6 +187,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
             if step % config.log_steps == 0 or step == config.max_steps:
                 log_step(accelerator, output_dir, step, bar, losses)
             if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
+                _require_finite(step, {name: float(value.detach()) for name, value in losses.items()})
                 save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
     bar.close()
 
@@ -310,16 +311,20 @@ def save(model: AnoPLeModel, processor: AnoPLeProcessor, folder: Path) -> None:
 def log_step(accelerator: Accelerator, folder: Path, step: int, bar: tqdm, values: dict[str, torch.Tensor]) -> None:
     """Show, write and report the losses of one step; a `ValueError` for one that is not finite ends the fit."""
     figures = {name: round(float(accelerator.reduce(value.detach(), "mean")), 6) for name, value in values.items()}
-    if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
-        raise ValueError(
-            f"The {broken[0]} of step {step} is not finite, and so are the weights now: begin anew with lower "
-            "--prompt_learning_rate and --decoder_learning_rate, or with --mixed_precision no."
-        )
+    _require_finite(step, figures)
     accelerator.log(figures, step=step)
     if accelerator.is_main_process:
         bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
         with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def _require_finite(step: int, figures: dict[str, float]) -> None:
+    if broken := [name for name, figure in figures.items() if not math.isfinite(figure)]:
+        raise ValueError(
+            f"The {broken[0]} of step {step} is not finite, and so are the weights now: begin anew with lower "
+            "--prompt_learning_rate and --decoder_learning_rate, or with --mixed_precision no."
+        )
 
 
 def main(arguments: list[str] | None = None) -> Path:
