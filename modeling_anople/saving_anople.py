@@ -251,7 +251,7 @@ def check_processor(find: Finder) -> None:
     if path and processor and (state := _state_of(processor)):
         _check_pair(path, _state_of(path), processor, state)
         values = _read_json(processor)
-        if values.get(PROCESSOR_HASH, "") not in ("", _hash_processor(values)):
+        if values.get(PROCESSOR_HASH) != _hash_processor(values):
             raise StateError(
                 f"{processor} was damaged, or changed by hand: copy it again, or change the processor in Python and save it."
             )
@@ -416,6 +416,8 @@ def replacing(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     with locked(folder):
+        for commit in _commits(folder):  # of a save in this very hold of the lock, for which there was no room
+            _put_in_place(folder, commit)
         place = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
         try:
             place.mkdir()

@@ -17,6 +17,7 @@ from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcess
 from modeling_anople.calibration_anople import ProductThreshold, calibrate, fit_threshold, label_of
 from modeling_anople.fitting_anople import remember
 from modeling_anople.runtime.loading import load_detector, load_judge
+from modeling_anople.saving_anople import mark
 from modeling_anople.scoring_anople import AnoPLeOutput, broken_answers
 
 from .detectors import detector_of, normals_of, wholes
@@ -286,8 +287,9 @@ def test_the_model_itself_answers_for_each_image_too(mixed, photograph):
 
 def test_a_processor_that_numbers_the_products_otherwise_is_refused(folder, capsys):
     path = folder / "processor_config.json"
-    values = {**json.loads(path.read_text("utf-8")), "class_names": ["nut", "bolt"], "settings_sha256": ""}
+    values = {**json.loads(path.read_text("utf-8")), "class_names": ["nut", "bolt"]}
     path.write_text(json.dumps(values), "utf-8")
+    mark(path, values["content_sha256"])  # as if it had been saved so
     for load in (load_detector, load_judge):
         with pytest.raises(ValueError, match=r"knows the products \['nut', 'bolt'\], config.json \['bolt', 'nut'\]"):
             load(str(folder))

@@ -38,7 +38,7 @@ from modeling_anople.export.graph_detector import OnnxEngine, OpenVinoEngine, to
 from modeling_anople.fitting_anople import remember
 from modeling_anople.images_anople import ignored_patches
 from modeling_anople.runtime.loading import load_detector
-from modeling_anople.saving_anople import align_weights, hash_weights
+from modeling_anople.saving_anople import align_weights, hash_weights, mark
 from modeling_anople.training.few_shot import make_samples
 
 from .contract import assert_same, fill, judge, training_batch
@@ -559,9 +559,10 @@ def test_a_processor_that_was_changed_by_hand_is_refused_with_its_detector(make_
         ({"size": {"height": 28, "width": 28}}, "prepares images of 28 pixels, and the model takes 42"),
         ({"image_mean": [0.1, 0.1, 0.1]}, "the model's memory encoder expects"),
     ):
-        values = {**json.loads(written), "settings_sha256": ""}  # which would say it in general
+        values = json.loads(written)
         values["image_processor"] |= fields
         path.write_text(json.dumps(values), "utf-8")
+        mark(path, values["content_sha256"])  # as if it had been saved so
         with pytest.raises(ValueError, match=words):
             load_detector(str(tmp_path))
 
