@@ -136,7 +136,9 @@ def test_a_connection_that_breaks_during_an_upload_is_made_again(client, faults,
     (name, before), new = pushed, fitted_anew(published.other, tmp_path / "new")
     faults.cut_uploads = 1
     push_well(client, new, name)
-    assert sum(method == "PUT" for method, _ in faults.seen) == 2
+    puts = [address for method, address in faults.seen if method == "PUT"]
+    # once cut off and once whole; before it, where no other test came first, the weights of the detector pushed earlier
+    assert puts[-2] == puts[-1] and puts.count(puts[-1]) == 2 and len(puts) <= 3
     assert client.call(files_of, name) != before
 
 
