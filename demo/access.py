@@ -152,9 +152,11 @@ class OwnSessionsOnly:
         words = [*segments, *(value for _, value in query), *values.values()]
         if any(self._owners.get(word, "") not in ("", client) for word in words if isinstance(word, str)):
             return "This session is another client's."
+        sessions = {session for session in sessions if isinstance(session, str) and session}
+        if len(sessions) > 1:  # of many, each would push another's out of what is kept
+            return "A request is of one session."
         for session in sessions:
-            if isinstance(session, str) and session:
-                _add(self._owners, session, client, MAX_IDS)
+            _add(self._owners, session, client, MAX_IDS)
         # written anew, so that no digit hides behind an escape
         text = "\n".join([unquote(path), *(unquote(value) for _, value in query), json.dumps(asked)])
         if not set(_digests(text)) <= {*self._files.get(client, ()), *self._files.get("", ())}:

@@ -25,7 +25,7 @@ from demo.examples import Examples, write_examples
 from demo.inputs import MAX_UPLOAD, MODEL
 from demo.inspect_tab import inspect_tab
 from demo.judge_tab import judge_tab
-from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools, start_malloc_trim
+from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools, return_free_memory
 from demo.session import Session, start_session
 from demo.style import CSS, SCRIPT, theme
 from demo.teach_tab import teach_tab
@@ -92,7 +92,6 @@ def serve(demo: DemoBlocks, *, served_as: Sequence[str] = (), **options: Any) ->
         app_kwargs={"middleware": [Middleware(ContentSecurityPolicy), Middleware(OwnSessionsOnly)]},
         **options,
     )
-    start_malloc_trim(demo)
     return address
 
 
@@ -125,6 +124,7 @@ class DemoOptions:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo until it is interrupted."""
+    return_free_memory()
     start_logging()
     parser = make_parser("demo", DemoOptions)
     parser.add_argument(

@@ -237,6 +237,12 @@ def test_what_is_no_json_is_not_passed_on(address):
     assert answer.status_code == 403 and answer.text == "The demo takes JSON."
 
 
+def test_a_request_is_of_one_session(address):
+    values = {"session_hash": "one", "fn_index": 0, "data": []}
+    answer = httpx.post(f"{address}gradio_api/queue/join?session_hash=two", json=values)
+    assert answer.status_code == 403 and "one session" in answer.text
+
+
 def test_what_is_remembered_of_clients_has_an_end():
     from demo.access import MAX_CLIENTS, MAX_FILES, OwnSessionsOnly
 

@@ -1,8 +1,8 @@
 """The demo's API by the real client over a real connection; several people at once; hostile input."""
 
+import ctypes
 import platform
 import re
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 
 from demo.examples import Examples
 from demo.inspect_tab import inspect_image
-from demo.server import start_malloc_trim
+from demo.server import return_free_memory
 from demo.session import PREDICT_PRODUCT
 from demo.teach_tab import teach_product
 from hub.benchmarks.demo_program import new_client
@@ -175,20 +175,26 @@ def test_the_page_loads_nothing_from_elsewhere(address):
         )
 
 
+class MallocInfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells of the heap."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no call that gives memory back")
-def test_memory_is_given_back_as_long_as_the_demo_runs(monkeypatch):
-    demo, calls = mock.Mock(is_running=True), []
-    library = mock.Mock(malloc_trim=calls.append)
-    monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: library))
-    thread, until = start_malloc_trim(demo, seconds=0.01), time.monotonic() + 30
-    while len(calls) < 3:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    demo.is_running = False
-    thread.join(timeout=10)
-    assert not thread.is_alive() and set(calls) == {0}
+def test_large_blocks_go_back_as_soon_as_they_are_free(monkeypatch):
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype, library.malloc.restype = MallocInfo, ctypes.c_void_p
+    assert return_free_memory()
+    before = library.mallinfo2().hblks
+    blocks = [library.malloc(300 * 1024) for _ in range(8)]
+    assert library.mallinfo2().hblks == before + 8  # each is a mapping of its own, and not in a thread's arena
+    for block in blocks:
+        library.free(ctypes.c_void_p(block))
+    assert library.mallinfo2().hblks == before
     monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: object()))
-    assert start_malloc_trim(demo) is None
+    assert not return_free_memory()
 
 
 def test_no_call_goes_past_the_queue(address, pictures):
