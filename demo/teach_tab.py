@@ -286,6 +286,9 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
         yield progress
         if session.stop_fit.is_set():
             break
+    # The memory of what nobody had fitted answers alone; from now on each part does, as far as it finds anything.
+    if (model.config.map_fusion, model.config.image_fusion) == ("memory", "map"):
+        model.config.map_fusion = model.config.image_fusion = "weighted"
     # The features have changed: what was learned from the images is learned anew.
     model.products.clear()
     validation = make_validation_batch(config, processor, shots, model.config.tiling, model.config.image_size)

@@ -109,6 +109,7 @@ ENCODER_RANGES = {  # of which each kind has some
     "num_register_tokens": (0, 10_000),
 }
 
+FUSED_PARTS = ("decoder_map", "decoder", "text")  # what may be weighed beside the memory
 CouplingMode = Literal["both", "text_to_vision", "vision_to_text", "uncoupled", "text_only", "vision_only", "none"]
 COUPLING_MODES = get_args(CouplingMode)
 
@@ -192,8 +193,9 @@ class AnoPLeConfig(PreTrainedConfig):
             latent anomalies [U], 0 to 10. 0 turns them off.
         memory_layers (`list[int]` or `"middle"`, *optional*):
             Blocks (0-based) of the memory's encoder whose patch tokens are remembered. "middle" takes those from a third to
-            three quarters of its depth, and so does `None` for a memory encoder; for the CLIP it takes blocks 2 and 7 of 12,
-            scaled to the tower's depth [I].
+            three quarters of its depth, and so does `None` for a memory encoder. For the CLIP `None` takes those that its own
+            `vision_config.memory_layers` names, as the embedded CLIP's does, or else blocks 2 and 7 of 12, scaled to the
+            tower's depth [I].
         tiling (`str`, *optional*):
             How photographs are cut before they are made smaller: "auto", rows and columns as "2,8", or `None`, as wholes.
         memory_rotations (`str`, *optional*, defaults to `"none"`):
@@ -206,11 +208,16 @@ class AnoPLeConfig(PreTrainedConfig):
         memory_chunk_size (`int`, *optional*, defaults to 8388608):
             Largest number of cosine similarities held at once (32 MiB in fp32), 1 to 68719476736.
         map_fusion (`str`, *optional*, defaults to `"harmonic"`):
-            `harmonic` mean of memory and decoder map [K], or one alone: `memory`, `decoder`.
+            `harmonic` mean of memory and decoder map [K], both `weighted` by what a fit measured of them, or one alone:
+            `memory`, `decoder`.
         image_map (`str`, *optional*, defaults to `"memory"`):
             Which map's maximum is fused with the text score of the image: `memory` (PromptAD) or `fused` (AdaptCLIP) [U].
         image_fusion (`str`, *optional*, defaults to `"harmonic"`):
-            `harmonic` mean of text score and map maximum [K], or one alone: `map`, `text`.
+            `harmonic` mean of text score and map maximum [K]; text score, decoder's and memory's maximum `weighted` by what
+            a fit measured of them; or one alone: `map`, `text`.
+        fusion_weights (`dict`, *optional*):
+            What a unit of log odds of the `decoder_map`, of the `decoder`'s maximum and of the `text` weighs beside one of
+            the memory in a `weighted` fusion, 0 to 1; `None` is 0 for all. Kept by the training program.
         smoothing (`float`, *optional*, defaults to 0.01):
             Standard deviation of the maps' Gaussian blur as a share of the image side (4 pixels of 400) [I], 0 to 1.
         class_identity (`str`, *optional*, defaults to `"given"`):
@@ -284,9 +291,10 @@ class AnoPLeConfig(PreTrainedConfig):
     memory_rotations: Rotations = "none"
     memory_limit: int | None = 16_384
     memory_chunk_size: int = 8_388_608
-    map_fusion: Literal["harmonic", "memory", "decoder"] = "harmonic"
+    map_fusion: Literal["harmonic", "weighted", "memory", "decoder"] = "harmonic"
     image_map: Literal["memory", "fused"] = "memory"
-    image_fusion: Literal["harmonic", "map", "text"] = "harmonic"
+    image_fusion: Literal["harmonic", "weighted", "map", "text"] = "harmonic"
+    fusion_weights: dict[str, float] | None = None
     smoothing: int | float = 0.01
     class_identity: Literal["given", "predicted", "pooled"] = "given"
     class_prediction: Literal["prototype", "text"] = "prototype"
@@ -327,7 +335,8 @@ class AnoPLeConfig(PreTrainedConfig):
         if self.memory_layers == "middle" or (self.memory_layers is None and self.memory_encoder is not None):
             self.memory_layers = list(range(max(0, round(depth / 3) - 1), round(depth * 3 / 4)))
         elif self.memory_layers is None:
-            self.memory_layers = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
+            usual = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
+            self.memory_layers = getattr(self.memory_tower, "memory_layers", None) or usual
         if self.products is None:
             self.products = _earlier_products(earlier, patches=self.grid_size**2)
             pooled = (earlier.get("calibration") or {}).get("*")
@@ -356,6 +365,11 @@ class AnoPLeConfig(PreTrainedConfig):
                     values is not None and len(values) == 3,
                     f"{name} must be three numbers beside a memory encoder, got {values}.",
                 )
+        weights = self.fusion_weights or {}
+        _require(
+            set(weights) <= set(FUSED_PARTS) and all(0 <= weight <= 1 for weight in weights.values()),
+            f"fusion_weights must be numbers within 0 and 1 for some of {', '.join(FUSED_PARTS)}; got {weights}.",
+        )
         names = self.class_names
         twice = sorted({name for name in names if names.count(name) > 1})
         _require(not twice, f"class_names must differ; these stand there more than once: {twice}.")

@@ -73,13 +73,34 @@ def broken_answers(output: AnoPLeOutput) -> list[str | None]:
     return broken
 
 
-# --- How several answers become one: harmonic mean of scores, upsampling and smoothing of maps (paper.md 1.9) ---
+# --- How several answers become one: means of scores, upsampling and smoothing of maps (paper.md 1.9) ---
+
+
+SMALLEST_PROBABILITY = 1e-4  # of which, and of its complement, log odds are taken
 
 
 def harmonic_mean(first: Tensor, second: Tensor, *, floor: float = 1e-6) -> Tensor:
     """Harmonic mean 2ab / (a + b) of two scores within 0 and 1; both are raised to `floor` so that neither can be 0."""
     first, second = first.clamp(floor, 1.0), second.clamp(floor, 1.0)
     return 2 * first * second / (first + second)
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """Log odds of scores within 0 and 1, which are first brought within 0.0001 and 0.9999."""
+    return probabilities.float().clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY).logit()
+
+
+def weighted_pool(first: Tensor, *others: tuple[Tensor, float]) -> Tensor:
+    """
+    Pool scores within 0 and 1 into one: the log odds of the first plus those of the others, each times its weight.
+
+    This is the logarithmic opinion pool (Genest and Zidek, Combining probability distributions, Statistical Science 1,
+    1986). Where no other has a weight, the first is returned as it is.
+    """
+    weighing = [(values, weight) for values, weight in others if weight]
+    if not weighing:
+        return first
+    return (log_odds(first) + sum(weight * log_odds(values) for values, weight in weighing)).sigmoid()
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -121,17 +142,33 @@ def fuse_maps(decoder_maps: Tensor, memory_maps: Tensor | None, config: AnoPLeCo
     else:
         finer = max(tuple(maps.shape[-2:]) for maps in (decoder_maps, memory_maps))
         decoder_maps, memory_maps = resize_maps(decoder_maps, finer), resize_maps(memory_maps.float(), finer)
-        fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
+        if config.map_fusion == "weighted":
+            fused = weighted_pool(memory_maps, (decoder_maps, _weight(config, "decoder_map")))
+        else:
+            fused = memory_maps if config.map_fusion == "memory" else harmonic_mean(decoder_maps, memory_maps)
     return smooth_maps(fused, size=config.input_size, sigma=config.smoothing)
 
 
-def fuse_images(text_scores: Tensor, memory_maps: Tensor | None, fused_maps: Tensor, config: AnoPLeConfig) -> Tensor:
-    """Fuse the text score of each image with the maximum of a map: (batch,)."""
+def fuse_images(
+    text_scores: Tensor, decoder_maps: Tensor, memory_maps: Tensor | None, fused_maps: Tensor, config: AnoPLeConfig
+) -> Tensor:
+    """Fuse the text score of each image with the maximum of a map, or of two: (batch,)."""
     maps = memory_maps if config.image_map == "memory" and memory_maps is not None else fused_maps
-    peaks = maps.float().flatten(1).amax(1)
+    peaks = _peaks(maps)
     if config.image_fusion == "harmonic":
         return harmonic_mean(text_scores, peaks)
+    if config.image_fusion == "weighted":
+        decoder = _peaks(decoder_maps), _weight(config, "decoder")
+        return weighted_pool(peaks, decoder, (text_scores, _weight(config, "text")))
     return peaks if config.image_fusion == "map" else text_scores
+
+
+def _peaks(maps: Tensor) -> Tensor:
+    return maps.float().flatten(1).amax(1)
+
+
+def _weight(config: AnoPLeConfig, part: str) -> float:
+    return (config.fusion_weights or {}).get(part, 0.0)
 
 
 def fuse_scores(output: AnoPLeOutput, ignored: Tensor | None, config: AnoPLeConfig) -> None:
@@ -145,7 +182,9 @@ def fuse_scores(output: AnoPLeOutput, ignored: Tensor | None, config: AnoPLeConf
     output.memory_maps = mask_out(output.memory_maps, ignored)
     output.decoder_maps = mask_out(output.decoder_maps, ignored)
     output.anomaly_maps = mask_out(fuse_maps(output.decoder_maps, output.memory_maps, config), ignored)
-    output.image_scores = fuse_images(output.text_scores, output.memory_maps, output.anomaly_maps, config)
+    output.image_scores = fuse_images(
+        output.text_scores, output.decoder_maps, output.memory_maps, output.anomaly_maps, config
+    )
 
 
 # --- Which product an image shows, and whether it shows any of them ---
@@ -289,7 +328,9 @@ __all__ = [
     "fuse_maps",
     "fuse_scores",
     "harmonic_mean",
+    "log_odds",
     "novelty_scores",
     "resize_maps",
     "smooth_maps",
+    "weighted_pool",
 ]

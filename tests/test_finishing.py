@@ -3,12 +3,25 @@
 import dataclasses
 import logging
 import re
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
+from modeling_anople.data.drawn_products import draw_product
+from modeling_anople.fitting_anople import remember
+from modeling_anople.inference_anople import TiledImage
 from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
-from modeling_anople.training.finishing import DecoderHealth, check_decoder, judge_maps
+from modeling_anople.training.finishing import (
+    DecoderHealth,
+    PartHealth,
+    check_decoder,
+    fusion_weights,
+    judge_maps,
+    measure_parts,
+)
 from modeling_anople.training.options import TrainingConfig, model_options
 
 
@@ -157,3 +170,75 @@ def test_defects_are_watched_where_training_makes_none(products, make_processor)
 def test_watching_can_be_turned_off(products, make_processor):
     config = config_for(products, monitor_images=0)
     assert make_validation_batch(config, make_processor(), choose_shots(config)) is None
+
+
+# -- what each part finds, and weighs --------------------------------------------------------------------------------
+
+
+def parts_of(**auroc) -> dict[str, PartHealth]:
+    names = ("memory_map", "memory", "decoder_map", "decoder", "text")
+    return {name: PartHealth(auroc.get(name, 0.5), spread=0.5) for name in names}
+
+
+def test_a_part_at_chance_has_no_weight_and_none_outweighs_the_memory():
+    weights = fusion_weights(parts_of(memory_map=0.8, memory=0.8, decoder_map=0.95, decoder=0.7, text=0.3))
+    assert weights["text"] == 0 and weights["decoder_map"] == 1 and 0 < weights["decoder"] < 1
+
+
+def test_a_part_weighs_less_the_more_it_varies_on_good_photographs():
+    health = parts_of(memory=0.8, decoder=0.8)
+    same = fusion_weights(health)["decoder"]
+    health["decoder"].spread = 1.0
+    assert same == 1 and fusion_weights(health)["decoder"] == pytest.approx(0.5)
+
+
+def test_a_memory_at_chance_answers_alone():
+    assert set(fusion_weights(parts_of(decoder=0.9, text=0.9)).values()) == {0.0}
+
+
+@pytest.fixture(scope="module")
+def drawn_shots(tmp_path_factory):
+    """Four drawn boards and four drawn caps."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for name in ("bottle cap", "wooden board"):
+        (folder / name).mkdir()
+        for number in range(4):
+            draw_product(name, np.random.default_rng(number), 96)[0].save(folder / name / f"{number}.png")
+    return choose_shots(TrainingConfig(data_root=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def embedded(drawn_shots):
+    """The embedded CLIP, which remembers them."""
+    names = list(drawn_shots.files)
+    model = AnoPLeModel.from_clip("mini", names, map_fusion="weighted", image_fusion="weighted").eval()
+    processor = AnoPLeProcessor.from_clip("mini", names)
+    model.store_text_embeddings()
+    for class_id in range(2):
+        own = [
+            image for image, owner in zip(drawn_shots.images, drawn_shots.class_ids, strict=True) if owner == class_id
+        ]
+        remember(model, [TiledImage.of(load_image(image), processor, None) for image in own], class_id)
+    return model, processor
+
+
+def test_the_memory_of_the_embedded_clip_is_seen_to_find_defects(embedded, drawn_shots):
+    health = measure_parts(*embedded, drawn_shots)
+    assert health["memory_map"].auroc > 0.7 and health["memory"].auroc > 0.6
+    assert all(0 <= known.auroc <= 1 and known.spread > 0 for known in health.values())
+    assert measure_parts(*embedded, drawn_shots) == health  # the same photographs, the same figures
+
+
+def test_a_decoder_that_answers_the_same_everywhere_has_no_weight(embedded, drawn_shots):
+    model, processor = embedded
+
+    decode = model.decoder.forward
+
+    def blind(*given, **options):
+        decoded = decode(*given, **options)
+        decoded.logits = torch.zeros_like(decoded.logits)
+        return decoded
+
+    with mock.patch.object(model.decoder, "forward", blind):
+        weights = fusion_weights(measure_parts(model, processor, drawn_shots))
+    assert weights["decoder_map"] == 0 and weights["decoder"] == 0

@@ -28,6 +28,7 @@ KEPT = {
     "adapter_clip_sha256",
     "memory_encoder_sha256",
     "content_sha256",
+    "fusion_weights",
 }
 OWN_FIELDS = [name for name in AnoPLeConfig.__annotations__ if name not in KEPT]
 CHOICES = [
@@ -79,9 +80,9 @@ def test_help_lists_every_option(capsys):
 
 
 def test_defaults_are_those_of_the_config():
-    config, options = parse()
+    config, options = parse("--recipe", "paper")
     assert options == {}
-    assert config == TrainingConfig(data_root="photographs")
+    assert config == TrainingConfig(data_root="photographs", recipe="paper")
 
 
 @pytest.mark.parametrize(("name", "choice"), CHOICES)
@@ -113,7 +114,7 @@ def test_a_wrong_choice_is_refused_with_the_right_ones(name, capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_model_options_reach_the_config(arguments, expected):
-    _, options = parse(*arguments)
+    _, options = parse("--recipe", "paper", *arguments)
     assert options == expected
     config = AnoPLeConfig(**options)
     assert {name: getattr(config, name) for name in options} == expected
@@ -121,8 +122,8 @@ def test_model_options_reach_the_config(arguments, expected):
 
 def test_an_option_set_to_its_default_is_not_a_change():
     default = AnoPLeConfig().prompt_length
-    assert parse("--prompt_length", str(default))[1] == {}
-    assert parse("--prompt_length", str(default + 1))[1] == {"prompt_length": default + 1}
+    for length, change in ((default, {}), (default + 1, {"prompt_length": default + 1})):
+        assert parse("--recipe", "paper", "--prompt_length", str(length))[1] == change
 
 
 def test_lists_and_switches_of_the_training_are_parsed():
@@ -173,7 +174,7 @@ def test_a_number_of_the_model_is_refused_before_the_data_are_read():
 
 def test_a_recipe_sets_defaults_and_single_options_override_it():
     training, chosen = parse()
-    assert training.recipe == "paper" and chosen == {}
+    assert training.recipe == "standard" and chosen == RECIPES["standard"]
     for name, preset in RECIPES.items():
         training, chosen = parse("--recipe", name)
         found = {**dataclasses.asdict(training), **chosen}

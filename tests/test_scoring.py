@@ -1,10 +1,12 @@
 """Text, decoder and memory fused; and images of no known product, called so where classes are predicted, and only there."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPConfig
@@ -19,9 +21,11 @@ from modeling_anople.scoring_anople import (
     fuse_images,
     fuse_maps,
     harmonic_mean,
+    log_odds,
     novelty_scores,
     resize_maps,
     smooth_maps,
+    weighted_pool,
 )
 
 from .detectors import detector_of, fit, normals_of, wholes
@@ -83,34 +87,62 @@ def test_resizing_keeps_places_and_size():
     assert resize_maps(maps, (4, 4)) is maps
 
 
-@pytest.mark.parametrize("fusion", ["harmonic", "memory", "decoder"])
+@pytest.mark.parametrize("fusion", ["harmonic", "weighted", "memory", "decoder"])
 def test_maps_are_fused_as_the_config_says(fusion):
     decoder, memory = random_maps(2, 16, 16), random_maps(2, 4, 4, seed=1)
-    fused = fuse_maps(decoder, memory, make_config(map_fusion=fusion))
+    fused = fuse_maps(decoder, memory, make_config(map_fusion=fusion, fusion_weights={"decoder_map": 0.25}))
     fine = resize_maps(memory, (16, 16))
-    expected = {"harmonic": 2 * decoder * fine / (decoder + fine), "memory": fine, "decoder": decoder}[fusion]
+    expected = {
+        "harmonic": 2 * decoder * fine / (decoder + fine),
+        "weighted": (log_odds(fine) + 0.25 * log_odds(decoder)).sigmoid(),
+        "memory": fine,
+        "decoder": decoder,
+    }[fusion]
     torch.testing.assert_close(fused, resize_maps(expected, (32, 32)))
 
 
-@pytest.mark.parametrize("fusion", ["harmonic", "memory", "decoder"])
+@pytest.mark.parametrize("fusion", ["harmonic", "weighted", "memory", "decoder"])
 def test_without_a_memory_the_decoder_answers_alone(fusion):
     decoder = random_maps(2, 16, 16)
     assert torch.equal(fuse_maps(decoder, None, make_config(map_fusion=fusion)), resize_maps(decoder, (32, 32)))
 
 
 @pytest.mark.parametrize("image_map", ["memory", "fused"])
-@pytest.mark.parametrize("image_fusion", ["harmonic", "map", "text"])
+@pytest.mark.parametrize("image_fusion", ["harmonic", "weighted", "map", "text"])
 def test_image_scores_are_fused_as_the_config_says(image_map, image_fusion):
-    config = make_config(image_map=image_map, image_fusion=image_fusion)
+    weights = {"decoder": 0.5, "text": 0.125}
+    config = make_config(image_map=image_map, image_fusion=image_fusion, fusion_weights=weights)
+    decoder = random_maps(2, 8, 8, seed=2)
     text, memory, fused = torch.tensor([0.2, 0.9]), random_maps(2, 4, 4), random_maps(2, 32, 32, seed=1)
     peak = torch.stack([image.max() for image in (memory if image_map == "memory" else fused)])
-    expected = {"harmonic": 2 * text * peak / (text + peak), "map": peak, "text": text}[image_fusion]
-    torch.testing.assert_close(fuse_images(text, memory, fused, config), expected)
+    odds = log_odds(peak) + 0.5 * log_odds(decoder.flatten(1).amax(1)) + 0.125 * log_odds(text)
+    expected = {"harmonic": 2 * text * peak / (text + peak), "weighted": odds.sigmoid(), "map": peak, "text": text}
+    torch.testing.assert_close(fuse_images(text, decoder, memory, fused, config), expected[image_fusion])
+
+
+def test_weights_of_a_fusion_are_numbers_within_0_and_1():
+    for wrong in ({"decoder": -0.1}, {"decoder": 1.5}, {"decoder": math.nan}, {"memory": 0.5}):
+        with pytest.raises(StrictDataclassClassValidationError, match="fusion_weights must be numbers within 0 and 1"):
+            make_config(fusion_weights=wrong)
+
+
+def test_the_memory_answers_alone_where_nothing_else_has_a_weight():
+    decoder, memory = random_maps(2, 16, 16), random_maps(2, 16, 16, seed=1)
+    for weights in (None, {}, {"decoder_map": 0.0, "decoder": 0.0, "text": 0.0}):
+        config = make_config(map_fusion="weighted", image_fusion="weighted", fusion_weights=weights, smoothing=0)
+        assert torch.equal(fuse_maps(decoder, memory, config), resize_maps(memory, (32, 32)))
+        scores = fuse_images(torch.rand(2), decoder, memory, memory, config)
+        assert torch.equal(scores, memory.flatten(1).amax(1))
+
+
+def test_a_certain_part_cannot_outweigh_all_others_without_end():
+    sure = weighted_pool(torch.tensor([0.0, 1.0]), (torch.tensor([1.0, 0.0]), 1.0))
+    assert sure.isfinite().all() and torch.allclose(sure, torch.tensor([0.5, 0.5]), atol=1e-3)
 
 
 def test_without_a_memory_the_fused_map_gives_the_peak():
     fused = random_maps(2, 32, 32)
-    scores = fuse_images(torch.zeros(2), None, fused, make_config(image_map="memory", image_fusion="map"))
+    scores = fuse_images(torch.zeros(2), fused, None, fused, make_config(image_map="memory", image_fusion="map"))
     assert torch.equal(scores, fused.flatten(1).amax(1))
 
 

@@ -138,7 +138,7 @@ def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classe
 def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> list[str]:
     """Write the options with which `anople fit` makes a cell's detector."""
     steps = options.max_steps if cell.trained else 0
-    values = {"clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
+    values = {"recipe": "paper", "clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
     values |= {"batch_size": options.batch_size, "monitor_images": 0, "save_steps": max(1, steps)}
     if cell.per_view:
         values["view_pattern"] = options.view_pattern

@@ -195,7 +195,8 @@ TABLES = {
     "recipe": Table(
         "The paper's recipe and ours",
         (
-            Cell("best: memory of eighth turns", ("--recipe", "best")),
+            Cell("standard: parts weighed by what each finds", ("--recipe", "standard")),
+            Cell("best: the same, and a memory of eighth turns", ("--recipe", "best")),
             Cell("paper", paper=FULL),
             Cell("memory of quarter turns", ("--memory_rotations", "quarter_turns")),
             Cell("training turned by eighths", ("--normal_turns", "eighth_turns")),

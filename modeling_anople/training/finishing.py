@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ..calibration_anople import UnreachableThreshold, describe_guarantee
+from ..configuration_anople import FUSED_PARTS, AnoPLeConfig
+from ..data.drawn_products import DEFECTS, draw_defect
 from ..enrollment_anople import digest_of
 from ..fitting_anople import calibrate_product, remember
 from ..images_anople import load_image
@@ -23,8 +27,9 @@ from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
 from ..runtime.loading import STATE_FILE
 from ..saving_anople import sync
-from ..scoring_anople import resize_maps
-from .few_shot import Shots
+from ..scoring_anople import AnoPLeOutput, log_odds, resize_maps, smooth_maps
+from ..tiling_anople import jittered_copies
+from .few_shot import Shots, squares_of
 from .options import TrainingConfig
 
 
@@ -202,6 +207,155 @@ def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> Decoder
     )
 
 
+# --- How well each part finds defects, and what it therefore weighs in the answer ---
+
+
+MEASURED_IMAGES = 64  # at most, of all products together
+CHANCE = 0.55  # AUROC from which on a part is believed to see anything
+LARGEST_AUROC = 0.999  # none of so few images is perfect
+PIXEL_STEP = 4  # pixels of a map between two that are compared
+
+
+@dataclass
+class PartHealth:
+    """
+    How well one part of a detector tells made defects from good photographs.
+
+    Args:
+        auroc: within 0 and 1, 0.5 is chance.
+        spread: standard deviation of the log odds of its answers on good photographs.
+    """
+
+    auroc: float
+    spread: float
+
+    @property
+    def evidence(self) -> float:
+        """What a unit of its log odds says: its distance between defects and good ones, in spreads, by its spread."""
+        distance = math.sqrt(2) * NormalDist().inv_cdf(min(self.auroc, LARGEST_AUROC)) if self.auroc >= CHANCE else 0.0
+        return distance / max(self.spread, SMALLEST_SPREAD)
+
+
+@torch.no_grad()
+def measure_parts(
+    model: AnoPLeModel, processor: AnoPLeProcessor, shots: Shots, *, seed: int = 0
+) -> dict[str, PartHealth]:
+    """
+    Measure memory, decoder and text on the photographs of a fit, each against the memory of the others.
+
+    A photograph is moved and relit a little, and so are its copies with a defect of each drawn kind; fitting draws
+    defects of other kinds. A lone photograph is compared with itself.
+
+    Args:
+        model: in evaluation mode, with a memory of exactly these photographs.
+        shots: the good photographs; of many products some are taken, in their order.
+        seed: of the defects.
+
+    Returns:
+        The health of `memory_map`, `decoder_map` (over pixels), `memory`, `decoder` and `text` (over photographs).
+    """
+    config, side = model.config, model.config.input_size
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in ("memory_map", "memory", *FUSED_PARTS)}
+    masks, per_product = [], max(1, MEASURED_IMAGES // len(shots.files))
+    for class_id in range(min(len(shots.files), MEASURED_IMAGES)):
+        own = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
+        answers: dict[str, list[Tensor]] = {name: [] for name in logits}
+        for number, image in enumerate(own[:per_product]):
+            generator = np.random.default_rng([seed, class_id, number])
+            pixels, marked = _with_defects(image, processor, config.tiling, side, shots.mask_of(class_id), generator)
+            alone = model.products[class_id].image_count == 1
+            output = model(
+                pixels.to(model.device, model.dtype),
+                class_ids=torch.full((len(pixels),), class_id),
+                class_is_known=True,
+                exclude=None if alone else (class_id, model.products[class_id].bank.vectors_of(number)),
+            )
+            for name, values in _answers_of(output, config).items():
+                answers[name].append(log_odds(values.float()).cpu())
+            masks.append(marked)
+        good = torch.cat([~marked.flatten(1).any(1) for marked in masks[-len(answers["text"]) :]])
+        for name, parts in answers.items():  # products differ by their level, which their own thresholds take away
+            values = torch.cat(parts)
+            logits[name].append((values - values[good].mean()).numpy())
+    pixels = torch.cat(masks)[:, ::PIXEL_STEP, ::PIXEL_STEP].numpy()
+    images = torch.cat(masks).flatten(1).any(1).numpy()
+    health = {}
+    for name, parts in logits.items():
+        values, marked = np.concatenate(parts), pixels if name.endswith("map") else images
+        health[name] = PartHealth(
+            auroc=float(roc_auc_score(marked.ravel(), values.ravel())), spread=float(values[~images].std())
+        )
+    return health
+
+
+def _answers_of(output: AnoPLeOutput, config: AnoPLeConfig) -> dict[str, Tensor]:
+    """Return the answers of each part as they are fused: maps of some pixels, (images, rows, columns), and scores."""
+    maps = {
+        f"{name}_map": smooth_maps(values.float(), size=config.input_size, sigma=config.smoothing)
+        for name, values in (("memory", output.memory_maps), ("decoder", output.decoder_maps))
+    }
+    peaks = {"memory": output.memory_maps, "decoder": output.decoder_maps}
+    return {
+        **{name: values[:, ::PIXEL_STEP, ::PIXEL_STEP] for name, values in maps.items()},
+        **{name: values.flatten(1).amax(1) for name, values in peaks.items()},
+        "text": output.text_scores,
+    }
+
+
+def _with_defects(
+    image: dict,
+    processor: AnoPLeProcessor,
+    tiling: str | None,
+    side: int,
+    mask: np.ndarray | None,
+    generator: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """
+    Move a good photograph, and copies with a defect each; of one that is tiled, the tile in the middle of the row of all.
+
+    Returns:
+        What the model takes (copies, 3, side, side), and which pixels are defective (copies, side, side), bool.
+    """
+    tiles = squares_of(image, processor, side, tiling, mask)
+    square = Image.fromarray(tiles[len(tiles) // 2].permute(1, 2, 0).numpy())
+    down, across = (np.indices((side, side)) + 0.5) / side - 0.5
+    middle = np.hypot(down, across) < 0.42  # where an object is, if there is one
+    pixels = [jittered_copies(TiledImage.of(square, processor, None).prepare([0])[0][0])]
+    masks = [torch.zeros(len(pixels[0]), side, side)]
+    for number, kind in enumerate(DEFECTS):
+        try:
+            spoiled, marked = draw_defect(kind, square, middle, generator)
+        except ValueError:  # none of this kind can be seen on it
+            continue
+        place = number % len(pixels[0])
+        pixels.append(jittered_copies(TiledImage.of(spoiled, processor, None).prepare([0])[0][0])[place : place + 1])
+        masks.append(jittered_copies(torch.from_numpy(marked)[None].float())[place])
+    return torch.cat(pixels), torch.cat(masks) > 0.5
+
+
+def fusion_weights(health: dict[str, PartHealth]) -> dict[str, float]:
+    """
+    Weigh decoder and text beside the memory, by what each was measured to find.
+
+    Of independent parts with equal spreads on good and defective photographs, the linear combination that tells them
+    apart best weighs each by its distance between the two, divided by its variance (Fisher's linear discriminant). A
+    part's weight is that, as a share of the memory's, and at most 1; a part at chance has none. Where the memory itself
+    is at chance there is nothing to compare with, and it answers alone.
+    """
+    weights = {}
+    for name in FUSED_PARTS:
+        beside = health["memory_map" if name.endswith("map") else "memory"].evidence
+        weights[name] = round(min(1.0, health[name].evidence / beside), 4) if beside else 0.0
+    return weights
+
+
+def describe_parts(health: dict[str, PartHealth], weights: dict[str, float]) -> str:
+    """Say in a sentence what each part finds and weighs."""
+    found = ", ".join(f"{name.replace('_', ' ')} {known.auroc:.3f}" for name, known in health.items())
+    weighed = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in weights.items())
+    return f"AUROC of each part on made defects: {found}. Weights beside the memory: {weighed}."
+
+
 # --- What turns a fitted model into a detector: class embeddings, memory, lines, and a look at its decoder ---
 
 
@@ -224,7 +378,12 @@ def finish(
         images.append(own)
         digests.append(hashes)
         remember(model, images[class_id], class_id)
-    # 2. Thresholds, and what they can promise, said once for products of which the same holds.
+    # 2. What each part weighs in the answer, on which the thresholds rest.
+    if "weighted" in (model.config.map_fusion, model.config.image_fusion):
+        parts = measure_parts(model, processor, shots, seed=config.seed)
+        model.config.fusion_weights = fusion_weights(parts)
+        logger.info("%s", describe_parts(parts, model.config.fusion_weights))
+    # 3. Thresholds, and what they can promise, said once for products of which the same holds.
     statements: dict[str, list[str]] = {}
     for class_id, name in enumerate(shots.files):
         rate = config.max_false_alarm_rate
@@ -238,7 +397,7 @@ def finish(
         logger.info("%s: %s", ", ".join(names), statement)
     for class_id, (name, files) in enumerate(shots.files.items()):
         model.products.log("fit", name, files=files, digests=digests[class_id])
-    # 3. Whether the decoder sees defects at all, on images that were not trained on.
+    # 4. Whether the decoder sees defects at all, on images that were not trained on.
     if validation is None:
         return None
     health = check_decoder(model, {name: values.to(model.device) for name, values in validation.items()})

@@ -19,13 +19,15 @@ from ..tiling_anople import Rotations
 # --- Presets of options: the paper's, as faithfully as it is known, and what did better where we could choose ---
 
 
-Recipe = Literal["paper", "best"]
+Recipe = Literal["standard", "paper", "best"]
 
 # What each change did to good photographs with drawn defects: `python -m hub.benchmarks.memory_copies`, and
 # `python -m hub.reproduce recipe` on a set of `hub.reproduce.drawn_defects`.
+WEIGHTED = {"map_fusion": "weighted", "image_fusion": "weighted"}  # see training.finishing.fusion_weights
 RECIPES: dict[str, dict[str, object]] = {
+    "standard": WEIGHTED,
     "paper": {},
-    "best": {"memory_rotations": "eighth_turns"},
+    "best": {**WEIGHTED, "memory_rotations": "eighth_turns"},
 }
 
 
@@ -80,10 +82,10 @@ class TrainingConfig:
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     recipe: Recipe = field(
-        default="paper",
+        default="standard",
         metadata={
-            "help": "A preset, which single options override: paper, as faithfully as it is known, or best, which did "
-            "better on good photographs with drawn defects."
+            "help": "A preset, which single options override: standard, the paper's with its parts weighed by what each finds; "
+            "paper, as faithfully as it is known; or best, which also remembers turned photographs, and takes longer."
         },
     )
     shots: int = field(default=4, metadata={"help": "Good photographs per product, 1 to 100000."})
@@ -187,7 +189,7 @@ class TrainingConfig:
 KEPT_FIELDS = {
     *("clip_config", "products", "pooled_threshold", "fit", "clip_source", "adapter_clip_sha256", "history"),
     *("memory_encoder", "memory_encoder_source", "memory_encoder_sha256", "image_mean", "image_std"),
-    *("custom_pipelines", "content_sha256"),
+    *("custom_pipelines", "content_sha256", "fusion_weights"),
 }
 
 
@@ -230,7 +232,7 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     """
     parser = HfArgumentParser([options, model], prog=program, allow_abbrev=False)
     preset = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
-    preset.add_argument("--recipe", default="paper")
+    preset.add_argument("--recipe", default=TrainingConfig.recipe)
     recipe = preset.parse_known_args(arguments)[0].recipe
     parser.set_defaults(**RECIPES.get(recipe, {}))  # the parser itself refuses others
     parsed, chosen = parse_whole(parser, arguments)

@@ -179,6 +179,7 @@ def teach(config: TeachingConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lessons = open_lessons(config, accelerator)
     clip, tokenizer = first_clip(config)
+    clip.config.vision_config.memory_layers = [block - 1 for block in config.pupil_blocks]  # what a detector remembers
     if config.half:
         clip.set_attn_implementation("eager")  # on processors a sixth faster than the fused one in bfloat16
     pupil = Pupil(clip, blocks=tuple(config.pupil_blocks), width=lessons.features.shape[-1]).to(accelerator.device)
