@@ -24,7 +24,13 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import cached_file, resolve_revision
 
-from .configuration_anople import AnoPLeConfig, check_clip_size, check_encoder_size, patch_side
+from .configuration_anople import (
+    AnoPLeConfig,
+    check_clip_size,
+    check_encoder_numbers,
+    check_encoder_size,
+    patch_side,
+)
 
 
 MINI_CLIP = "mini"
@@ -320,6 +326,8 @@ def load_encoder_config(encoder: str | Path | PreTrainedModel, **hub) -> PreTrai
     if isinstance(encoder, PreTrainedModel):
         config = type(encoder.config).from_dict(encoder.config.to_dict())
     else:
+        values = _load(lambda source: PreTrainedConfig.get_config_dict(source, **hub)[0], encoder, hub, VISION_MODEL)
+        check_encoder_numbers(values.get("vision_config", values))
         config = _load(
             lambda source: AutoConfig.from_pretrained(source, **OWN_CODE, **hub), encoder, hub, VISION_MODEL
         )

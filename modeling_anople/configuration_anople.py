@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -257,9 +258,9 @@ class AnoPLeConfig(PreTrainedConfig):
         "memory_encoder": SubConfigSpec(AutoConfig, model_type="dinov2", optional=True),
     }
 
-    clip_config: dict | CLIPConfig | None = None
+    clip_config: CLIPConfig | dict | None = None  # what it is in the end first: a miss costs a text of all of it
     image_size: int | None = None
-    memory_encoder: dict | PreTrainedConfig | None = None
+    memory_encoder: PreTrainedConfig | dict | None = None
     memory_image_size: int | None = None
     memory_image_mean: list[float] | None = None
     memory_image_std: list[float] | None = None
@@ -315,6 +316,8 @@ class AnoPLeConfig(PreTrainedConfig):
         for old, new in RENAMED.items():
             if old in kwargs:
                 setattr(self, new, kwargs.pop(old))
+        if isinstance(self.memory_encoder, dict):
+            check_encoder_numbers(self.memory_encoder)
         super().__post_init__(**kwargs)
         check_clip_size(self.clip_config)  # which the sizes below are reckoned from
         if self.memory_encoder is not None:
@@ -478,6 +481,19 @@ def check_clip_size(clip: CLIPConfig) -> None:
     _require(weights <= LARGEST_CLIP, f"The CLIP has {weights} weights, and {LARGEST_CLIP} are the most it may have.")
 
 
+def check_encoder_numbers(values: Mapping) -> None:
+    """
+    Refuse a memory encoder with a number out of range, by what stands in its config.json.
+
+    A config must not be made of it first: some kinds write a list with the name of each block.
+
+    Raises:
+        ValueError: naming the field, its range and the value.
+    """
+    numbers = {name: values[name] for name in ENCODER_RANGES if isinstance(values.get(name), (int, float))}
+    check_ranges(SimpleNamespace(**numbers), {name: ENCODER_RANGES[name] for name in numbers}, "memory_encoder.")
+
+
 def check_encoder_size(encoder: PreTrainedConfig, name: str = "memory_encoder") -> None:
     """Refuse what is no vision transformer, or one that no machine can hold, as [`check_clip_size`] does; `name` says whose."""
     sizes = [getattr(encoder, field, None) for field in ("num_hidden_layers", "hidden_size")]
@@ -585,6 +601,7 @@ __all__ = [
     "AnoPLeConfig",
     "CustomPipelines",
     "check_clip_size",
+    "check_encoder_numbers",
     "check_encoder_size",
     "check_ranges",
     "leads_elsewhere",

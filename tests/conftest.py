@@ -1,5 +1,7 @@
 """Fixtures that several test files share: a small CLIP with random weights, detectors on it, and photographs."""
 
+import gc
+import json
 import os
 
 
@@ -30,6 +32,12 @@ if torch.cuda.is_available():  # what tests compare bit for bit is computed on t
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 CLASS_NAMES = ["bolt", "nut"]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the libraries: accelerate starts it after each fit, and it would take as long as that."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -102,13 +110,23 @@ def photograph() -> Callable[..., Image.Image]:
     return make
 
 
+@pytest.fixture(scope="session")
+def _fitted_detectors() -> dict[str, tuple[AnoPLeModel, AnoPLeProcessor]]:
+    return {}
+
+
 @pytest.fixture
-def make_detector(make_model, make_processor, photograph) -> Callable[..., tuple[AnoPLeModel, AnoPLeProcessor]]:
-    """Make a detector that knows three photographs of each class, and its processor."""
+def make_detector(
+    make_model, make_processor, photograph, _fitted_detectors
+) -> Callable[..., tuple[AnoPLeModel, AnoPLeProcessor]]:
+    """Make a detector that knows three photographs of each class, and its processor: copies of one that is fitted once."""
 
     def make(**config) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-        processor = make_processor()
-        return fit(make_model(**config), processor, photograph), processor
+        key = json.dumps(config, sort_keys=True)
+        if key not in _fitted_detectors:
+            processor = make_processor()
+            _fitted_detectors[key] = fit(make_model(**config), processor, photograph), processor
+        return deepcopy(_fitted_detectors[key])
 
     return make
 

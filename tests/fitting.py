@@ -72,6 +72,27 @@ def start(arguments: list, folder: Path, **environment: str) -> subprocess.Popen
     )
 
 
+@contextlib.contextmanager
+def watching_files(opened: Callable[[str], None]) -> Iterator[None]:
+    """Call a function with the path of each file that is opened meanwhile, before it is; not for those it opens itself."""
+    active, busy = [True], []  # a hook stays as long as the process
+
+    def watch(event: str, details: tuple) -> None:
+        if event != "open" or not active or busy or not isinstance(details[0], str):
+            return
+        busy.append(True)
+        try:
+            opened(details[0])
+        finally:
+            busy.clear()
+
+    sys.addaudithook(watch)
+    try:
+        yield
+    finally:
+        active.clear()
+
+
 def launch(arguments: list, folder: Path, **environment: str) -> None:
     """Run such a program to its end, which must be a good one."""
     process = start(arguments, folder, **environment)

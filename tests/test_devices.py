@@ -91,16 +91,6 @@ def test_a_table_is_refused_a_device_before_its_first_fit():
         ReproduceOptions("data", device="abacus")
 
 
-def test_a_graph_is_not_sent_elsewhere(tmp_path, small_clip_folder, photograph, capsys):
-    detector, graph = write_detector(tmp_path / "detector", small_clip_folder, photograph), tmp_path / "graph"
-    assert main(["export", str(detector), str(graph)]) == 0
-    photograph(1).save(tmp_path / "photograph.png")
-    assert main(["predict", str(graph), str(tmp_path / "photograph.png"), "--device", "cuda"]) == 2
-    assert "leave out --device and --dtype" in capsys.readouterr().err
-    assert main(["predict", str(graph), str(tmp_path / "photograph.png"), "--dtype", "bfloat16"]) == 2
-    assert "leave out --device and --dtype" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("more", [[], ["--class", "bolt"], ["--explain"], ["--class", "nut", "--tiling", "2,2"]])
 def test_bfloat16_answers_nearly_alike(tmp_path, small_clip_folder, photograph, capsys, more):
     detector = write_detector(tmp_path / "detector", small_clip_folder, photograph)

@@ -15,7 +15,7 @@ import torch
 from modeling_anople import AnoPLeProcessor
 from modeling_anople import export as exporting
 from modeling_anople.cli import main
-from modeling_anople.export import export_detector, export_products
+from modeling_anople.export import export_detector, export_products, quantize
 from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
@@ -26,9 +26,11 @@ from .encoders import encoder_options
 
 VARIANTS = {
     "usual": {},
-    "other fusion": {"decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
     "unprompted, pooled": {"class_identity": "pooled", "coupling": "none"},
-    "memory encoder, larger": encoder_options("dinov2_with_registers", 42),
+    "memory encoder, larger, other fusion": {
+        **encoder_options("dinov2_with_registers", 42),
+        **{"decoder_head": "conv", "image_map": "fused", "map_fusion": "harmonic"},
+    },
 }
 
 
@@ -41,11 +43,25 @@ def exports(tmp_path_factory, small_clip_folder, photograph):
         if variant not in made:
             folder = tmp_path_factory.mktemp("export")
             detector = write_detector(folder / "detector", small_clip_folder, photograph, **VARIANTS[variant])
-            assert main(["export", str(detector), str(folder / "graph")]) == 0
+            before = os.umask(0o022)
+            try:
+                assert run("export", detector, folder / "graph") == 0
+            finally:
+                os.umask(before)
             made[variant] = detector, folder / "graph"
         return made[variant]
 
     return make
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def follow(detector: Path, earlier: Path, graph: Path) -> None:
+    """Copy an export and put the products of a changed detector beside the graph: as exported anew, without tracing."""
+    shutil.copytree(earlier, graph)
+    assert run("export", detector, graph, "--products_only") == 0
 
 
 @pytest.fixture(params=VARIANTS)
@@ -101,7 +117,7 @@ def test_masks_that_are_given_and_tiles(pair, pictures, mask, name, tiling):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory, small_clip_folder, photograph, mask):
+def kept(tmp_path_factory, exports, small_clip_folder, photograph, mask):
     """A detector with a mask of one product and tiles of the other, and its graph, by how products are told apart."""
     made = {}
 
@@ -113,7 +129,7 @@ def kept(tmp_path_factory, small_clip_folder, photograph, mask):
             detector.set_ignore_mask("bolt", mask)
             detector.enroll("washer", normals_of(photograph, 2), tiling=(2, 2))
             detector.save_pretrained(place)
-            assert main(["export", str(place), str(folder / "graph")]) == 0
+            follow(place, exports("usual")[1], folder / "graph")
             made[identity] = place, folder / "graph"
         return made[identity]
 
@@ -134,12 +150,12 @@ def test_masks_and_tilings_that_products_keep(kept, pictures, identity, names):
     assert model.state_dict()["products.0.ignore_mask"].dtype == torch.uint8
 
 
-def test_a_mask_alone_that_a_product_keeps(exports, tmp_path, pictures, mask):
-    detector, _ = exports("usual")
+def test_a_mask_alone_that_a_product_keeps(usual, tmp_path, pictures, mask):
+    detector, graph = usual
     masked = detector_of(*load_detector(str(detector)))
     masked.set_ignore_mask("nut", mask)
     masked.save_pretrained(tmp_path / "detector")
-    export_detector(masked.model, masked.processor, tmp_path / "graph")
+    follow(tmp_path / "detector", graph, tmp_path / "graph")
     for names in ("nut", None, "bolt"):
         assert_alike(tmp_path / "detector", tmp_path / "graph", pictures, class_names=names)
 
@@ -174,11 +190,21 @@ def test_predict_takes_a_graph_as_it_takes_a_detector(usual, pictures, tmp_path,
         assert timeless[0] == timeless[1]
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, exports) -> Path:
+    """The usual graph, with its weights in a file of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "LARGEST_IN_ONE_FILE", 0)
+        detector = load_detector(str(exports("usual")[0]))
+        return export_detector(*detector, tmp_path_factory.mktemp("large") / "graph")
+
+
 @pytest.mark.parametrize("weights", ["float32", "int8", "int8_dynamic"])
-def test_weights_that_are_too_large_for_one_file(usual, pictures, tmp_path, monkeypatch, weights):
-    detector, graph = usual
-    monkeypatch.setattr(exporting, "LARGEST_IN_ONE_FILE", 0)
-    folder = export_detector(*load_detector(str(detector)), tmp_path / "large", weights=weights)
+def test_weights_that_are_too_large_for_one_file(usual, large, pictures, tmp_path, weights):
+    _, graph = usual
+    folder = Path(shutil.copytree(large, tmp_path / "large"))
+    if weights != "float32":
+        quantize(folder / "model.onnx", weights)
     assert sorted(path.name for path in folder.glob("model*")) == ["model.onnx", "model.onnx.data"]
     moved = folder.rename(tmp_path / "moved")
     here, there = (list(predict(*load_judge(str(place)), pictures, class_names="nut")) for place in (graph, moved))
@@ -186,9 +212,9 @@ def test_weights_that_are_too_large_for_one_file(usual, pictures, tmp_path, monk
     assert [one.raw_score for one in there] == pytest.approx([one.raw_score for one in here], abs=near)
 
 
-def test_a_detector_that_cuts_all_photographs(tmp_path, small_clip_folder, photograph, pictures):
+def test_a_detector_that_cuts_all_photographs(usual, tmp_path, small_clip_folder, photograph, pictures):
     detector = write_detector(tmp_path / "detector", small_clip_folder, photograph, tiling="2,2")
-    export_detector(*load_detector(str(detector)), tmp_path / "graph")
+    follow(detector, usual[1], tmp_path / "graph")
     assert_alike(detector, tmp_path / "graph", pictures, class_names="nut")
     assert_alike(detector, tmp_path / "graph", pictures)
 
@@ -201,8 +227,9 @@ def test_leave_one_out_is_refused(usual):
 
 @pytest.mark.parametrize("weights", ["int8", "int8_dynamic"])
 def test_weights_in_8_bits(usual, pictures, tmp_path, weights):
-    detector, graph = usual
-    folder = export_detector(*load_detector(str(detector)), tmp_path / "small", weights=weights)
+    _, graph = usual
+    folder = Path(shutil.copytree(graph, tmp_path / "small"))
+    quantize(folder / "model.onnx", weights)
     assert not list(folder.glob("whole*"))
     sizes = [(place / "model.onnx").stat().st_size for place in (graph, folder)]
     assert sizes[1] < 0.95 * sizes[0]  # the CLIP is so small that the graph's own text weighs a lot
@@ -270,8 +297,11 @@ def test_what_cannot_be_exported_or_opened_is_refused(usual, make_model, small_c
 def test_an_export_may_be_replaced_and_leaves_the_model_as_it_was(usual, tmp_path, capsys):
     detector, graph = usual
     shutil.copytree(graph, tmp_path / "graph")
-    assert main(["export", str(detector), str(tmp_path / "graph")]) == 2
+    assert run("export", detector, tmp_path / "graph") == 2
     assert "add --overwrite" in capsys.readouterr().err
+    (tmp_path / "graph/notes/2024").mkdir(parents=True)
+    (tmp_path / "graph/notes/2024/a.txt").write_text("the user's own", encoding="utf-8")
+    (tmp_path / "graph/config.json").write_text("{}", encoding="utf-8")
     model, processor = load_detector(str(detector))
     model.half()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -279,10 +309,18 @@ def test_an_export_may_be_replaced_and_leaves_the_model_as_it_was(usual, tmp_pat
     after = model.state_dict()
     assert all(tensor.dtype == after[name].dtype and tensor.equal(after[name]) for name, tensor in before.items())
     assert (tmp_path / "graph/model.onnx").stat().st_mtime > (graph / "model.onnx").stat().st_mtime
+    assert (tmp_path / "graph/notes/2024/a.txt").read_text(encoding="utf-8") == "the user's own"
+    assert json.loads((tmp_path / "graph/config.json").read_text(encoding="utf-8"))["model_type"] == "anople"
 
 
-@pytest.mark.parametrize("options", [{"class_names": "nut"}, {}, {"batch_size": 3}], ids=str)
-def test_openvino_answers_as_the_model_too(pair, pictures, tmp_path, options):
+def test_a_graph_is_not_sent_elsewhere(usual, photograph, tmp_path, capsys):
+    photograph(1).save(tmp_path / "photograph.png")
+    for options in (["--device", "cuda"], ["--dtype", "bfloat16"]):
+        assert run("predict", usual[1], tmp_path / "photograph.png", *options) == 2
+        assert "leave out --device and --dtype" in capsys.readouterr().err
+
+
+def test_openvino_answers_as_the_model_too(pair, pictures, tmp_path):
     pytest.importorskip("openvino")
     detector, graph = pair
     shutil.copytree(graph, tmp_path / "graph")
@@ -290,7 +328,8 @@ def test_openvino_answers_as_the_model_too(pair, pictures, tmp_path, options):
         to_openvino(tmp_path / "graph/model.onnx")
     told.assert_not_called()
     assert sorted(path.name for path in (tmp_path / "graph").glob("model.*")) == ["model.bin", "model.xml"]
-    assert_alike(detector, tmp_path / "graph", pictures, **options)
+    for options in ({"class_names": "nut"}, {}, {"batch_size": 3}):
+        assert_alike(detector, tmp_path / "graph", pictures, **options)
 
 
 def test_the_command_writes_an_openvino_graph(usual, tmp_path):
@@ -314,22 +353,10 @@ def test_openvino_takes_no_weights_of_8_bits(usual, tmp_path, weights):
 # Products and thresholds beside a graph follow the detector.
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, small_clip_folder, photograph) -> Path:
-    """A folder with a detector and its graph, written under a usual umask."""
-    folder = tmp_path_factory.mktemp("made")
-    write_detector(folder / "detector", small_clip_folder, photograph)
-    before = os.umask(0o022)
-    try:
-        assert main(["export", str(folder / "detector"), str(folder / "graph")]) == 0
-    finally:
-        os.umask(before)
-    return folder
-
-
 @pytest.fixture
-def place(tmp_path, made) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "place"))
+def place(tmp_path, usual) -> Path:
+    """A folder with a detector and its graph."""
+    return Path(shutil.copytree(usual[0].parent, tmp_path / "place"))
 
 
 @pytest.fixture
@@ -345,20 +372,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def run(*words: object) -> int:
-    return main([str(word) for word in words])
-
-
 def change(detector: Path, washers: list[str]) -> None:
     """Enroll a product, with a rate and tiles of its own, and move the threshold of another."""
     assert run("enroll", detector, "washer", *washers[:2], "--tiling", "2,2", "--max_false_alarm_rate", "0.2") == 0
     assert run("calibrate", detector, "nut", "--max_false_alarm_rate", "0.3") == 0
 
 
-def test_all_files_have_the_mode_that_the_umask_allows(made):
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (made / "graph").iterdir()} == {
-        path.name: "0o644" for path in (made / "graph").iterdir()
-    }
+def test_all_files_have_the_mode_that_the_umask_allows(usual):
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in usual[1].iterdir()}
+    assert modes and modes == dict.fromkeys(modes, "0o644")
 
 
 def test_a_changed_detector_is_followed_without_a_new_graph(place, washers, photograph):
@@ -466,10 +488,13 @@ def test_a_folder_that_is_not_there_is_no_export(place, capsys):
     assert "new is no whole export" in capsys.readouterr().err and not (place / "new").exists()
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "int8"}], ids=str)
-def test_a_graph_in_another_form_is_followed_too(place, washers, options):
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_graph_in_another_form_is_followed_too(place, washers, weights):
     detector, graph = place / "detector", place / "moved"
-    export_detector(*load_detector(str(detector)), graph, **options)
+    if weights == "float32":
+        (place / "graph").rename(graph)
+    else:
+        export_detector(*load_detector(str(detector)), graph, weights=weights)
     small = (graph / "model.onnx").read_bytes()
     change(detector, washers)
     (place / "current").symlink_to(graph)  # what a service reads

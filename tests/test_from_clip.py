@@ -93,20 +93,33 @@ def test_a_cached_clip_loads_by_id_and_revision(cache, options, found):
     )
 
 
-LOAD = """
+OFFLINE = """
 import sys
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-options = eval(sys.argv[2])
-AnoPLeModel.from_clip(sys.argv[1], ["bolt"], **options).save_pretrained(sys.argv[3])
-AnoPLeProcessor.from_clip(sys.argv[1], ["bolt"], **options).save_pretrained(sys.argv[3])
+from modeling_anople.cli import main
+AnoPLeModel.from_clip("org/clip", ["bolt"], revision="v2").save_pretrained(sys.argv[1])
+AnoPLeProcessor.from_clip("org/clip", ["bolt"], revision="v2").save_pretrained(sys.argv[1])
+sys.exit(main(["fit", *sys.argv[2:]]))
 """
 
 
-def test_offline_by_environment_in_a_fresh_process(cache, tmp_path):
-    done = run(LOAD, "org/clip", "{'revision': 'v2'}", str(tmp_path), HF_HUB_OFFLINE="1", HF_HOME=str(cache))
+def test_offline_by_environment_a_fresh_process_loads_and_fits(cache, tmp_path, photograph, capsys):
+    data = str(write_products(tmp_path / "data", photograph))
+    usual = ["--shots", "1", "--max_steps", "1", "--batch_size", "1", "--monitor_images", "0"]
+    usual += ["--output_dir", str(tmp_path / "out")]
+    arguments = [str(tmp_path / "loaded"), data, "--clip", "org/clip", "--clip_revision", "v2", *usual]
+    done = run(OFFLINE, *arguments, HF_HUB_OFFLINE="1", HF_HOME=str(cache))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert same_clip(AnoPLeModel.from_pretrained(tmp_path), cache / "v2")
-    assert AnoPLeProcessor.from_pretrained(tmp_path).image_size == 40
+    assert same_clip(AnoPLeModel.from_pretrained(tmp_path / "loaded"), cache / "v2")
+    assert AnoPLeProcessor.from_pretrained(tmp_path / "loaded").image_size == 40
+    model = AnoPLeModel.from_pretrained(tmp_path / "out")
+    assert same_clip(model, cache / "v2") and model.config.fit["clip_revision"] == "v2"
+    capsys.readouterr()
+    assert main(["fit", data, "--clip", "org/unknown", *usual, "--overwrite"]) == 2
+    refused = capsys.readouterr().err
+    assert "anople fit: org/unknown is no folder, and as a Hub id it cannot be loaded (offline" in refused
+    assert "Traceback" not in refused
+    assert same_clip(AnoPLeModel.from_pretrained(tmp_path / "out"), cache / "v2")  # nothing is lost
 
 
 # -- what cannot be had ---------------------------------------------------------------------------------------------
@@ -133,26 +146,6 @@ def test_offline_and_unknown_is_refused_with_the_remedy(cache, kind, name, optio
         caught.value
     )
     assert "\n" not in str(caught.value)
-
-
-FIT = "import sys; from modeling_anople.cli import main; sys.exit(main(['fit', *sys.argv[1:]]))"
-
-
-def test_fit_takes_a_hub_id_and_a_revision(cache, tmp_path, photograph, capsys):
-    data = str(write_products(tmp_path / "data", photograph))
-    usual = ["--shots", "1", "--max_steps", "1", "--batch_size", "1", "--monitor_images", "0"]
-    usual += ["--output_dir", str(tmp_path / "out")]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache / "hub")}
-    done = run(FIT, data, "--clip", "org/clip", "--clip_revision", "v2", *usual, **offline)
-    assert done.returncode == 0, done.stderr[-2000:]
-    model = AnoPLeModel.from_pretrained(tmp_path / "out")
-    assert same_clip(model, cache / "v2") and model.config.fit["clip_revision"] == "v2"
-    capsys.readouterr()
-    assert main(["fit", data, "--clip", "org/unknown", *usual, "--overwrite"]) == 2
-    refused = capsys.readouterr().err
-    assert "anople fit: org/unknown is no folder, and as a Hub id it cannot be loaded (offline" in refused
-    assert "Traceback" not in refused
-    assert same_clip(AnoPLeModel.from_pretrained(tmp_path / "out"), cache / "v2")  # nothing is lost
 
 
 @pytest.fixture

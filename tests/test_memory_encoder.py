@@ -517,7 +517,7 @@ def test_no_weights_of_an_encoder_are_left_behind_lost_or_damaged_unseen(make_mo
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_hidden_layers", 10**6), ("hidden_size", 10**6), ("patch_size", 0), ("image_size", 10**6)],
+    [("num_hidden_layers", 10**12), ("hidden_size", 10**6), ("patch_size", 0), ("image_size", 10**6)],
 )
 def test_an_encoder_that_no_machine_can_hold_is_refused_at_once(encoder_folder, tmp_path, name, value):
     sizes = {"model_type": "dinov2", "image_size": 28, "patch_size": 7}

@@ -13,7 +13,6 @@ from datasets import Dataset, Features, Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import COLUMNS, main
-from modeling_anople.export import export_detector
 from modeling_anople.runtime import printable
 from modeling_anople.runtime.outputs import (
     Output,
@@ -230,20 +229,6 @@ def test_answers_are_not_taken_from_a_file_of_another_hand(capsys, detector, pic
     (tmp_path / "out/rows.results.part").write_bytes(b"mine")
     assert main(command) == main(command) == 0
     assert (tmp_path / "out/rows.results.part").read_bytes() == b"mine" and pq.read_table(answers).num_rows == 2
-
-
-def test_an_export_is_replaced_and_what_lies_beside_it_stays(detector, tmp_path):
-    model, processor = AnoPLeModel.from_pretrained(detector), AnoPLeProcessor.from_pretrained(detector)
-    folder = tmp_path / "graph"
-    export_detector(model, processor, folder)
-    (folder / "notes/2024").mkdir(parents=True)
-    (folder / "notes/2024/a.txt").write_text("mine", encoding="utf-8")
-    (folder / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not empty"):
-        export_detector(model, processor, folder)
-    export_detector(model, processor, folder, overwrite=True)
-    assert (folder / "notes/2024/a.txt").read_text(encoding="utf-8") == "mine"
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "anople"
 
 
 def test_a_changed_detector_goes_into_a_new_folder(capsys, detector, pictures, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -24,21 +25,33 @@ from .encoders import encoder_options
 CHOICES = [{"coupling": "text_to_vision"}, {"coupling": "none"}, {"decoder_head": "conv"}, {"prefix": "none"}]
 
 
-@pytest.fixture(params=["the CLIP remembers", "a memory encoder"])
-def fitted(request, make_model, make_processor, photograph):
-    """A detector with everything in it, its processor, and photographs to judge."""
-    options = encoder_options() if request.param == "a memory encoder" else {}
-    model, processor = make_model(**options), make_processor()
-    with torch.no_grad():
-        for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
-            weight.add_(0.05 * torch.randn_like(weight))
-        model.store_text_embeddings()
-    for class_id in (0, 1):
-        images = wholes([photograph(10 * class_id + number) for number in range(3)], processor)
-        remember(model, images, class_id)
-        calibrate_product(model, images, class_id)
-    model.config.fit = {"shots": 3}
-    return model, processor, [photograph(30 + number) for number in range(3)]
+REMEMBERS = ("the CLIP remembers", "a memory encoder")
+
+
+@pytest.fixture
+def make_fitted(make_model, make_processor, photograph):
+    """Make a detector with everything in it, its processor, and photographs to judge."""
+
+    def make(remembers: str) -> tuple[AnoPLeModel, AnoPLeProcessor, list[Image.Image]]:
+        options = encoder_options() if remembers == "a memory encoder" else {}
+        model, processor = make_model(**options), make_processor()
+        with torch.no_grad():
+            for weight in learnables(model).values():  # nothing may be what a fresh start would draw again
+                weight.add_(0.05 * torch.randn_like(weight))
+            model.store_text_embeddings()
+        for class_id in (0, 1):
+            images = wholes([photograph(10 * class_id + number) for number in range(3)], processor)
+            remember(model, images, class_id)
+            calibrate_product(model, images, class_id)
+        model.config.fit = {"shots": 3}
+        return model, processor, [photograph(30 + number) for number in range(3)]
+
+    return make
+
+
+@pytest.fixture(params=REMEMBERS)
+def fitted(request, make_fitted):
+    return make_fitted(request.param)
 
 
 def encoder_of(model: AnoPLeModel) -> dict:
@@ -87,8 +100,8 @@ def test_half_precision_loading_keeps_the_thresholds(make_model, make_pixels, tm
 
 
 CHILD = """
-import json, sys
-road, folder, package = sys.argv[1:4]
+import sys
+road, package, *folders = sys.argv[1:]
 if road == "package":
     sys.path.insert(0, package)
     from modeling_anople import AnoPLeModel, AnoPLeProcessor
@@ -106,44 +119,55 @@ else:
         raise SystemExit("the package could be imported")
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, pipeline
 import torch
-if road == "package":
-    models = {"own": AnoPLeModel.from_pretrained(folder), "auto": AutoModel.from_pretrained(folder)}
-    processor = AutoProcessor.from_pretrained(folder)
-    assert type(processor) is AnoPLeProcessor and type(models["auto"]) is AnoPLeModel
-else:
-    models = {"remote": AutoModel.from_pretrained(folder, trust_remote_code=True)}
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert "modeling_anople" not in sys.modules
-inputs = processor([Image.open(f"{folder}/{n}.png") for n in range(3)], class_names=["nut", "bolt", "nut"])
-for name, model in models.items():
-    with torch.no_grad():
-        output = model(**inputs)
-    results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
-    answers = {key: output[key] for key in ("image_scores", "anomaly_maps", "calibrated_scores", "calibrated_maps")}
-    answers["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
-    save_file(answers, f"{folder}/{name}.safetensors")
+
+def carry_on(model, folder):
+    target = folder + "-carried"
+    assert model.__module__.startswith("transformers_modules.")
+    model.save_pretrained(target + "/full")
+    model.save_adapter(target + "/adapter")
+    detector = pipeline("image-anomaly-detection", model=target + "/full", trust_remote_code=True)
+    assert detector.model.__module__.startswith("transformers_modules.")
+    detector.enroll("gasket", [Image.open(f"{folder}/{n}.png") for n in range(2)])
+    detector.save_pretrained(target + "/enrolled")
+
+for folder in folders:
+    if road == "package":
+        models = {"own": AnoPLeModel.from_pretrained(folder), "auto": AutoModel.from_pretrained(folder)}
+        processor = AutoProcessor.from_pretrained(folder)
+        assert type(processor) is AnoPLeProcessor and type(models["auto"]) is AnoPLeModel
+    else:
+        models = {"remote": AutoModel.from_pretrained(folder, trust_remote_code=True)}
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor([Image.open(f"{folder}/{n}.png") for n in range(3)], class_names=["nut", "bolt", "nut"])
+    for name, model in models.items():
+        with torch.no_grad():
+            output = model(**inputs)
+        results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
+        answers = {key: output[key] for key in ("image_scores", "anomaly_maps", "calibrated_scores", "calibrated_maps")}
+        answers["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
+        save_file(answers, f"{folder}/{name}.safetensors")
+    if road != "package":
+        carry_on(model, folder)
+        assert "modeling_anople" not in sys.modules
 """
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("road", "names"), [("package", ["own", "auto"]), ("trust_remote_code", ["remote"])])
-def test_a_fresh_process_answers_bit_for_bit_the_same(fitted, tmp_path, road, names):
-    model, processor, photographs = fitted
-    folder, elsewhere = tmp_path / "detector", tmp_path / "elsewhere"
+def test_a_fresh_process_answers_bit_for_bit_the_same(make_fitted, small_clip_folder, tmp_path, road, names):
+    """As remote code it also saves, enrolls and hands on all code."""
+    saved = {tmp_path / f"detector {number}": make_fitted(remembers) for number, remembers in enumerate(REMEMBERS)}
+    for folder, (model, processor, photographs) in saved.items():
+        detector_of(model, processor).save_pretrained(folder)
+        for number, image in enumerate(photographs):
+            image.save(folder / f"{number}.png")
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    for number, image in enumerate(photographs):
-        image.save(folder / f"{number}.png")
-    output = model(**processor(photographs, class_names=["nut", "bolt", "nut"]))
-    results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
-    expected = {name: output[name] for name in ANSWERS}
-    expected["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
     package = os.path.dirname(os.path.dirname(sys.modules["modeling_anople"].__file__))
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CHILD, road, str(folder), package],
+        [sys.executable, "-I", "-c", CHILD, road, package, *map(str, saved)],
         cwd=elsewhere,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,
@@ -151,10 +175,34 @@ def test_a_fresh_process_answers_bit_for_bit_the_same(fitted, tmp_path, road, na
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "modules" / "transformers_modules").exists() == (road == "trust_remote_code")
-    for name in names:
-        answers = load_file(folder / f"{name}.safetensors")
-        for key, value in expected.items():
-            assert torch.equal(answers[key], value), (name, key)
+    for folder, (model, processor, photographs) in saved.items():
+        inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
+        output = model(**inputs)
+        results = processor.post_process_anomaly_detection(output, target_sizes=[(40, 48)] * 3)
+        expected = {name: output[name] for name in ANSWERS}
+        expected["map"] = torch.stack([torch.from_numpy(result["anomaly_map"]) for result in results])
+        for name in names:
+            answers = load_file(folder / f"{name}.safetensors")
+            for key, value in expected.items():
+                assert torch.equal(answers[key], value), (folder.name, name, key)
+        if road == "trust_remote_code":
+            assert_carried_on(Path(f"{folder}-carried"), folder, model, inputs, small_clip_folder)
+
+
+def assert_carried_on(target: Path, folder: Path, model: AnoPLeModel, inputs: dict, clip: Path) -> None:
+    """What remote code wrote is the detector that it was loaded from, with all code."""
+    for name in ("full", "adapter", "enrolled"):
+        assert code_in(target / name) == code_in(folder), name
+        assert (target / name / "processor_config.json").exists()
+    adapter = AnoPLeModel.load_adapter(target / "adapter", clip=clip, **encoder_of(model))
+    for read in (
+        AnoPLeModel.from_pretrained(target / "full"),
+        AnoPLeModel.from_pretrained(target / "enrolled"),
+        adapter,
+    ):
+        assert_same(model(**inputs), read(**inputs))
+    assert read.config.class_names == ["bolt", "nut"]
+    assert AnoPLeProcessor.from_pretrained(target / "enrolled").class_names == ["bolt", "nut", "gasket"]
 
 
 def test_a_saved_folder_names_its_own_code(fitted, tmp_path):
@@ -230,60 +278,6 @@ def test_a_detector_carries_all_code_its_pipelines_too(fitted, tmp_path, adapter
     assert code_in(tmp_path) == {name: text for name, text in package.items() if name.endswith("_anople.py")}
     assert "pipeline_anople.py" in code_in(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["custom_pipelines"]["image-anomaly-detection"]
-
-
-REMOTE = """
-import sys
-folder, target = sys.argv[1:]
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_anople":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-import torch
-from PIL import Image
-from transformers import AutoModel, pipeline
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert model.__module__.startswith("transformers_modules.")
-model.save_pretrained(target + "/full")
-model.save_adapter(target + "/adapter")
-detector = pipeline("image-anomaly-detection", model=target + "/full", trust_remote_code=True)
-assert detector.model.__module__.startswith("transformers_modules.")
-detector.enroll("gasket", [Image.open(f"{folder}/{n}.png") for n in range(2)])
-detector.save_pretrained(target + "/enrolled")
-assert "modeling_anople" not in sys.modules
-"""
-
-
-def test_a_model_that_was_loaded_as_remote_code_carries_all_code_on(fitted, small_clip_folder, tmp_path):
-    model, processor, photographs = fitted
-    folder, elsewhere = tmp_path / "detector", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    detector_of(model, processor).save_pretrained(folder)
-    for number, image in enumerate(photographs):
-        image.save(folder / f"{number}.png")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", REMOTE, str(folder), str(elsewhere)],
-        cwd=elsewhere,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hub")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("full", "adapter", "enrolled"):
-        assert code_in(elsewhere / name) == code_in(folder), name
-        assert (elsewhere / name / "processor_config.json").exists()
-    inputs = processor(photographs, class_names=["nut", "bolt", "nut"])
-    adapter = AnoPLeModel.load_adapter(elsewhere / "adapter", clip=small_clip_folder, **encoder_of(model))
-    for read in (
-        AnoPLeModel.from_pretrained(elsewhere / "full"),
-        AnoPLeModel.from_pretrained(elsewhere / "enrolled"),
-        adapter,
-    ):
-        with torch.no_grad():
-            assert_same(model(**inputs), read(**inputs))
-    assert read.config.class_names == ["bolt", "nut"]
-    assert AnoPLeProcessor.from_pretrained(elsewhere / "enrolled").class_names == ["bolt", "nut", "gasket"]
 
 
 @torch.no_grad()

@@ -85,39 +85,28 @@ def test_a_killed_run_goes_on(detector, shards, tmp_path, monkeypatch):
     assert without_time(answers_in(broken)) == without_time(answers_in(whole))
 
 
-def test_two_processes_share_the_shards(detector, shards, tmp_path):
-    arguments = ["predict", str(detector), str(shards), "--class", "nut", "--output"]
-    done = launch_processes(2, "modeling_anople.cli", *arguments, str(tmp_path / "two"))
-    assert done.returncode == 1, done.stderr[-2000:]  # as alone: one photograph cannot be read
-    assert main([*arguments, str(tmp_path / "one")]) == 1
-    assert without_time(answers_in(tmp_path / "two")) == without_time(answers_in(tmp_path / "one"))
+def test_what_is_left_is_shared_anew_and_a_bad_photograph_ends_no_other_process(detector, images, tmp_path):
+    """
+    The first and the third are answered, which one of two processes would take: each takes one of the others.
 
-
-def test_what_is_left_is_shared_anew(detector, shards, tmp_path):
-    """The first and the third are answered, which one of two processes would take: each takes one of the others."""
-    paths = sorted(map(str, shards.iterdir()))
-    arguments = ["--class", "nut", "--output", str(tmp_path)]
+    The launcher ends all processes when one ends with an error: the short shard's must wait for the long one's.
+    """
+    (tmp_path / "shards").mkdir()
+    paths = [str(tmp_path / f"shards/{name}.parquet") for name in "abcd"]
+    for path, files in zip(paths, (images[:2], [images[4]], images[5:8], [images[0]] * 1500), strict=True):
+        rows = {"image": [{"bytes": file, "path": None} for file in files]}
+        Dataset.from_dict(rows, features=Features(image=Image())).to_parquet(path)
+    out = tmp_path / "out"
+    arguments = ["--class", "nut", "--output", str(out)]
     assert main(["predict", str(detector), *paths[::2], *arguments]) == 0
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    done = launch_processes(2, "modeling_anople.cli", "predict", str(detector), str(shards), *arguments)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    done = launch_processes(2, "modeling_anople.cli", "predict", str(detector), str(tmp_path / "shards"), *arguments)
     assert done.returncode == 1, done.stderr[-2000:]
     said = re.findall(r"Process (\d) answers (\S+)\.$", done.stderr, re.MULTILINE)
     assert sorted(said) == [("0", paths[1]), ("1", paths[3])]
-    assert before.items() < {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
-
-
-def test_a_process_with_a_bad_photograph_does_not_end_the_other(detector, images, tmp_path):
-    """The launcher ends all processes when one ends with an error: the short shard's must wait for the long one's."""
-    (tmp_path / "shards").mkdir()
-    for name, files in (("a", [images[4]]), ("b", [images[0]] * 1500)):
-        rows = {"image": [{"bytes": file, "path": None} for file in files]}
-        Dataset.from_dict(rows, features=Features(image=Image())).to_parquet(tmp_path / f"shards/{name}.parquet")
-    places = [str(detector), str(tmp_path / "shards"), "--class", "nut", "--output", str(tmp_path / "out")]
-    assert launch_processes(2, "modeling_anople.cli", "predict", *places).returncode == 1
-    assert {name: len(rows) for name, rows in answers_in(tmp_path / "out").items()} == {
-        "a.results.parquet": 1,
-        "b.results.parquet": 1500,
-    }
+    assert len(before) == 2 and before.items() < {path.name: path.read_bytes() for path in out.iterdir()}.items()
+    counts = {name: len(rows) for name, rows in answers_in(out).items()}
+    assert counts == {f"{name}.results.parquet": count for name, count in zip("abcd", (2, 1, 3, 1500), strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -320,18 +309,14 @@ def test_two_processes_stream_from_the_hub(hub, on_hub, detector, shards, tmp_pa
     )
 
 
-def test_a_hub_that_cannot_be_reached_is_said(hub, detector, tmp_path):
-    """The address of nobody, and a user who is offline on purpose."""
+def test_a_hub_that_cannot_be_reached_is_said(hub, detector, tmp_path, capsys):
+    """The address of nobody, and a user who is offline on purpose, as this process is."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    for changed, message in (
-        ({"HF_ENDPOINT": nobody}, f"the Hub at {nobody} cannot be reached"),
-        ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
-    ):
-        client = Client({**hub.environment(tmp_path / "home", "token-of-me"), **changed})
-        code, _, errors = client.call(
-            anople, "predict", detector, f"hf://datasets/{NAME}", "--output", tmp_path / "out"
-        )
-        client.close()
-        assert code == 2 and message in errors, errors
+    words = ["predict", str(detector), f"hf://datasets/{NAME}", "--output", str(tmp_path / "out")]
+    client = Client({**hub.environment(tmp_path / "home", "token-of-me"), "HF_ENDPOINT": nobody})
+    code, _, errors = client.call(anople, *words)
+    client.close()
+    assert code == 2 and f"the Hub at {nobody} cannot be reached" in errors, errors
+    assert main(words) == 2 and "offline mode is enabled" in capsys.readouterr().err

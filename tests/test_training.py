@@ -18,7 +18,16 @@ from modeling_anople.training.finishing import STATE_FILE
 
 from . import fitting
 from .detectors import detector_of
-from .fitting import assert_it_predicts, assert_same_weights, launch, one_process, read_log, weights_of, write_products
+from .fitting import (
+    assert_it_predicts,
+    assert_same_weights,
+    launch,
+    one_process,
+    read_log,
+    watching_files,
+    weights_of,
+    write_products,
+)
 
 
 SIX_STEPS = [
@@ -226,25 +235,14 @@ def test_tensorboard_gets_the_losses(fit):
     assert [event.value for event in read.Scalars("loss")] == pytest.approx(logged, abs=1e-5)
 
 
-AUDIT = """
-import sys
-from pathlib import Path
-opened = []
-sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event == "open" else None)
-from modeling_anople.training import main
-main(sys.argv[2:])
-Path(sys.argv[1]).write_text("\\n".join(opened), encoding="utf-8")
-"""
-
-
-def test_no_test_photograph_is_opened(products, small_clip_folder, tmp_path):
+def test_no_test_photograph_is_opened(fit, products, tmp_path):
     data = shutil.copytree(products, tmp_path / "products")
     for path in [*data.glob("*/test/*/*.png"), *data.glob("*/ground_truth/*/*.png")]:
         path.write_bytes(b"no picture")
-    places = ["--data_root", data, "--clip", small_clip_folder, "--output_dir", tmp_path / "detector"]
-    launch(["-c", AUDIT, tmp_path / "opened.txt", *places, *SIX_STEPS[:2], "--max_steps", "2"], tmp_path)
-    opened = [path for path in (tmp_path / "opened.txt").read_text("utf-8").splitlines() if path.startswith(str(data))]
-    inside = [Path(path).relative_to(data).parts for path in opened]
+    opened = []
+    with watching_files(opened.append):
+        fit(*SIX_STEPS[:2], data=data)
+    inside = [Path(path).relative_to(data).parts for path in opened if path.startswith(str(data))]
     assert {parts[0] for parts in inside if parts[1:3] == ("train", "good")} == {"bolt", "nut"}
     assert [parts for parts in inside if "test" in parts or "ground_truth" in parts] == []
 

@@ -38,31 +38,24 @@ def fit(products, small_clip_folder, tmp_path):
     return run
 
 
+# every value of every switch, switches that have nothing to do with each other together
 MODES = [
-    *(f"--coupling {mode}" for mode in ("both", "text_to_vision", "vision_to_text", "uncoupled")),
-    *(f"--coupling {mode}" for mode in ("text_only", "vision_only", "none")),
+    "--coupling both --pixel_anomaly perlin --memory_layers 0 2",
+    "--coupling text_to_vision --pixel_anomaly cut_paste --memory_rotations quarter_turns",
+    "--coupling vision_to_text --pixel_anomaly both --image_map fused",
+    "--coupling uncoupled --pixel_anomaly none",
+    "--coupling text_only --view_grid 1 --num_workers 1",
+    "--coupling vision_only --view_grid 3 --gradient_accumulation_steps 2",
+    "--coupling none --latent_noise 0",
     "--coupling none --prefix none",
-    "--coupling_projection per_layer --prompt_depth 2 --prompt_length 2",
-    "--prefix none",
-    "--view_grid 1",
-    "--view_grid 3",
-    "--decoder_head conv",
-    "--decoder_head conv --alignment_detach decoder",
-    "--decoder_layers 1 3 --decoder_widths 8 4",
-    *(f"--pixel_anomaly {kind}" for kind in ("perlin", "cut_paste", "both", "none")),
-    "--latent_noise 0",
-    "--latent_noise 0.05",
-    *(f"--{name}_loss_weight 0" for name in ("pixel", "image", "alignment")),
-    *(f"--alignment_detach {side} --alignment_warmup 0" for side in ("none", "decoder", "map")),
-    "--memory_layers 0 2",
-    "--memory_rotations quarter_turns",
-    "--class_identity pooled",
-    "--class_identity predicted --class_prediction text",
-    "--map_fusion decoder --image_fusion text --max_false_alarm_rate 0.4",
-    "--image_map fused",
-    "--mixed_precision bf16",
-    "--gradient_accumulation_steps 2",
-    "--num_workers 1",
+    "--coupling_projection per_layer --prompt_depth 2 --prompt_length 2 --pixel_loss_weight 0",
+    "--prefix none --image_loss_weight 0",
+    "--decoder_head conv --latent_noise 0.05",
+    "--decoder_head conv --alignment_detach decoder --class_identity pooled",
+    "--decoder_layers 1 3 --decoder_widths 8 4 --alignment_loss_weight 0",
+    "--alignment_detach none --alignment_warmup 0 --class_identity predicted --class_prediction text",
+    "--alignment_detach decoder --alignment_warmup 0 --map_fusion decoder --image_fusion text --max_false_alarm_rate 0.4",
+    "--alignment_detach map --alignment_warmup 0 --mixed_precision bf16",
 ]
 
 

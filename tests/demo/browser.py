@@ -138,13 +138,22 @@ class Page:
         """Wait until an uploaded file is listed; stem and ending stand in elements of their own."""
         self.wait(lambda: name in self.read().replace("\n", ""))
 
+    def come_to_rest(self, seconds: float = 0.5) -> None:
+        """Wait until it is drawn and nothing moves on it any more; some things never stop."""
+        drawn = "requestAnimationFrame(() => requestAnimationFrame(() => arguments[0](true)))"
+        moving = "return document.getAnimations().some(one => one.playState === 'running')"
+        until = time.monotonic() + seconds
+        self.driver.execute_async_script(drawn)
+        while self.driver.execute_script(moving) and time.monotonic() < until:
+            time.sleep(0.03)
+
     def picture(self, path: Path) -> None:
         """Photograph the whole page."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        time.sleep(0.4)
+        self.come_to_rest()
         needed = self.driver.execute_script("return document.querySelector('.gradio-container').scrollHeight")
         self.resize(max(self.height, min(needed, 3000)))
-        time.sleep(0.3)
+        self.come_to_rest()
         self.driver.save_screenshot(str(path))
         self.resize(self.height)
 

@@ -16,6 +16,7 @@ def running(start: Session, examples: Examples) -> Iterator[str]:
     try:
         yield serve(demo, served_as=["line7.test"], server_name="127.0.0.1", quiet=True)
     finally:
+        demo.server.force_exit = True  # it would wait 5 s for pages and clients, which stay connected
         demo.close()
 
 

@@ -18,8 +18,7 @@ def click_example(page: Page, number: int) -> None:
     page.click_when(lambda: page.all("#examples button.thumbnail-item")[number])
 
 
-@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("screen", "dark"), [(DESK, False), (PHONE, True)], ids=["desk, light", "phone, dark"])
 def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, address, screen, dark):
     page = Page(chrome, address, dark=dark, **screen)
     page.asked()

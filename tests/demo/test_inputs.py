@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from demo.inputs import check_count, images_among, read_image
+
+from ..test_images import encoded, with_size_in_header
 
 
 def test_an_image_is_read_under_its_name_without_its_folder(nut):
@@ -23,8 +24,8 @@ def test_an_image_is_read_under_its_name_without_its_folder(nut):
 )
 def test_what_is_no_image_is_refused_and_no_folder_is_told(tmp_path, name, message):
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
-    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    (tmp_path / "huge.png").write_bytes(with_size_in_header(encoded("PNG"), 20000, 20000))
+    (tmp_path / "large.png").write_bytes(with_size_in_header(encoded("PNG"), 9000, 9000))
     with pytest.raises(ValueError, match=message) as refusal:
         read_image(tmp_path / name)
     assert str(tmp_path) not in str(refusal.value)

@@ -37,6 +37,8 @@ from demo.teach_tab import teach_product
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.heat_maps import overlay
 
+from ..test_images import encoded, with_size_in_header
+
 
 def test_a_verdict_is_that_of_the_detector(session, nut):
     inspection = inspect_image(session, nut, "nut")
@@ -69,8 +71,8 @@ def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut
 
 def test_what_is_no_photograph_is_refused_without_changing_anything(session, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
-    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    (tmp_path / "huge.png").write_bytes(with_size_in_header(encoded("PNG"), 20000, 20000))
+    (tmp_path / "large.png").write_bytes(with_size_in_header(encoded("PNG"), 9000, 9000))
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(files[0]).read_bytes()[:-900])
     for name, message in (

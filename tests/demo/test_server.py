@@ -21,6 +21,7 @@ from demo.session import PREDICT_PRODUCT
 from demo.teach_tab import teach_product
 from hub.benchmarks.demo_program import new_client
 
+from ..test_images import encoded, with_size_in_header
 from .demo_app import running, session_of
 
 
@@ -130,7 +131,7 @@ def test_a_picture_that_somebody_may_be_reading_is_not_written_again(address, pi
 def test_hostile_input_gets_a_friendly_answer_and_the_server_lives_on(address, pictures, tmp_path):
     client = new_client(address)
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    (tmp_path / "huge.png").write_bytes(with_size_in_header(encoded("PNG"), 20000, 20000))
     for name, message in (("text.png", "text.png is not a photograph"), ("huge.png", "huge.png is too large")):
         with pytest.raises(AppError, match=message):
             client.predict(handle_file(str(tmp_path / name)), PREDICT_PRODUCT, api_name="/inspect")

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from hashlib import sha256
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,7 @@ from modeling_anople.configuration_anople import AnoPLeConfig
 from modeling_anople.data.public_sets import SETS
 from modeling_anople.training.options import TrainingConfig, model_options, parse_options
 
-from ..fitting import REPOSITORY, one_process, write_products
+from ..fitting import REPOSITORY, fit, one_process, watching_files, write_products
 
 
 @pytest.fixture
@@ -242,61 +241,39 @@ def test_a_table_that_does_not_exist_is_refused():
         tables_of("main,nothing")
 
 
-WATCHED = """
-import hashlib, json, sys
-from pathlib import Path
-
-data, output, clip, report = sys.argv[1:]
-events = []
-
-
-def hashes():
-    return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in Path(output).rglob("model.safetensors")}
-
-busy = []
-
-def watch(event, arguments):
-    if event != "open" or busy or not isinstance(arguments[0], str) or not arguments[0].startswith(data):
-        return
-    busy.append(True)
-    try:
-        unfinished = [path.name for path in Path(output).glob("fits/*") if not (path / "model.safetensors").exists()]
-        events.append((arguments[0][len(data):], unfinished, hashes()))
-    finally:
-        busy.clear()
-
-sys.addaudithook(watch)
-from modeling_anople.training import main as fit
-from hub.reproduce.__main__ import main as reproduce
-
-usual = ["--clip", clip, "--max_steps", "1", "--batch_size", "2"]
-fit(["--data_root", data, "--output_dir", output + "/alone", "--shots", "1", *usual])
-alone = len(events)
-arguments = ["--data_root", data, "--output_dir", output, "--evaluation_size", "32", "--seeds", "0", "--cells", "1", *usual]
-assert reproduce(["main,unseen", "--data_set", "mvtec", *arguments]) == 0
-Path(report).write_text(json.dumps({"fit": events[:alone], "reproduce": events[alone:], "final": hashes()}))
-"""
-
-
 def test_no_test_photograph_is_opened_before_the_weights_are_final(tmp_path, photograph, small_clip_folder):
-    data = write_products(tmp_path / "data", photograph)
-    report = tmp_path / "report.json"
-    arguments = [str(data), str(tmp_path / "out"), str(small_clip_folder), str(report)]
-    done = subprocess.run([sys.executable, "-c", WATCHED, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(report.read_text(encoding="utf-8"))
+    data, output, events = write_products(tmp_path / "data", photograph), tmp_path / "out", []
+
+    def hashes() -> dict[str, str]:
+        return {str(path): sha256(path.read_bytes()).hexdigest() for path in output.rglob("model.safetensors")}
+
+    def opened(path: str) -> None:
+        if path.startswith(str(data)):
+            unfinished = [fit.name for fit in output.glob("fits/*") if not (fit / "model.safetensors").exists()]
+            events.append((path.removeprefix(str(data)), unfinished, hashes()))
+
+    usual = ["--clip", str(small_clip_folder), "--max_steps", "1", "--batch_size", "2"]
+    with watching_files(opened):
+        fit("--max_steps", "1", data=data, clip=small_clip_folder, output=output / "alone")
+        alone = len(events)
+        places = ["--data_set", "mvtec", "--data_root", str(data), "--output_dir", str(output)]
+        with one_process():
+            assert (
+                main(["main,unseen", *places, "--evaluation_size", "32", "--seeds", "0", "--cells", "1", *usual]) == 0
+            )
 
     def is_test(path: str) -> bool:
         return "/test/" in path or "/ground_truth/" in path
 
-    fitted = [path for path, _, _ in seen["fit"]]
+    fitted = [path for path, _, _ in events[:alone]]
     assert fitted and all("/train/good/" in path for path in fitted)
-    tests = [event for event in seen["reproduce"] if is_test(event[0])]
+    tests = [event for event in events[alone:] if is_test(event[0])]
     assert {path.split("/")[2] for path, _, _ in tests} == {"test", "ground_truth"}  # the watch does see them
-    for path, unfinished, hashes in tests:
+    final = hashes()
+    for path, unfinished, found in tests:
         assert not unfinished, path
-        assert hashes and all(seen["final"][name] == value for name, value in hashes.items()), path
-    assert len(seen["final"]) == 4  # one alone, one of all, one without each product
+        assert found and all(final[name] == value for name, value in found.items()), path
+    assert len(final) == 4  # one alone, one of all, one without each product
 
 
 # --- The paper's figures stand beside ours only where the paper's photographs were tested ---
