@@ -15,6 +15,7 @@ from transformers import CLIPConfig
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.calibration_anople import (
+    LONE_DEGREES,
     LONE_SHIFT,
     LONE_SPREAD,
     PRIOR_DEGREES,
@@ -87,7 +88,7 @@ def test_the_next_normal_is_above_the_threshold_as_often_as_asked(count):
         spread = PRIOR_SPREAD * math.sqrt(PRIOR_DEGREES / generator.chisquare(PRIOR_DEGREES))
         *known, following = np.exp(generator.normal(-2, spread, count + 1)).tolist()
         above += following > limit_of(known, 0.1)
-    assert 0.06 < above / trials < 0.12
+    assert 0.06 < above / trials < 0.13  # the widest draws leave the range of scores, and are cut off
 
 
 @pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (24, 0.05), (9, 0.1), (39, 0.05), (60, 0.05)])
@@ -136,7 +137,7 @@ def test_the_order_of_images_does_not_matter(scores, rate, turn):
 
 def test_a_lone_image_has_a_threshold_from_its_copies_and_no_promise():
     fitted = fit_threshold([], [], max_false_alarm_rate=0.05, jittered_image_scores=IMAGES, jittered_map_maxima=MAXIMA)
-    reach = LONE_SHIFT + stats.t.ppf(0.95, PRIOR_DEGREES) * LONE_SPREAD
+    reach = LONE_SHIFT + stats.t.ppf(0.95, LONE_DEGREES) * LONE_SPREAD
     assert fitted.image_threshold == pytest.approx(math.exp(np.log(IMAGES).mean() + reach), rel=1e-6)
     assert (fitted.estimate, fitted.image_count, fitted.attainable_rate) == ("copies", 1, 1.0)
     assert fitted.image_scores == [] and fitted.jittered_image_scores == IMAGES

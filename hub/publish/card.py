@@ -138,7 +138,9 @@ def _license_of(kind: str | None, name: str | None) -> str | None:
 
 def _name_in_a_sentence(kind: str | None, name: str | None, link: str | None) -> str:
     if kind == "embedded":
-        return "AnoPLe's own small CLIP `mini`, whose vision tower a large encoder taught on free textures and pictures"
+        return (
+            "AnoPLe's own small CLIP `mini`, whose vision tower a large encoder taught on free textures and pictures"
+        )
     if kind == "hub":
         return f"the CLIP [{cell(name)}]({link})"
     return f"a CLIP from a local folder called {code(name)}" if name else "a CLIP whose origin was not kept"
