@@ -5,10 +5,11 @@ Each is done whole or not at all, and written into the detector's log. Users rea
 what `pipeline("image-anomaly-detection", ...)` returns.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 
 from .calibration_anople import ProductThreshold, check_rate
+from .configuration_anople import check_range
 from .fitting_anople import DEFAULT_FALSE_ALARM_RATE, calibrate_product, recalibrate_product, remember
 from .images_anople import (
+    WHITE_RANGE,
     ImageError,
     ImageSource,
     MaskSource,
@@ -209,6 +212,7 @@ def enroll(
     date: str | None = None,
     tiling: Tiling | Literal["same"] = SAME,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Add a product from good images, without training: text embedding, memory, prototype and threshold.
@@ -227,6 +231,8 @@ def enroll(
         tiling: how this product's images are cut, now and whenever one is judged; by default as the others.
         ignore_mask: places that do not count, one mask for all images, which the product keeps for all later ones, or a
             list with one for each, which is not kept.
+        white_value: of photographs with more than 8 bits, such as 4095 of a 12-bit camera; the detector keeps it for all
+            its products.
 
     Returns:
         The threshold that was fitted.
@@ -249,12 +255,12 @@ def enroll(
     if setting != config.tiling and config.class_identity == "pooled":
         raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
     # 2. Open all images, and make the two texts.
-    normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
-    _warn_of_others(normals, model)
-    ids = model.tokenize_class(class_name, processor.tokenizer)
-    record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
-    # 3. Learn it, whole or not at all.
-    with products.transaction():
+    with _reads_by(model, processor, white_value), products.transaction():
+        normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
+        _warn_of_others(normals, model)
+        ids = model.tokenize_class(class_name, processor.tokenizer)
+        record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
+        # 3. Learn it, whole or not at all.
         class_id = products.add(record, ids, model.embed_text(ids)[0].detach())
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
@@ -275,6 +281,7 @@ def add_normals(
     batch_size: int = 8,
     date: str | None = None,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Let a product know more good images, and fit its threshold anew (see [`calibrate_product`] for how, and its limits).
@@ -283,9 +290,9 @@ def add_normals(
     before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
     """
     class_id = model.products.id_of(class_name)
-    normals = _open_more(model, processor, class_id, images, ignore_mask)
-    _reject_known(model, normals, class_id)
-    with model.products.transaction():
+    with _reads_by(model, processor, white_value), model.products.transaction():
+        normals = _open_more(model, processor, class_id, images, ignore_mask)
+        _reject_known(model, normals, class_id)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
         name = model.products[class_id].name
         model.products.log("add_normals", name, files=normals.files, digests=normals.digests, date=date)
@@ -303,6 +310,7 @@ def calibrate(
     batch_size: int = 8,
     date: str | None = None,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Fit a product's threshold anew, with more good images that are not remembered, or for another rate of false alarms.
@@ -324,12 +332,12 @@ def calibrate(
     if images is None and max_false_alarm_rate is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
     normals, remembered = NormalImages([], [], []), None
-    if images is not None:
-        normals = _open_more(model, processor, class_id, images, ignore_mask)
-        remembered = _in_order_of_memory(model, normals, class_id)
-    if remembered is None:
-        _reject_known(model, normals, class_id)
-    with model.products.transaction():
+    with _reads_by(model, processor, white_value), model.products.transaction():
+        if images is not None:
+            normals = _open_more(model, processor, class_id, images, ignore_mask)
+            remembered = _in_order_of_memory(model, normals, class_id)
+        if remembered is None:
+            _reject_known(model, normals, class_id)
         rate = _rate_of(model, class_id, max_false_alarm_rate)
         if remembered is not None:
             threshold = calibrate_product(model, remembered, class_id, max_false_alarm_rate=rate)
@@ -392,6 +400,31 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
     with model.products.transaction():
         model.products.keep_mask(class_id, marked)
         model.products.log("keep_ignore_mask" if mask is not None else "drop_ignore_mask", product.name, date=date)
+
+
+@contextlib.contextmanager
+def _reads_by(model: AnoPLeModel, processor: AnoPLeProcessor, white_value: float | None) -> Iterator[None]:
+    """Read photographs by a white value from now on, unless what is done inside fails; `None` leaves it as it is."""
+    before = processor.white_value
+    if white_value is not None:
+        check_range("white_value", white_value, WHITE_RANGE)
+        if before not in (None, white_value):
+            raise ValueError(
+                f"This detector reads photographs of more than 8 bits by the white value {before:g}, and cannot read them by "
+                f"{white_value:g} too: leave it out, or begin another detector."
+            )
+        if before is None and not model.products.remembers_nothing:
+            logger.warning(
+                "From now on all photographs of more than 8 bits are read by the white value %g, those of %s too.",
+                white_value,
+                ", ".join(model.config.class_names),
+            )
+        processor.white_value = white_value
+    try:
+        yield
+    except BaseException:
+        processor.white_value = before
+        raise
 
 
 def _open_more(

@@ -45,8 +45,8 @@ class AnoPLeProcessor(ProcessorMixin):
             depend on the machine. The sides that it brings photographs to are at most 4096 pixels.
         tokenizer: the CLIP tokenizer; only new products need it.
         class_names (`list[str]`): the products, in the order of their ids.
-        white_value (`float`, *optional*): white of 16-bit and float grayscale, 1e-06 to 4294967296; 4095 for a 12-bit
-            camera.
+        white_value (`float`, *optional*): white of photographs with more than 8 bits for each channel, 1e-06 to
+            4294967296; 4095 for a 12-bit camera.
 
     Raises:
         ValueError: for a number out of its range.
@@ -70,7 +70,13 @@ class AnoPLeProcessor(ProcessorMixin):
 
     @classmethod
     def from_clip(
-        cls, clip: str, class_names: Sequence[str], *, image_size: int | None = None, **kwargs
+        cls,
+        clip: str,
+        class_names: Sequence[str],
+        *,
+        image_size: int | None = None,
+        white_value: float | None = None,
+        **kwargs,
     ) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
@@ -82,6 +88,7 @@ class AnoPLeProcessor(ProcessorMixin):
             class_names: the products.
             image_size: side of the square in pixels, `model.config.input_size` of a detector that sees more than its CLIP was
                 pretrained on; by default that.
+            white_value: of photographs with more than 8 bits for each channel; by default what their files say.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
 
         Raises:
@@ -89,7 +96,7 @@ class AnoPLeProcessor(ProcessorMixin):
         """
         if unknown := sorted(set(kwargs) - set(HUB_ARGUMENTS)):
             raise ValueError(
-                f"from_clip of the processor got {unknown}: it takes image_size, {', '.join(HUB_ARGUMENTS)}."
+                f"from_clip of the processor got {unknown}: it takes image_size, white_value, {', '.join(HUB_ARGUMENTS)}."
             )
         side = image_size or load_clip_config(clip, **kwargs).vision_config.image_size
         known = load_clip_part(CLIPImageProcessorPil, clip, **kwargs)
@@ -99,7 +106,8 @@ class AnoPLeProcessor(ProcessorMixin):
             image_mean=known.image_mean,
             image_std=known.image_std,
         )
-        return cls(image_processor, load_clip_tokenizer(clip, **kwargs), class_names=class_names)
+        tokenizer = load_clip_tokenizer(clip, **kwargs)
+        return cls(image_processor, tokenizer, class_names=class_names, white_value=white_value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -183,7 +191,7 @@ class AnoPLeProcessor(ProcessorMixin):
                 )
             sizes = [photograph.size[::-1] for photograph in photographs]
             data["mask_labels"] = torch.stack(
-                [self._mask_tensor(mask, size) for mask, size in zip(masks, sizes, strict=True)]
+                [self._mask_tensor(*each) for each in zip(masks, sizes, images, strict=True)]
             )
         return BatchFeature(data)
 
@@ -216,10 +224,10 @@ class AnoPLeProcessor(ProcessorMixin):
             hidden.append(mask_tensor(mask, self.image_size))
         return filled, torch.stack(hidden)
 
-    def _mask_tensor(self, mask: ImageSource | None, size: tuple[int, int]) -> torch.Tensor:
+    def _mask_tensor(self, mask: ImageSource | None, size: tuple[int, int], photograph: ImageSource) -> torch.Tensor:
         if mask is None:
             return torch.zeros(self.image_size, self.image_size)
-        marked = Image.fromarray(load_mask(mask, size=size).astype(np.uint8) * 255)
+        marked = Image.fromarray(load_mask(mask, size=size, photograph=photograph).astype(np.uint8) * 255)
         marked = marked.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(marked) > 0).float()
 

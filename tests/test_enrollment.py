@@ -9,6 +9,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import pipeline
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError
 from modeling_anople.calibration_anople import ProductThreshold
@@ -543,3 +545,36 @@ def test_the_model_says_where_its_former_verbs_are(make_model, former, words):
     assert not hasattr(model, former)
     with pytest.raises(AttributeError, match=f'{words}.*pipeline\\("image-anomaly-detection"'):
         getattr(model, former)
+
+
+# --- White of photographs with more than 8 bits ---
+
+
+def twelve_bits(image: Image.Image) -> np.ndarray:
+    return (np.asarray(image.convert("L")).astype(np.uint16) * 16).astype(np.uint16)
+
+
+def test_a_white_value_given_with_a_product_is_kept(tmp_path, detector, photograph, caplog):
+    images = normals_of(photograph, 2, 4)
+    detector.enroll("grey", [image.convert("L") for image in images[:3]])
+    detector.enroll("deep", [twelve_bits(image) for image in images[:3]], white_value=4080)
+    assert (
+        "all photographs of more than 8 bits are read by the white value 4080, those of bolt, nut, grey" in caplog.text
+    )
+    assert detector.model.products.named("deep").bank.vectors.equal(detector.model.products.named("grey").bank.vectors)
+    detector.save_pretrained(tmp_path / "saved")
+    again = pipeline("image-anomaly-detection", model=str(tmp_path / "saved"))
+    assert again.processor.white_value == 4080
+    new = [again(image, class_name="grey")["score"] for image in (images[3].convert("L"), twelve_bits(images[3]))]
+    assert new[0] == new[1]
+    with pytest.raises(ValueError, match="reads photographs of more than 8 bits by the white value 4080, and cannot"):
+        detector.add_normals("deep", [twelve_bits(images[3])], white_value=1023)
+    with pytest.raises(ValueError, match="white_value must lie within"):
+        detector.add_normals("deep", [twelve_bits(images[3])], white_value=float("nan"))
+    detector.add_normals("deep", [twelve_bits(images[3])], white_value=4080)
+
+
+def test_a_white_value_is_dropped_with_the_product_that_could_not_be_learned(detector, photograph):
+    with pytest.raises(ImageError, match="there is no such file"):
+        detector.enroll("deep", [twelve_bits(photograph(0)), "nowhere.png"], white_value=4080)
+    assert detector.processor.white_value is None

@@ -233,7 +233,7 @@ def _mask_to_show(row: ImageRow, sample: dict, prediction: Prediction) -> np.nda
     if sample["mask"] is None:  # a good photograph needs none
         return None if row.anomalous else np.zeros(prediction.size, dtype=bool)
     try:
-        return load_mask(sample["mask"], size=prediction.size)
+        return load_mask(sample["mask"], size=prediction.size, photograph=sample["image"])
     except ImageError:
         return None
 
@@ -432,7 +432,7 @@ def add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: in
     mask = None
     if row["mask"] is not None:
         try:
-            marked = load_mask(row["mask"], size=prediction.size).astype(np.uint8)
+            marked = load_mask(row["mask"], size=prediction.size, photograph=row["image"]).astype(np.uint8)
         except ImageError as error:
             return str(error)
         mask = np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST)) > 0

@@ -127,7 +127,7 @@ class TrainingConfig:
     white_value: float | None = field(
         default=None,
         metadata={
-            "help": "White of 16-bit and float grayscale photographs, 1e-06 to 4294967296; 4095 for a 12-bit camera."
+            "help": "White of photographs with more than 8 bits, 1e-06 to 4294967296; 4095 for a 12-bit camera."
         },
     )
     ignore_masks: str | None = field(
