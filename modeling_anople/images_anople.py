@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,7 +114,9 @@ def load_mask(
     if isinstance(source, dict) and source.get("bytes") is None:
         source = source.get("path")
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and os.path.isdir(source):
-        parts = [load_mask(path, size=size, photograph=photograph) for path in list_images([source])]
+        if not (paths := image_files(Path(source), masks=True)):
+            raise ImageError(f"{source}: is a folder without masks: give a file, or another folder.")
+        parts = [load_mask(path, size=size, photograph=photograph) for path in paths]
         if len({part.shape for part in parts}) > 1:
             raise ImageError(f"{source}: its masks differ in size: export them at the photograph's own size.")
         return np.logical_or.reduce(parts)
@@ -601,7 +604,7 @@ IMAGE_EXTENSIONS = frozenset(
 # Folders of these names, in any case, hold no photographs: masks, and what programs leave behind.
 MASK_FOLDERS = {"ground_truth", "groundtruth", "mask", "masks", "gt", "label", "labels", "annotation", "annotations"}
 OTHER_FOLDERS = {"results", "@eadir", "__macosx"}
-MASK_WORDS = r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?)"
+MASK_WORDS = r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?|anno(?:tation)?s?)"
 MASK_BESIDE = re.compile(rf"(?:{MASK_WORDS}[_\- ]+(?P<after>.+)|(?P<before>.+)[_\- .]+{MASK_WORDS})", re.IGNORECASE)
 RESULTS = "results.jsonl"  # what `anople predict --output` writes, a line for each photograph
 RESULT_KEYS = ("path", "class", "score", "label")
@@ -693,9 +696,13 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     for place in map(Path, places):
         if os.path.isdir(place):  # of a name that no file can have, Path raises
             passed: Counter[str] = Counter()
-            inside = sorted(_walk(place, passed))
+            inside = sorted(walk_images(place, passed))
+            if (
+                not inside and (place / RESULTS).is_file()
+            ):  # its own pictures are all that it holds: they are asked for
+                inside, passed = image_files(place, masks=True), Counter()
             if passed:
-                logger.warning("%s: %s passed over.", place, describe_counts(passed))
+                logger.warning("%s: passed over %s.", place, describe_counts(passed))
             if not inside:
                 raise ValueError(f"{place} holds no image files: give photographs, or another folder.")
             paths += inside
@@ -710,10 +717,10 @@ def describe_counts(passed: Counter[str]) -> str:
     return f"{passed.total()} file{'s' if passed.total() > 1 else ''} ({parts})"
 
 
-def _walk(place: Path, passed: Counter[str]) -> Iterator[Path]:
+def walk_images(place: Path, passed: Counter[str]) -> Iterator[Path]:
     """Name the photographs below a folder, and count what else there is; each folder is entered once, however linked."""
     entered = set()
-    for name, folders, _ in os.walk(place, followlinks=True):
+    for name, folders, _ in os.walk(place, followlinks=True) if place.is_dir() else ():
         folder, found = Path(name), os.stat(name)
         if (found.st_dev, found.st_ino) in entered:
             folders.clear()
@@ -739,7 +746,7 @@ def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool
         passed: counts what is passed over: other endings, masks beside their photographs, pictures of this program.
         masks: whether masks are asked for, whatever they are called.
     """
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
+    names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
     names = sorted(name for name in names if not name.startswith("."))
     images = [name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     passed = Counter() if passed is None else passed
@@ -758,28 +765,32 @@ def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool
 def masks_beside(names: Iterable[str]) -> dict[str, str]:
     """Find masks by their names among the photographs they lie beside: photograph -> mask, as `a.png` -> `a_GT.png`."""
     stems = {Path(name).stem.casefold(): name for name in names}
-    found = {}
-    for stem, name in stems.items():
-        match = MASK_BESIDE.fullmatch(stem)
-        if match and (owner := stems.get(match["after"] or match["before"])):
-            found[owner] = name
-    return found
+    owners = {name: stems.get(owner_stem(name)) for name in stems.values()}
+    return {owner: name for name, owner in owners.items() if owner not in (None, name)}
+
+
+def owner_stem(name: str) -> str:
+    """Return the stem, in small letters, of the photograph whose mask has this file name: that of 0.png for 0.png_GT.tif."""
+    stem = Path(unicodedata.normalize("NFC", name)).stem.casefold()
+    found = MASK_BESIDE.fullmatch(stem)
+    stem = (found["after"] or found["before"]) if found else stem
+    return Path(stem).stem if Path(stem).suffix in IMAGE_EXTENSIONS else stem
 
 
 def why_no_photographs(folder: Path) -> str | None:
     """Say why a folder inside another one holds no photographs: by its name, or as results of this program; else `None`."""
     name = folder.name.casefold()
     if name in MASK_FOLDERS:
-        return f"in {folder.name} (masks)"
+        return f"masks in {folder.name}"
     if name in OTHER_FOLDERS:
-        return f"in {folder.name}"
+        return f"files in {folder.name}"
     if (folder / RESULTS).is_file():
         judged = {Path(line["path"]).name for line in own_results(folder)}
         if judged and not any((folder / each).exists() for each in judged):
-            return f"in {folder.name} (results of anople)"
+            return f"results of anople in {folder.name}"
     gallery = folder / "index.html"
     if gallery.is_file() and GALLERY_MARK in gallery.read_text(encoding="utf-8", errors="replace")[:4000]:
-        return f"in {folder.name} (a gallery of anople)"
+        return f"files of a gallery of anople in {folder.name}"
     return None
 
 
@@ -911,7 +922,9 @@ __all__ = [
     "images_of",
     "masks_beside",
     "own_results",
+    "owner_stem",
     "source_path",
+    "walk_images",
     "why_no_photographs",
     "with_masks",
 ]

@@ -38,7 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 LOG_FILE = "training_log.jsonl"
-NAMED = ("data_root", "clip", "memory_encoder", "ignore_masks")  # folders, of which a detector keeps the names alone
+NAMED = (
+    "data_root",
+    "table",
+    "clip",
+    "memory_encoder",
+    "ignore_masks",
+)  # folders, of which a detector keeps the names alone
 
 FOUND = {"files", "processes", "decoder_health"}  # what a detector keeps of its fit beside the settings
 

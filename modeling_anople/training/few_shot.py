@@ -489,7 +489,7 @@ class Shots:
 
 def choose_shots(config: TrainingConfig) -> Shots:
     """Draw the good photographs of each class from the train split."""
-    normals = read_source(config.data_root, split="train", classes=config.classes)
+    normals = read_source(config.data_root, split="train", classes=config.classes, options=config)
     normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
     rows: dict[str, dict[str, int]] = {}
     for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 from ..backbone_anople import MINI_CLIP
 from ..calibration_anople import check_rate
 from ..configuration_anople import RANGES, AnoPLeConfig, check_ranges
+from ..data import DataOptions
 from ..images_anople import WHITE_RANGE
 from ..runtime import parse_whole
 from ..tiling_anople import Rotations
@@ -54,7 +55,7 @@ FIT_RANGES = {
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(DataOptions):
     """Options of a fit; every field is a command line option."""
 
     data_root: str = field(
