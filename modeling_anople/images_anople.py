@@ -780,6 +780,8 @@ def owner_stem(name: str) -> str:
 def why_no_photographs(folder: Path) -> str | None:
     """Say why a folder inside another one holds no photographs: by its name, or as results of this program; else `None`."""
     name = folder.name.casefold()
+    if name in ("masks", "maps") and (folder.parent / RESULTS).is_file():
+        return f"results of anople in {folder.name}"
     if name in MASK_FOLDERS:
         return f"masks in {folder.name}"
     if name in OTHER_FOLDERS:
