@@ -6,11 +6,14 @@ what `pipeline("image-anomaly-detection", ...)` returns.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 import numpy as np
@@ -27,11 +30,15 @@ from .images_anople import (
     MaskSource,
     ignored_patches,
     images_of,
+    is_flat,
     load_ignore_mask,
     load_image,
     load_mask,
     mask_tensor,
+    print_of,
+    same_pictures,
     source_path,
+    taken_at,
     with_masks,
 )
 from .inference_anople import TILES_AT_ONCE, TiledImage
@@ -44,6 +51,8 @@ from .tiling_anople import Tiling, tiling_text
 logger = logging.getLogger(__name__)
 
 NAMED_FAILURES = 5
+HELD = 64  # images of which what the model sees is held; more are opened again when they are needed
+EXIF_TIME, SESSION = "%Y:%m:%d %H:%M:%S", timedelta(hours=1)
 LARGEST_ROUNDING = 1e-5  # of the distance of an image to itself in the memory; in half precision eps / 16
 
 ImageSources = ImageSource | Iterable[ImageSource]
@@ -90,17 +99,25 @@ def open_normals(
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the threshold too low).
         ImageError: naming those that cannot be read.
     """
-    normals, failures = NormalImages([], [], []), []
-    for source, mask in with_masks(images_of(sources), ignore_mask):
+    normals, failures, prints, taken = NormalImages([], [], []), [], [], []
+    for source, given in with_masks(images_of(sources), ignore_mask):
         try:
             image = load_image(source, white_value=processor.white_value)
-            mask = None if mask is None else load_ignore_mask(mask, image.size[::-1])
+            mask = None if given is None else load_ignore_mask(given, image.size[::-1])
+            refuse_flat(image, source)
+            taken.append(taken_at(source))
         except ImageError as error:
             failures.append(str(error))
             continue
         normals.files.append(source_path(source))
         normals.digests.append(digest_of(image))
-        normals.images.append(TiledImage.of(image, processor, tiling, mask).release())
+        prints.append(print_of(image))
+        tiled = TiledImage.of(image, processor, tiling, mask)
+        if len(prints) > HELD and isinstance(source, (str, os.PathLike)):
+            tiled.reopen = functools.partial(load_image, source, white_value=processor.white_value)
+            before = normals.images[-1].ignore_mask
+            tiled.ignore_mask = before if before is not None and np.array_equal(before, mask) else mask
+        normals.images.append(tiled.release())
     if failures:
         more = f" and {len(failures) - NAMED_FAILURES} more" if len(failures) > NAMED_FAILURES else ""
         raise ImageError(
@@ -110,7 +127,63 @@ def open_normals(
     if not normals.images:
         raise ValueError("No good images were given: at least one is needed.")
     reject_duplicates(normals, [])
+    count_once(normals, prints)
+    hint_at_session(taken)
     return normals
+
+
+def refuse_flat(image: Image.Image, source: ImageSource) -> None:
+    """Refuse, by an `ImageError`, a good photograph that shows nothing."""
+    if is_flat(image):
+        raise ImageError(
+            f"{source_path(source) or 'an image'}: is of one color, as with the lens cap on: leave it out."
+        )
+
+
+def count_once(normals: NormalImages, prints: Sequence[np.ndarray]) -> None:
+    """Leave out, in place, images that are another one once more, as PNG and as JPEG for instance, and say which."""
+    twins = same_pictures(prints)
+    if not twins:
+        return
+    pairs = [f"{_name(normals.files, number)} as {_name(normals.files, first)}" for number, first in twins.items()]
+    logger.warning(
+        "%d of %d good photographs are another one once more, and count once: %s. Give photographs of several parts.",
+        len(twins),
+        len(prints),
+        _listed(pairs),
+    )
+    kept = [number for number in range(len(prints)) if number not in twins]
+    for name in ("images", "files", "digests"):
+        setattr(normals, name, [getattr(normals, name)[number] for number in kept])
+
+
+def hint_at_session(taken: Sequence[str | None]) -> None:
+    """Say what to expect where all good images were taken within an hour."""
+    times = sorted(datetime.strptime(each, EXIF_TIME) for each in taken if each and _is_time(each))
+    if len(times) == len(taken) > 2 and times[-1] - times[0] < SESSION:
+        logger.warning(
+            "All %d good photographs were taken within one hour (%s): those of other days will look different, and more of "
+            "them will be false alarms than asked for. Give photographs of several days.",
+            len(times),
+            times[0].date(),
+        )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return bool(datetime.strptime(text, EXIF_TIME))
+    except ValueError:
+        return False
+
+
+def _name(files: Sequence[str | None], number: int) -> str:
+    return files[number] or f"image {number + 1}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - NAMED_FAILURES} more" if len(names) > NAMED_FAILURES else ""
+    return f"{', '.join(names[:NAMED_FAILURES])}{more}"
 
 
 def reject_duplicates(normals: NormalImages, known: Iterable[str]) -> None:
@@ -127,7 +200,7 @@ def _reject(names: Sequence[str]) -> None:
     """Refuse images by these names; none is well."""
     if names:
         raise ValueError(
-            f"These images are given twice, or known already: {', '.join(names)}. Leave them out; a twin says nothing "
+            f"These images are given twice, or known already: {_listed(names)}. Leave them out; a twin says nothing "
             "new and would make the threshold too low."
         )
 
@@ -480,6 +553,7 @@ __all__ = [
     "enroll",
     "forget",
     "known_digests",
+    "hint_at_session",
     "open_normals",
     "reject_duplicates",
     "reject_near_duplicates",

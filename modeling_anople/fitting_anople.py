@@ -20,6 +20,7 @@ from .tiling_anople import ROTATION_COUNTS, jittered_copies, rotated_copies
 logger = logging.getLogger(__name__)
 
 DEFAULT_FALSE_ALARM_RATE = 0.05
+LOWEST_USUAL_THRESHOLD = 0.01  # of raw scores: below lie only photographs that are copies of one another
 
 
 # --- Memory and prototype ---
@@ -58,6 +59,7 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
                 )
             bank.add(vectors, [vectors.shape[1]], boxes)
             total = total + (embedding if image.layout is None else _embedding_of(model, image))
+            image.release()
         if limit and bank.size > 2 * limit:  # however many images there are
             bank.reduce(limit)
     if limit:
@@ -180,6 +182,7 @@ def calibrate_product(
         maxima.append(judged.output.anomaly_maps.flatten(1).amax(1).tolist())
         novel.append(_novelty_of_normal(model, judged.output, class_id))
         frames.append(judged.frame)
+        image.release()
     novelty = torch.cat(novel).T.tolist()
     product.record.frame = FrameLimits.of(frames, product.record.frame if first else None)
     if earlier and first > 1:
@@ -283,6 +286,13 @@ def _keep_threshold(
         novelty_scores=[sorted(values) for values in novelty],
         novelty_thresholds=fit_novelty_thresholds(novelty, rate=model.config.unknown_product_rate),
     )
+    if threshold.image_threshold < LOWEST_USUAL_THRESHOLD:
+        logger.warning(
+            "The threshold of %s lies at %.4f, far below that of any product (0.05 and more): its good photographs are nearly the "
+            "same, or show nothing. Any other photograph would be anomalous: give photographs of several parts.",
+            model.products[class_id].name,
+            threshold.image_threshold,
+        )
     model.products.set_threshold(class_id, threshold)
     return threshold
 

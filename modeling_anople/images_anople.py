@@ -573,6 +573,61 @@ def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], nam
     return np.asarray(Image.fromarray(mask).transpose(TURNS[orientation]))
 
 
+# --- Whether two photographs are the same picture, and when one was taken ---
+
+
+PRINT_SIDE = 32
+SAME_MEAN, SAME_MOST = (
+    1.0,
+    6.0,
+)  # of 255: what JPEG and WebP change, down to quality 50; two parts differ by 25 somewhere
+FLAT = 1.0  # of 255: a photograph whose values deviate less shows nothing
+TAKEN = (36867, 36868, 306)  # tags of EXIF: when it was taken, digitized, written
+
+
+def print_of(photograph: Image.Image) -> np.ndarray:
+    """Reduce an RGB photograph to what is left of it in a small picture: float32 (side, side, 3)."""
+    return np.asarray(photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX), dtype=np.float32)
+
+
+def same_pictures(prints: Sequence[np.ndarray]) -> dict[int, int]:
+    """Find photographs that are another one once more, in another file format for instance: number -> an earlier one's."""
+    if len(prints) < 2:
+        return {}
+    flat = torch.from_numpy(np.stack(prints)).flatten(1)
+    coarse = F.avg_pool2d(torch.from_numpy(np.stack(prints)).permute(0, 3, 1, 2), 8).flatten(1)
+    found: dict[int, int] = {}
+    for number in range(1, len(prints)):
+        # means of squares differ by no more than their pixels do, so this leaves few to be compared
+        near = ((coarse[:number] - coarse[number]).abs().mean(1) <= SAME_MEAN).nonzero()[:, 0]
+        apart = (flat[near] - flat[number]).abs()
+        same = near[(apart.mean(1) <= SAME_MEAN) & (apart.amax(1) <= SAME_MOST)] if len(near) else near
+        if len(same):
+            found[number] = int(same[0])
+    return found
+
+
+def is_flat(photograph: Image.Image) -> bool:
+    """Whether a photograph shows nothing: one color, as with the lens cap on."""
+    return (
+        float(print_of(photograph).std((0, 1)).max()) < FLAT
+        and max(high - low for low, high in photograph.getextrema()) < 16
+    )
+
+
+def taken_at(source: ImageSource) -> str | None:
+    """Read when a photograph was taken, as `YYYY:MM:DD HH:MM:SS`; `None` where its file does not say so."""
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return None
+
+    def read(image: Image.Image, name: str) -> str | None:
+        exif = image.getexif()
+        inside = {**exif, **exif.get_ifd(0x8769)}
+        return next((str(inside[tag]) for tag in TAKEN if inside.get(tag)), None)
+
+    return _load(source, read)
+
+
 # --- Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them ---
 
 
@@ -909,6 +964,10 @@ __all__ = [
     "NOTHING",
     "WHITE_RANGE",
     "act_on_each",
+    "is_flat",
+    "print_of",
+    "same_pictures",
+    "taken_at",
     "describe_counts",
     "image_files",
     "mask_out_map",

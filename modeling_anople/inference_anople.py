@@ -149,6 +149,7 @@ class TiledImage:
 
     Attributes:
         image: RGB; `None` once it was let go (see [`release`]).
+        reopen: opens the image again; `None` where it cannot be, or need not.
         size: (height, width) of the image.
         processor: turns tiles into tensors.
         layout: where the tiles lie; `None` for the image as one whole.
@@ -164,6 +165,7 @@ class TiledImage:
         layout: Layout | None,
         ignore_mask: np.ndarray | None = None,
     ):
+        self.reopen: Callable[[], Image.Image] | None = None
         self.image, self.size, self.processor = image, image.size[::-1], processor
         self.layout, self.ignore_mask = layout, ignore_mask
         self.class_id: int | None = None
@@ -178,14 +180,20 @@ class TiledImage:
         return cls(image, processor, plan_tiles(image.size[::-1], tiling, processor.image_size), ignore_mask)
 
     def release(self) -> "TiledImage":
-        """Prepare an image that is not cut, and let its pixels go: of many images only what the model sees is held."""
-        if self.layout is None and self.image is not None:
+        """Let the pixels go: of many images only what the model sees is held, and not even that of one that can be reopened."""
+        if self.reopen is not None:
+            self.image, self._prepared = None, None
+        elif self.layout is None and self.image is not None:
             self._prepared, self.image = self.prepare([0]), None
         return self
 
     def whole(self) -> "TiledImage":
         """Return the same image as one whole."""
-        return self if self.layout is None else TiledImage(self.image, self.processor, None, self.ignore_mask)
+        if self.layout is None:
+            return self
+        if self.image is None and self.reopen is not None:
+            self.image = self.reopen()
+        return TiledImage(self.image, self.processor, None, self.ignore_mask)
 
     @property
     def boxes(self) -> Sequence[tuple[int, int, int, int]]:
@@ -194,6 +202,8 @@ class TiledImage:
 
     def crop(self, number: int) -> tuple[Image.Image, np.ndarray | None]:
         """Cut one tile, and mark on it what is ignored or lies beyond the border; `None` where all of it counts."""
+        if self.image is None and self.reopen is not None:
+            self.image = self.reopen()
         if self.layout is None:
             return self.image, self.ignore_mask
         left, top, right, bottom = self.boxes[number]
@@ -440,14 +450,17 @@ def _join(
     maps = None if tiles[0].part_maps is None else blended([tile.part_maps for tile in tiles])
     judged = JudgedImage(output, part, maps, frame)
     if not class_is_known:
-        known = detector.is_known_class(output.memory_maps, output.image_embeds, output.class_ids)
+        seen, reach = (output.memory_maps, output.image_embeds, output.class_ids), 1.0
         if detector.must_identify(image.class_id is not None and not image.identified):
-            output.is_known_class = known
-        judged.reason = _reason(detector, judged, known)
+            output.is_known_class = detector.is_known_class(*seen)
+        else:  # a user says that it is of this product: it takes more to gainsay that
+            reach = NAMED_REACH
+        judged.reason = _reason(detector, judged, detector.is_known_class(*seen, reach=reach))
     return judged
 
 
 NOTHING_LIKE = "nothing like the product"
+NAMED_REACH = 1.5  # of the thresholds of unknown products: 1 % of good photographs passed these, 0.2 % this
 
 
 def _reason(detector: Detector, judged: JudgedImage, known: Tensor | None) -> str | None:
