@@ -606,10 +606,15 @@ class FrameLimits:
         """Lowest, highest, mean and squares."""
         return self.lowest, self.highest, self.mean, self.squares
 
-    def fault(self, frame: Sequence[float]) -> str | None:
-        """Say what is wrong with an image by its numbers; `None` for one that is like those that were taught."""
+    def fault(self, frame: Sequence[float], *, suspected: bool = False) -> str | None:
+        """
+        Say what is wrong with an image by its numbers; `None` for one that is like those that were taught.
+
+        Args:
+            suspected: whether it is known to be unlike the product, so that the least margin tells why.
+        """
         for number, each in enumerate(FRAME_NUMBERS):
-            margin = self._margin(number, each)
+            margin = each.least if suspected else self._margin(number, each)
             if each.below is not None and frame[number] < self.lowest[number] - margin:
                 return each.below
             if each.above is not None and frame[number] > self.highest[number] + margin:

@@ -581,7 +581,9 @@ SAME_MEAN, SAME_MOST = (
     1.0,
     6.0,
 )  # of 255: what JPEG and WebP change, down to quality 50; two parts differ by 25 somewhere
-FLAT = 1.0  # of 255: a photograph whose values deviate less shows nothing
+FLAT = 1.0  # of 255: a photograph whose values differ by no more shows nothing
+DARK, DARK_NOISE = 24, 16  # of 255: how bright, and how noisy, a covered camera is
+STRAY = 0.1  # percent of pixels that may be any
 TAKEN = (36867, 36868, 306)  # tags of EXIF: when it was taken, digitized, written
 
 
@@ -608,11 +610,10 @@ def same_pictures(prints: Sequence[np.ndarray]) -> dict[int, int]:
 
 
 def is_flat(photograph: Image.Image) -> bool:
-    """Whether a photograph shows nothing: one color, as with the lens cap on."""
-    return (
-        float(print_of(photograph).std((0, 1)).max()) < FLAT
-        and max(high - low for low, high in photograph.getextrema()) < 16
-    )
+    """Whether a photograph shows nothing: one color, or the noise of a camera with its lens cap on; stray pixels aside."""
+    grey = np.asarray(photograph.convert("L"))
+    low, high = np.percentile(grey, (STRAY, 100 - STRAY))
+    return bool(high - low <= (DARK_NOISE if high <= DARK else FLAT))
 
 
 def taken_at(source: ImageSource) -> str | None:

@@ -469,7 +469,9 @@ def _reason(detector: Detector, judged: JudgedImage, known: Tensor | None) -> st
         return None
     limits = detector.products[int(judged.output.class_ids[0])].record.frame
     fault = None if limits is None else limits.fault(judged.frame)
-    return fault or (NOTHING_LIKE if known is not None and not bool(known.all()) else None)
+    if fault is not None or known is None or bool(known.all()):
+        return fault
+    return (limits and limits.fault(judged.frame, suspected=True)) or NOTHING_LIKE
 
 
 def _frame_of(pixels: Tensor, detector: Detector) -> list[float]:
