@@ -268,6 +268,8 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     inspection = Inspection(
         name=source["path"],
         verdict=prediction.label or "no line",
+        reason=prediction.reason,
+        regions=prediction.find_regions(),
         score=prediction.score,
         threshold=session.threshold,
         product=prediction.class_name,

@@ -36,6 +36,8 @@ class Inspection:
         name: of its file.
         error: why it could not be judged; everything below is then `None`.
         verdict: "normal", "anomalous" or "unknown product"; "no line" where the product has no threshold.
+        reason: why the image is no photograph of its product, whatever its score; `None` where it may be one.
+        regions: what is above the threshold, largest peak first: `box`, `area`, `peak` and `centroid` of each.
         score: within 0 and 1 where the product is calibrated, to 0.5; else the raw score.
         threshold: what the score was held against.
         product: as which it was judged; `None` where it is unknown.
@@ -48,6 +50,8 @@ class Inspection:
     name: str
     error: str | None = None
     verdict: str | None = None
+    reason: str | None = None
+    regions: list[dict[str, Any]] | None = None
     score: float | None = None
     threshold: float | None = None
     product: str | None = None
@@ -62,7 +66,8 @@ class Inspection:
         """The answer as a person says it."""
         if self.error:
             return self.error
-        return f"{self.verdict}, {self.score:.2f}; line at {self.threshold:.2f}"
+        verdict = f"{self.verdict} ({self.reason})" if self.reason else self.verdict
+        return f"{verdict}, {self.score:.2f}; line at {self.threshold:.2f}"
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -70,6 +75,8 @@ class Inspection:
         return {
             "words": self.words,
             "verdict": self.verdict,
+            "reason": self.reason,
+            "regions": self.regions,
             "score": round(self.score, 6),
             "line": self.threshold,
             "product": self.product,

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.enrollment_anople import enroll as enroll_product
+from modeling_anople.images_anople import CAMERA_WHITES
 from modeling_anople.losses_anople import loss_weights
 from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
 from modeling_anople.training.few_shot import Shots, StepSampler, collate_views, make_samples, make_validation_batch
@@ -41,6 +42,12 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
         with gr.Column(min_width=300):
             name = gr.Textbox(label="Name of the new product", placeholder="bottle", max_length=60, elem_id="name")
             files = images_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
+            white_value = gr.Dropdown(
+                [("as the files say", 0), *((f"{bits} bits", white) for bits, white in CAMERA_WHITES.items())],
+                value=0,
+                label="Bits of the camera, where its files have 16",
+                elem_id="white",
+            )
             teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
             gr.Examples(
                 [[NEW_PRODUCT, [str(path) for path in examples.to_teach]]],
@@ -57,7 +64,7 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
                 answer = gr.JSON(label="Answer")
     answers = [answer, message, products]
     return [
-        (teach_button.click, [name, files], answers, enroll, {"api_name": "enroll"}),
+        (teach_button.click, [name, files, white_value], answers, enroll, {"api_name": "enroll"}),
         (load_button.click, [upload_file], answers, upload, {"api_name": "load"}),
     ]
 
@@ -102,19 +109,20 @@ def _home_accordion(session: gr.State) -> tuple[gr.Button, gr.File]:
 # --- What the widgets call ---
 
 
-def enroll(name: str, files: list[str], session: Session) -> tuple:
+def enroll(name: str, files: list[str], white_value: int, session: Session) -> tuple:
     """
     Teach a new product from 1 to 8 good photographs, without training.
 
     Args:
         name: of the new product.
         files: good photographs of it.
+        white_value: of files with more than 8 bits for each channel, 0 for what they say themselves.
 
     Returns:
         The message and the names of all products now; the same as HTML.
     """
     with refusals():
-        words = teach_product(session, name, files)
+        words = teach_product(session, name, files, white_value=white_value or None)
     return *_products_changed(session, words), *_choices(session, name.strip())
 
 
@@ -182,12 +190,20 @@ def _choices(session: Session, chosen: str | None = None) -> tuple:
 # --- Teach a product ---
 
 
-def teach_product(session: Session, name: str | None, files: list[str] | None, *, keep: bool = True) -> str:
+def teach_product(
+    session: Session,
+    name: str | None,
+    files: list[str] | None,
+    *,
+    keep: bool = True,
+    white_value: float | None = None,
+) -> str:
     """
     Add a product to a session's own detector, without training; says what it knows now.
 
     Args:
         keep: whether the images stay in the session's folder, to be shown beside what is like them.
+        white_value: of files with more than 8 bits, which the detector keeps; `None` leaves it as it is.
 
     Raises:
         ValueError: for a name that is none or is taken, too few or too many images, and ones that cannot be used;
@@ -200,7 +216,7 @@ def teach_product(session: Session, name: str | None, files: list[str] | None, *
         raise ValueError(f"This detector knows {MAX_PRODUCTS} products, which is as many as the demo takes.")
     images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
     model, processor = session.own_detector()
-    threshold = enroll_product(model, processor, name, images)
+    threshold = enroll_product(model, processor, name, images, white_value=white_value)
     if keep:
         session.keep_sources(name, images)
     count = len(images)

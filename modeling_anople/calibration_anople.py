@@ -5,10 +5,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 # --- What a number of good photographs can promise of a line, in figures and in words ---
@@ -503,7 +504,136 @@ def fit_pooled_threshold(
     )
 
 
+# --- What a frame is like as a whole: whether a camera is on, sharp, and sees the light that it was taught in ---
+
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue
+ENOUGH = 0.99  # of good frames lie within the limits, were their numbers spread as a normal distribution
+
+
+class FrameNumber(NamedTuple):
+    """
+    One of the numbers of [`frame_numbers`].
+
+    Args:
+        below, above: what an image is that lies outside; `None` where that is no fault.
+        least, most: how far beyond the taught ones a frame may lie at least, and at most, however these differ.
+    """
+
+    below: str | None
+    above: str | None
+    least: float
+    most: float
+
+
+# Margins: from the good photographs and the dead frames of docs/any_image.md.
+FRAME_NUMBERS = (
+    FrameNumber("too dark", "brighter than anything taught", 0.5, 1.5),  # stops
+    FrameNumber("less contrast than anything taught", None, 1.0, 3.0),  # halvings
+    FrameNumber("out of focus", None, 0.8, 1.2),  # halvings
+    FrameNumber("less red than anything taught", "more red than anything taught", 0.1, 0.4),
+    FrameNumber("less blue than anything taught", "more blue than anything taught", 0.1, 0.4),
+)
+
+
+def frame_numbers(pixels: Tensor) -> list[float]:
+    """
+    Describe a frame, (3, height, width) of values within 0 and 1, by the numbers of `FRAME_NUMBERS`.
+
+    Exposure and contrast are logarithms to base 2, of mean and deviation of the grey values; sharpness is that of the finest
+    detail beside what is coarser; red and blue are how much there is more of them than of green.
+    """
+    pixels = pixels.detach().float().cpu().clamp(0, 1)
+    grey = (pixels * torch.tensor(GREY_WEIGHTS)[:, None, None]).sum(0)
+    softer = _box_blur(grey, 3)
+    fine = float((grey - softer).abs().mean())
+    coarse = float((softer - _box_blur(softer, 9)).abs().mean())
+    exposure, contrast = float(grey.mean().clamp(min=0)), float(grey.std(correction=0))
+    # a thirtieth of the contrast is what blur leaves of the coarser detail, too
+    sharpness = (fine + 1e-4) / (coarse + contrast / 30 + 1e-4)
+    red, green, blue = pixels.flatten(1).mean(1).tolist()
+    logs = [math.log2(exposure + 0.02), math.log2(contrast + 0.005), math.log2(sharpness)]
+    return [*logs, red - green, blue - green]
+
+
+def _box_blur(grey: Tensor, side: int) -> Tensor:
+    side = min(side, 2 * min(grey.shape) - 1)  # of which no more than the image can be mirrored
+    padded = F.pad(grey[None, None], (side // 2,) * 4, mode="reflect")
+    return F.avg_pool2d(padded, side, stride=1)[0, 0]
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """
+    What the frames of a product's good images are like: of each of `FRAME_NUMBERS` the range, mean and spread.
+
+    Args:
+        count: of images.
+        lowest, highest, mean: of each number.
+        squares: sum of the squared distances to the mean.
+    """
+
+    count: int
+    lowest: list[float]
+    highest: list[float]
+    mean: list[float]
+    squares: list[float]
+
+    def __post_init__(self):
+        sizes = {len(each) for each in self.lists}
+        finite = all(isinstance(value, (int, float)) and math.isfinite(value) for each in self.lists for value in each)
+        if self.count < 1 or sizes != {len(FRAME_NUMBERS)} or not finite or min(self.squares) < 0:
+            raise ValueError(
+                f"the frame of a product must have {len(FRAME_NUMBERS)} finite numbers of at least 1 image, got {self}."
+            )
+
+    @classmethod
+    def of(cls, frames: Sequence[Sequence[float]], known: "FrameLimits | None" = None) -> "FrameLimits":
+        """Learn from the numbers of some images, in addition to those that are known."""
+        values = torch.tensor(frames, dtype=torch.float64)  # (images, numbers)
+        count, mean = len(values), values.mean(0)
+        squares, lowest, highest = ((values - mean) ** 2).sum(0), values.amin(0), values.amax(0)
+        if known is not None:
+            before = [torch.tensor(each, dtype=torch.float64) for each in known.lists]
+            both, apart = count + known.count, mean - before[2]
+            lowest, highest = torch.minimum(lowest, before[0]), torch.maximum(highest, before[1])
+            squares = squares + before[3] + apart**2 * count * known.count / both
+            mean, count = before[2] + apart * count / both, both
+        return cls(count, *(each.tolist() for each in (lowest, highest, mean, squares)))
+
+    @property
+    def lists(self) -> tuple[list[float], ...]:
+        """Lowest, highest, mean and squares."""
+        return self.lowest, self.highest, self.mean, self.squares
+
+    def fault(self, frame: Sequence[float], *, suspected: bool = False) -> str | None:
+        """
+        Say what is wrong with an image by its numbers; `None` for one that is like those that were taught.
+
+        Args:
+            suspected: whether it is known to be unlike the product, so that the least margin tells why.
+        """
+        for number, each in enumerate(FRAME_NUMBERS):
+            margin = each.least if suspected else self._margin(number, each)
+            if each.below is not None and frame[number] < self.lowest[number] - margin:
+                return each.below
+            if each.above is not None and frame[number] > self.highest[number] + margin:
+                return each.above
+        return None
+
+    def _margin(self, number: int, each: FrameNumber) -> float:
+        """How far beyond the range another good image may lie: the reach of a prediction interval (see `_upper_limit`)."""
+        if self.count == 1:
+            return each.most
+        deviation = math.sqrt(self.squares[number] / (self.count - 1))
+        reach = student_quantile(ENOUGH, self.count - 1) * deviation * math.sqrt(1 + 1 / self.count)
+        return min(max(each.least, reach), each.most)
+
+
 __all__ = [
+    "FRAME_NUMBERS",
+    "FrameLimits",
+    "frame_numbers",
     "ProductThreshold",
     "UnreachableThreshold",
     "attainable_rate",

@@ -463,11 +463,18 @@ def check_ranges(values: object, ranges: Mapping[str, tuple[float, float]], wher
     Raises:
         ValueError: naming the field, its range and the value.
     """
-    for name, (low, high) in ranges.items():
+    for name, limits in ranges.items():
         given = getattr(values, name)
         for value in given if isinstance(given, (list, tuple)) else [given]:
-            if value is not None and not low <= value <= high:  # NaN lies nowhere
-                raise ValueError(f"{where}{name} must lie within {low} and {high}, got {value}.")
+            if value is not None:
+                check_range(f"{where}{name}", value, limits)
+
+
+def check_range(name: str, value: float, limits: tuple[float, float]) -> None:
+    """Refuse a number outside the least and the greatest value, both allowed; a `ValueError` names it."""
+    low, high = limits
+    if not low <= value <= high:  # NaN lies nowhere
+        raise ValueError(f"{name} must lie within {low} and {high}, got {value}.")
 
 
 def check_clip_size(clip: CLIPConfig) -> None:
@@ -603,6 +610,7 @@ __all__ = [
     "check_clip_size",
     "check_encoder_numbers",
     "check_encoder_size",
+    "check_range",
     "check_ranges",
     "leads_elsewhere",
     "patch_side",

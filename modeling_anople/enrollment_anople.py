@@ -5,11 +5,15 @@ Each is done whole or not at all, and written into the detector's log. Users rea
 what `pipeline("image-anomaly-detection", ...)` returns.
 """
 
+import contextlib
+import functools
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 import numpy as np
@@ -17,18 +21,24 @@ import torch
 from PIL import Image
 
 from .calibration_anople import ProductThreshold, check_rate
+from .configuration_anople import check_range
 from .fitting_anople import DEFAULT_FALSE_ALARM_RATE, calibrate_product, recalibrate_product, remember
 from .images_anople import (
+    WHITE_RANGE,
     ImageError,
     ImageSource,
     MaskSource,
     ignored_patches,
     images_of,
+    is_flat,
     load_ignore_mask,
     load_image,
     load_mask,
     mask_tensor,
+    print_of,
+    same_pictures,
     source_path,
+    taken_at,
     with_masks,
 )
 from .inference_anople import TILES_AT_ONCE, TiledImage
@@ -41,6 +51,8 @@ from .tiling_anople import Tiling, tiling_text
 logger = logging.getLogger(__name__)
 
 NAMED_FAILURES = 5
+HELD = 64  # images of which what the model sees is held; more are opened again when they are needed
+EXIF_TIME, SESSION = "%Y:%m:%d %H:%M:%S", timedelta(hours=1)
 LARGEST_ROUNDING = 1e-5  # of the distance of an image to itself in the memory; in half precision eps / 16
 
 ImageSources = ImageSource | Iterable[ImageSource]
@@ -87,17 +99,25 @@ def open_normals(
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the threshold too low).
         ImageError: naming those that cannot be read.
     """
-    normals, failures = NormalImages([], [], []), []
-    for source, mask in with_masks(images_of(sources), ignore_mask):
+    normals, failures, prints, taken = NormalImages([], [], []), [], [], []
+    for source, given in with_masks(images_of(sources), ignore_mask):
         try:
             image = load_image(source, white_value=processor.white_value)
-            mask = None if mask is None else load_ignore_mask(mask, image.size[::-1])
+            mask = None if given is None else load_ignore_mask(given, image.size[::-1])
+            refuse_flat(image, source)
+            taken.append(taken_at(source))
         except ImageError as error:
             failures.append(str(error))
             continue
         normals.files.append(source_path(source))
         normals.digests.append(digest_of(image))
-        normals.images.append(TiledImage.of(image, processor, tiling, mask).release())
+        prints.append(print_of(image))
+        tiled = TiledImage.of(image, processor, tiling, mask)
+        if len(prints) > HELD and isinstance(source, (str, os.PathLike)):
+            tiled.reopen = functools.partial(load_image, source, white_value=processor.white_value)
+            before = normals.images[-1].ignore_mask
+            tiled.ignore_mask = before if before is not None and np.array_equal(before, mask) else mask
+        normals.images.append(tiled.release())
     if failures:
         more = f" and {len(failures) - NAMED_FAILURES} more" if len(failures) > NAMED_FAILURES else ""
         raise ImageError(
@@ -107,7 +127,63 @@ def open_normals(
     if not normals.images:
         raise ValueError("No good images were given: at least one is needed.")
     reject_duplicates(normals, [])
+    count_once(normals, prints)
+    hint_at_session(taken)
     return normals
+
+
+def refuse_flat(image: Image.Image, source: ImageSource) -> None:
+    """Refuse, by an `ImageError`, a good photograph that shows nothing."""
+    if is_flat(image):
+        raise ImageError(
+            f"{source_path(source) or 'an image'}: is of one color, as with the lens cap on: leave it out."
+        )
+
+
+def count_once(normals: NormalImages, prints: Sequence[np.ndarray]) -> None:
+    """Leave out, in place, images that are another one once more, as PNG and as JPEG for instance, and say which."""
+    twins = same_pictures(prints)
+    if not twins:
+        return
+    pairs = [f"{_name(normals.files, number)} as {_name(normals.files, first)}" for number, first in twins.items()]
+    logger.warning(
+        "%d of %d good photographs are another one once more, and count once: %s. Give photographs of several parts.",
+        len(twins),
+        len(prints),
+        _listed(pairs),
+    )
+    kept = [number for number in range(len(prints)) if number not in twins]
+    for name in ("images", "files", "digests"):
+        setattr(normals, name, [getattr(normals, name)[number] for number in kept])
+
+
+def hint_at_session(taken: Sequence[str | None]) -> None:
+    """Say what to expect where all good images were taken within an hour."""
+    times = sorted(datetime.strptime(each, EXIF_TIME) for each in taken if each and _is_time(each))
+    if len(times) == len(taken) > 2 and times[-1] - times[0] < SESSION:
+        logger.warning(
+            "All %d good photographs were taken within one hour (%s): those of other days will look different, and more of "
+            "them will be false alarms than asked for. Give photographs of several days.",
+            len(times),
+            times[0].date(),
+        )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return bool(datetime.strptime(text, EXIF_TIME))
+    except ValueError:
+        return False
+
+
+def _name(files: Sequence[str | None], number: int) -> str:
+    return files[number] or f"image {number + 1}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name the first few of many."""
+    more = f" and {len(names) - NAMED_FAILURES} more" if len(names) > NAMED_FAILURES else ""
+    return f"{', '.join(names[:NAMED_FAILURES])}{more}"
 
 
 def reject_duplicates(normals: NormalImages, known: Iterable[str]) -> None:
@@ -124,7 +200,7 @@ def _reject(names: Sequence[str]) -> None:
     """Refuse images by these names; none is well."""
     if names:
         raise ValueError(
-            f"These images are given twice, or known already: {', '.join(names)}. Leave them out; a twin says nothing "
+            f"These images are given twice, or known already: {_listed(names)}. Leave them out; a twin says nothing "
             "new and would make the threshold too low."
         )
 
@@ -209,6 +285,7 @@ def enroll(
     date: str | None = None,
     tiling: Tiling | Literal["same"] = SAME,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Add a product from good images, without training: text embedding, memory, prototype and threshold.
@@ -227,6 +304,8 @@ def enroll(
         tiling: how this product's images are cut, now and whenever one is judged; by default as the others.
         ignore_mask: places that do not count, one mask for all images, which the product keeps for all later ones, or a
             list with one for each, which is not kept.
+        white_value: of photographs with more than 8 bits, such as 4095 of a 12-bit camera; the detector keeps it for all
+            its products.
 
     Returns:
         The threshold that was fitted.
@@ -249,12 +328,12 @@ def enroll(
     if setting != config.tiling and config.class_identity == "pooled":
         raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
     # 2. Open all images, and make the two texts.
-    normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
-    _warn_of_others(normals, model)
-    ids = model.tokenize_class(class_name, processor.tokenizer)
-    record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
-    # 3. Learn it, whole or not at all.
-    with products.transaction():
+    with _reads_by(model, processor, white_value), products.transaction():
+        normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
+        _warn_of_others(normals, model)
+        ids = model.tokenize_class(class_name, processor.tokenizer)
+        record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
+        # 3. Learn it, whole or not at all.
         class_id = products.add(record, ids, model.embed_text(ids)[0].detach())
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
@@ -275,6 +354,7 @@ def add_normals(
     batch_size: int = 8,
     date: str | None = None,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Let a product know more good images, and fit its threshold anew (see [`calibrate_product`] for how, and its limits).
@@ -283,9 +363,9 @@ def add_normals(
     before. Without `ignore_mask` the product's own is used, where it keeps one; `"none"` ignores nothing.
     """
     class_id = model.products.id_of(class_name)
-    normals = _open_more(model, processor, class_id, images, ignore_mask)
-    _reject_known(model, normals, class_id)
-    with model.products.transaction():
+    with _reads_by(model, processor, white_value), model.products.transaction():
+        normals = _open_more(model, processor, class_id, images, ignore_mask)
+        _reject_known(model, normals, class_id)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
         name = model.products[class_id].name
         model.products.log("add_normals", name, files=normals.files, digests=normals.digests, date=date)
@@ -303,6 +383,7 @@ def calibrate(
     batch_size: int = 8,
     date: str | None = None,
     ignore_mask: IgnoreMasks = None,
+    white_value: float | None = None,
 ) -> ProductThreshold:
     """
     Fit a product's threshold anew, with more good images that are not remembered, or for another rate of false alarms.
@@ -324,12 +405,12 @@ def calibrate(
     if images is None and max_false_alarm_rate is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
     normals, remembered = NormalImages([], [], []), None
-    if images is not None:
-        normals = _open_more(model, processor, class_id, images, ignore_mask)
-        remembered = _in_order_of_memory(model, normals, class_id)
-    if remembered is None:
-        _reject_known(model, normals, class_id)
-    with model.products.transaction():
+    with _reads_by(model, processor, white_value), model.products.transaction():
+        if images is not None:
+            normals = _open_more(model, processor, class_id, images, ignore_mask)
+            remembered = _in_order_of_memory(model, normals, class_id)
+        if remembered is None:
+            _reject_known(model, normals, class_id)
         rate = _rate_of(model, class_id, max_false_alarm_rate)
         if remembered is not None:
             threshold = calibrate_product(model, remembered, class_id, max_false_alarm_rate=rate)
@@ -394,6 +475,31 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
         model.products.log("keep_ignore_mask" if mask is not None else "drop_ignore_mask", product.name, date=date)
 
 
+@contextlib.contextmanager
+def _reads_by(model: AnoPLeModel, processor: AnoPLeProcessor, white_value: float | None) -> Iterator[None]:
+    """Read photographs by a white value from now on, unless what is done inside fails; `None` leaves it as it is."""
+    before = processor.white_value
+    if white_value is not None:
+        check_range("white_value", white_value, WHITE_RANGE)
+        if before not in (None, white_value):
+            raise ValueError(
+                f"This detector reads photographs of more than 8 bits by the white value {before:g}, and cannot read them by "
+                f"{white_value:g} too: leave it out, or begin another detector."
+            )
+        if before is None and not model.products.remembers_nothing:
+            logger.warning(
+                "From now on all photographs of more than 8 bits are read by the white value %g, those of %s too.",
+                white_value,
+                ", ".join(model.config.class_names),
+            )
+        processor.white_value = white_value
+    try:
+        yield
+    except BaseException:
+        processor.white_value = before
+        raise
+
+
 def _open_more(
     model: AnoPLeModel, processor: AnoPLeProcessor, class_id: int, images: ImageSources, ignore_mask: IgnoreMasks
 ) -> NormalImages:
@@ -447,6 +553,7 @@ __all__ = [
     "enroll",
     "forget",
     "known_digests",
+    "hint_at_session",
     "open_normals",
     "reject_duplicates",
     "reject_near_duplicates",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .images_anople import ignored_patches
-from .inference_anople import TILES_AT_ONCE, TiledImage
+from .inference_anople import TILES_AT_ONCE, JudgedImage, TiledImage
 from .memory_anople import nearest_vector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
@@ -32,7 +32,7 @@ class Explanation:
         line: the score above which an image is anomalous; `None` where the class has no threshold.
         past: score minus line; negative for a normal image.
         decided_by: `class_name`, and as `line` what decided: "image" (the threshold of the class), "pooled" (that of all
-            classes together), "product patches" or "product whole" (the image shows no known product: its patches, or it
+            classes together), "frame" (it is no photograph of the product, see `reason` of the result), "product patches" or "product whole" (the image shows no known product: its patches, or it
             as a whole, are too far from the nearest one), or `None`.
         nearest_photograph: name of the good image with the nearest patch, as the detector's log has it.
         nearest_index: its place among the product's good images, from 0; `None` without a memory.
@@ -63,7 +63,7 @@ def explain(
     model: AnoPLeModel,
     processor: AnoPLeProcessor,
     image: TiledImage,
-    output: AnoPLeOutput,
+    judged: JudgedImage,
     threshold: float | None = None,
 ) -> Explanation:
     """
@@ -71,10 +71,10 @@ def explain(
 
     Args:
         image: as it was judged.
-        output: the answer, of one row.
+        judged: the answer, of one row.
         threshold: calibrated score above which an image is anomalous; by default that of the config.
     """
-    threshold = model.config.threshold if threshold is None else threshold
+    threshold, output = model.config.threshold if threshold is None else threshold, judged.output
     result = processor.post_process_anomaly_detection(output, threshold=threshold)[0]
     class_id = None if output.class_ids is None else int(output.class_ids[0])
     limit = None if result["label"] is None else threshold
@@ -87,6 +87,8 @@ def explain(
         past=None if limit is None else result["score"] - limit,
         decided_by=_decision(model, output, class_id, result["label"]),
     )
+    if judged.reason is not None and result["label"] == "normal":
+        explanation.decided_by["line"] = "frame"
     if not model.products.remembers_nothing:
         feature, distance = _odd_patch(model, image, class_id, torch.from_numpy(region))
         _name_nearest(explanation, model, feature, class_id, distance)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import ProductThreshold, fit_novelty_thresholds, fit_threshold
+from .calibration_anople import FrameLimits, ProductThreshold, fit_novelty_thresholds, fit_threshold
 from .images_anople import ignored_patches
 from .inference_anople import TILES_AT_ONCE, JudgedImage, TiledImage, predict_tiles, prepare_tiles
 from .modeling_anople import AnoPLeModel
@@ -20,6 +20,7 @@ from .tiling_anople import ROTATION_COUNTS, jittered_copies, rotated_copies
 logger = logging.getLogger(__name__)
 
 DEFAULT_FALSE_ALARM_RATE = 0.05
+LOWEST_USUAL_THRESHOLD = 0.01  # of raw scores: below lie only photographs that are copies of one another
 
 
 # --- Memory and prototype ---
@@ -58,6 +59,7 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
                 )
             bank.add(vectors, [vectors.shape[1]], boxes)
             total = total + (embedding if image.layout is None else _embedding_of(model, image))
+            image.release()
         if limit and bank.size > 2 * limit:  # however many images there are
             bank.reduce(limit)
     if limit:
@@ -172,13 +174,19 @@ def calibrate_product(
         )
     earlier = product.record.threshold if first else None
     alone = product.image_count == 1
-    judged = [_judge_normal(model, image, class_id, first + place, alone) for place, image in enumerate(images)]
-    novelty = _novelty_of_normals(model, judged, class_id)
+    scores, maxima, novel, frames = [], [], [], []
+    for place, image in enumerate(images):  # of each only numbers are kept, however many there are
+        judged = _judge_normal(model, image, class_id, first + place, alone)
+        # independent scores are the first of each image; those of copies serve a lone image alone
+        scores.append(judged.output.image_scores.tolist())
+        maxima.append(judged.output.anomaly_maps.flatten(1).amax(1).tolist())
+        novel.append(_novelty_of_normal(model, judged.output, class_id))
+        frames.append(judged.frame)
+        image.release()
+    novelty = torch.cat(novel).T.tolist()
+    product.record.frame = FrameLimits.of(frames, product.record.frame if first else None)
     if earlier and first > 1:
         novelty = [old + new for old, new in zip(earlier.novelty_scores or [[], []], novelty, strict=True)]
-    # independent scores are the first of each image; those of copies serve a lone image alone
-    scores = [output.image_scores.tolist() for output in judged]
-    maxima = [output.anomaly_maps.flatten(1).amax(1).tolist() for output in judged]
     if alone:
         measured = {"image_scores": [], "map_maxima": []}
         measured |= {"jittered_image_scores": scores[0], "jittered_map_maxima": maxima[0]}
@@ -220,12 +228,14 @@ def recalibrate_product(
     model.eval()
     known = model.products[class_id].record.threshold
     scores, maxima = (known.image_scores, known.map_maxima) if known.image_count else ([], [])
+    frames = []
     for start in range(0, len(images), batch_size):
         batch = list(images[start : start + batch_size])
         for image in batch:
             image.class_id = class_id
         for judged in predict_tiles(model, batch, class_is_known=True):
-            output = _counted(judged)
+            output = _counted(judged).output
+            frames.append(judged.frame)
             scores = scores + output.image_scores.tolist()
             maxima = maxima + output.anomaly_maps.flatten(1).amax(1).tolist()
     threshold = fit_threshold(
@@ -236,10 +246,13 @@ def recalibrate_product(
         jittered_map_maxima=known.jittered_map_maxima,
         held_out=known.held_out + len(images),
     )
+    record = model.products[class_id].record
+    if frames and record.frame is not None:
+        record.frame = FrameLimits.of(frames, record.frame)
     return _keep_threshold(model, class_id, threshold, known.novelty_scores)
 
 
-def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: int, alone: bool) -> AnoPLeOutput:
+def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: int, alone: bool) -> JudgedImage:
     """Score an image, and jittered copies of it, against the memory without that image; a lone one's copies alone."""
 
     def copies(tile: Tensor) -> Tensor:
@@ -251,20 +264,17 @@ def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: 
     return _counted(predict_tiles(model, [image], class_is_known=True, exclude=own, copies=copies)[0])
 
 
-def _counted(judged: JudgedImage | None) -> AnoPLeOutput:
+def _counted(judged: JudgedImage | None) -> JudgedImage:
     if judged is None:
         raise ValueError("The ignore_mask leaves no patch that counts: mark less of the image.")
-    return judged.output
+    return judged
 
 
-def _novelty_of_normals(model: AnoPLeModel, judged: Sequence[AnoPLeOutput], class_id: int) -> list[list[float]]:
-    """Measure each image, and its copies, against the memory and the prototype without that image: a list of each number."""
+def _novelty_of_normal(model: AnoPLeModel, output: AnoPLeOutput, class_id: int) -> Tensor:
+    """Measure an image, and its copies, against the memory and the prototype without that image: (rows, 2)."""
     known, prototype = model.products[class_id].image_count, model.products[class_id].prototype.float()
-    rows = []
-    for output in judged:
-        own = 0 if known == 1 else output.image_embeds[0].float() / known
-        rows.append(novelty_scores(output.memory_maps, output.image_embeds, (prototype - own)[None]))
-    return torch.cat(rows).T.tolist()
+    own = 0 if known == 1 else output.image_embeds[0].float() / known
+    return novelty_scores(output.memory_maps, output.image_embeds, (prototype - own)[None]).cpu()
 
 
 def _keep_threshold(
@@ -276,6 +286,13 @@ def _keep_threshold(
         novelty_scores=[sorted(values) for values in novelty],
         novelty_thresholds=fit_novelty_thresholds(novelty, rate=model.config.unknown_product_rate),
     )
+    if threshold.image_threshold < LOWEST_USUAL_THRESHOLD:
+        logger.warning(
+            "The threshold of %s lies at %.4f, far below that of any product (0.05 and more): its good photographs are nearly the "
+            "same, or show nothing. Any other photograph would be anomalous: give photographs of several parts.",
+            model.products[class_id].name,
+            threshold.image_threshold,
+        )
     model.products.set_threshold(class_id, threshold)
     return threshold
 

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from .calibration_anople import frame_numbers
 from .images_anople import (
     ImageError,
     ImageSource,
@@ -147,6 +149,7 @@ class TiledImage:
 
     Attributes:
         image: RGB; `None` once it was let go (see [`release`]).
+        reopen: opens the image again; `None` where it cannot be, or need not.
         size: (height, width) of the image.
         processor: turns tiles into tensors.
         layout: where the tiles lie; `None` for the image as one whole.
@@ -162,6 +165,7 @@ class TiledImage:
         layout: Layout | None,
         ignore_mask: np.ndarray | None = None,
     ):
+        self.reopen: Callable[[], Image.Image] | None = None
         self.image, self.size, self.processor = image, image.size[::-1], processor
         self.layout, self.ignore_mask = layout, ignore_mask
         self.class_id: int | None = None
@@ -176,14 +180,20 @@ class TiledImage:
         return cls(image, processor, plan_tiles(image.size[::-1], tiling, processor.image_size), ignore_mask)
 
     def release(self) -> "TiledImage":
-        """Prepare an image that is not cut, and let its pixels go: of many images only what the model sees is held."""
-        if self.layout is None and self.image is not None:
+        """Let the pixels go: of many images only what the model sees is held, and not even that of one that can be reopened."""
+        if self.reopen is not None:
+            self.image, self._prepared = None, None
+        elif self.layout is None and self.image is not None:
             self._prepared, self.image = self.prepare([0]), None
         return self
 
     def whole(self) -> "TiledImage":
         """Return the same image as one whole."""
-        return self if self.layout is None else TiledImage(self.image, self.processor, None, self.ignore_mask)
+        if self.layout is None:
+            return self
+        if self.image is None and self.reopen is not None:
+            self.image = self.reopen()
+        return TiledImage(self.image, self.processor, None, self.ignore_mask)
 
     @property
     def boxes(self) -> Sequence[tuple[int, int, int, int]]:
@@ -192,6 +202,8 @@ class TiledImage:
 
     def crop(self, number: int) -> tuple[Image.Image, np.ndarray | None]:
         """Cut one tile, and mark on it what is ignored or lies beyond the border; `None` where all of it counts."""
+        if self.image is None and self.reopen is not None:
+            self.image = self.reopen()
         if self.layout is None:
             return self.image, self.ignore_mask
         left, top, right, bottom = self.boxes[number]
@@ -299,11 +311,16 @@ class JudgedImage:
             `image_embeds` of the image as a whole, `is_known_class` where the class was predicted.
         part_scores: (rows,) raw scores of the part that was asked for; those of the whole by default.
         part_maps: (rows, height, width) its raw maps; `None` for the text, which has none.
+        frame: what the image is like as a whole, see [`frame_numbers`].
+        reason: why it is no photograph of the product that it was given as, whatever its score: what is wrong with its
+            frame, or that nothing on it is like the product; `None` where it may be one.
     """
 
     output: AnoPLeOutput
     part_scores: Tensor
     part_maps: Tensor | None
+    frame: list[float]
+    reason: str | None = None
 
 
 @torch.no_grad()
@@ -332,11 +349,15 @@ def predict_tiles(
     copies = copies or (lambda pixels: pixels[None])
     queue = [(place, number) for place, image in enumerate(images) for number in range(len(image.boxes))]
     answers: list[list[_Tile]] = [[] for _ in images]
+    frames: list[list[float] | None] = [None] * len(images)
     at_once = max(TILES_AT_ONCE, len(images))  # whole images of a batch are judged together
     for start in range(0, len(queue), at_once):
         chunk = queue[start : start + at_once]
         # 1. Tiles, of several images if these are small, and their copies: (tiles, rows, 3, side, side).
         pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
+        for (place, _), tile in zip(chunk, pixels, strict=True):
+            if images[place].layout is None:
+                frames[place] = _frame_of(tile, detector)
         rows = torch.stack([copies(tile) for tile in pixels.to(detector.device, detector.dtype)])
         masks = None if masks is None else masks.to(detector.device)
         # 2. What the detector says of each.
@@ -353,7 +374,8 @@ def predict_tiles(
         for (place, _), tile in zip(chunk, tiles, strict=True):
             answers[place].append(tile)
     return [
-        _join(detector, image, tiles, copies, class_is_known) for image, tiles in zip(images, answers, strict=True)
+        _join(detector, image, tiles, frame, copies, class_is_known)
+        for image, tiles, frame in zip(images, answers, frames, strict=True)
     ]
 
 
@@ -397,6 +419,7 @@ def _join(
     detector: Detector,
     image: TiledImage,
     tiles: Sequence[_Tile],
+    frame: list[float] | None,
     copies: Callable[[Tensor], Tensor],
     class_is_known: bool,
 ) -> JudgedImage | None:
@@ -420,13 +443,43 @@ def _join(
         output.memory_maps = torch.cat([tile.output.memory_maps for tile in tiles], dim=1)[:, None]
     if image.layout:
         pixels, _ = image.whole().prepare([0])
+        frame = _frame_of(pixels[0], detector)
         output.image_embeds = detector.embed_image(copies(pixels[0].to(detector.device, detector.dtype)))
     detector.apply_thresholds(output)
-    if not class_is_known and detector.must_identify(image.class_id is not None and not image.identified):
-        output.is_known_class = detector.is_known_class(output.memory_maps, output.image_embeds, output.class_ids)
     part = torch.stack([tile.part_scores for tile in counted]).amax(0)
     maps = None if tiles[0].part_maps is None else blended([tile.part_maps for tile in tiles])
-    return JudgedImage(output, part, maps)
+    judged = JudgedImage(output, part, maps, frame)
+    if not class_is_known:
+        seen, reach = (output.memory_maps, output.image_embeds, output.class_ids), 1.0
+        if detector.must_identify(image.class_id is not None and not image.identified):
+            output.is_known_class = detector.is_known_class(*seen)
+        else:  # a user says that it is of this product: it takes more to gainsay that
+            reach = NAMED_REACH
+        judged.reason = _reason(detector, judged, detector.is_known_class(*seen, reach=reach))
+    return judged
+
+
+NOTHING_LIKE = "nothing like the product"
+NAMED_REACH = 1.5  # of the thresholds of unknown products: 1 % of good photographs passed these, 0.2 % this
+
+
+def _reason(detector: Detector, judged: JudgedImage, known: Tensor | None) -> str | None:
+    """Say why an image is no photograph of the product it was judged as, by its frame and by its distance to the product."""
+    if judged.output.class_ids is None:
+        return None
+    limits = detector.products[int(judged.output.class_ids[0])].record.frame
+    fault = None if limits is None else limits.fault(judged.frame)
+    if fault is not None or known is None or bool(known.all()):
+        return fault
+    return (limits and limits.fault(judged.frame, suspected=True)) or NOTHING_LIKE
+
+
+def _frame_of(pixels: Tensor, detector: Detector) -> list[float]:
+    """Describe the frame of a whole image by what the detector sees of it: normalized pixels (3, side, side)."""
+    mean = detector.config.image_mean or OPENAI_CLIP_MEAN
+    deviation = detector.config.image_std or OPENAI_CLIP_STD
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (mean, deviation))
+    return frame_numbers(pixels.float().cpu() * deviation + mean)
 
 
 def part_scores(detector: Detector, output: AnoPLeOutput, part: Part) -> tuple[Tensor, Tensor | None]:
@@ -451,6 +504,7 @@ def part_scores(detector: Detector, output: AnoPLeOutput, part: Part) -> tuple[T
 
 
 __all__ = [
+    "NOTHING_LIKE",
     "TILES_AT_ONCE",
     "JudgedImage",
     "OpenedImage",

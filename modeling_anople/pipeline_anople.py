@@ -26,7 +26,7 @@ from .explanation_anople import Explanation, explain
 from .images_anople import ImageError, ImageSource, images_of, is_one_image, mask_out_map, source_path
 from .inference_anople import JudgedImage, OpenedImage, Part, TiledImage, open_batches, predict_tiles, tile_images
 from .modeling_anople import AnoPLeModel
-from .processing_anople import AnoPLeProcessor, check_sight
+from .processing_anople import AnoPLeProcessor, check_sight, find_regions
 from .product_store_anople import SAME, ProductRecord, composed
 from .scoring_anople import Detector, resize_maps
 from .tiling_anople import Tiling, tiling_text
@@ -46,6 +46,9 @@ class Prediction:
         size: (height, width) of the image.
         score: calibrated, 0.5 is the threshold of its class; the raw score where the class has none.
         label: "normal", "anomalous" or "unknown product", `None` where the class has no threshold.
+        reason: why the image is no photograph of its product, whatever its score ("too dark", "out of focus", "nothing like
+            the product", ...); it is called anomalous then. `None` where it may be one.
+        threshold: calibrated score above which the image, and each region, is anomalous.
         p_value: of the whole detector's score, by rank among the class' normals; `None` where there are none.
         raw_score, raw_map: of the part asked for, for metrics; the map is (rows, columns), `None` for the text part.
         anomaly_map: float32 (rows, columns), calibrated, 0.5 is the threshold; `None` where the class has none.
@@ -61,6 +64,8 @@ class Prediction:
     size: tuple[int, int] | None = None
     score: float | None = None
     label: str | None = None
+    reason: str | None = None
+    threshold: float | None = None
     p_value: float | None = None
     raw_score: float | None = None
     raw_map: np.ndarray | None = None
@@ -75,6 +80,13 @@ class Prediction:
         values = self.raw_map if self.anomaly_map is None else self.anomaly_map
         full = resize_maps(torch.from_numpy(values)[None], self.size)[0].clamp(0, 1).numpy()
         return mask_out_map(full, self.ignored)
+
+    def find_regions(self, full_map: np.ndarray | None = None, *, min_area: int = 1) -> list[dict] | None:
+        """List the regions of the full-size map above the threshold: see [`find_regions`]; `None` without a threshold."""
+        if self.anomaly_map is None:
+            return None
+        full_map = self.full_size_map() if full_map is None else full_map
+        return find_regions(full_map, self.threshold, min_area=min_area)
 
 
 def predict(
@@ -167,7 +179,7 @@ def _predict_batch(
             continue
         _describe(predictions[place], processor, image, judged, threshold)
         if explained and predictions[place].error is None:
-            predictions[place].explanation = explain(detector, processor, image, judged.output, threshold)
+            predictions[place].explanation = explain(detector, processor, image, judged, threshold)
     return predictions
 
 
@@ -184,9 +196,12 @@ def _describe(
     if result["error"] is not None:
         prediction.error = result["error"]
         return
-    prediction.size, prediction.ignored = image.size, image.ignore_mask
+    prediction.size, prediction.ignored, prediction.threshold = image.size, image.ignore_mask, threshold
     for name in ("score", "label", "p_value", "class_name"):
         setattr(prediction, name, result[name])
+    prediction.reason = None if result["label"] is None else judged.reason
+    if prediction.reason is not None and result["label"] == "normal":
+        prediction.label = "anomalous"
     prediction.raw_score = float(judged.part_scores[0])
     if judged.part_maps is not None:
         prediction.raw_map = judged.part_maps[0].float().cpu().numpy()
@@ -221,6 +236,7 @@ class AnomalyDetectionPipeline(Pipeline):
         tiling (`"auto"`, (rows, columns) or `None`): how images are cut; by default as each product was learned.
         ignore_mask: places that do not count (nonzero), one mask for all images, or a list with one for each; by default
             what each product keeps. `"none"` ignores nothing.
+        min_area (`int`, defaults to 1): pixels that a region must have to be listed.
     """
 
     _load_processor = True
@@ -279,6 +295,7 @@ class AnomalyDetectionPipeline(Pipeline):
         explain: bool | None = None,
         tiling: Tiling = SAME,
         ignore_mask: IgnoreMasks = None,
+        min_area: int | None = None,
         **unknown: object,
     ) -> tuple[dict, dict, dict]:
         if unknown:
@@ -296,7 +313,10 @@ class AnomalyDetectionPipeline(Pipeline):
         if tiling != SAME:
             judging["tiling"] = tiling_text(tiling)
         reading = {} if image_column is None else {"image_column": image_column}
-        return reading, judging, {} if on_error is None else {"on_error": on_error}
+        if min_area is not None and min_area < 1:
+            raise ValueError(f"min_area must be at least 1 pixel, got {min_area}.")
+        failing = {"on_error": on_error, "min_area": min_area}
+        return reading, judging, {name: value for name, value in failing.items() if value is not None}
 
     def __call__(
         self, inputs: ImageSources, *, batch_size: int | None = None, **options
@@ -313,7 +333,8 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Returns:
             For one image a dict, for a list, array or tensor a list of dicts, for all else an iterator of dicts that
-            works as it is asked: `score` (0.5 is the threshold), `label`, `raw_score`, `p_value` (share of good images
+            works as it is asked: `score` (0.5 is the threshold), `label`, `reason` (why it is no photograph of its product, or
+            `None`), `regions` above the threshold (see [`find_regions`]), `raw_score`, `p_value` (share of good images
             that score at least this, by rank among the product's normals; or `None`), `anomaly_map` (float32, of the
             image's own size), `class_name`, `path` (or `None`) and `error` (or `None`; otherwise all else is).
 
@@ -343,15 +364,20 @@ class AnomalyDetectionPipeline(Pipeline):
         return predict(self.model, self.processor, input_tensors, **options)
 
     def postprocess(
-        self, model_outputs: Prediction, explain: bool = False, on_error: Literal["return", "raise"] = "return"
+        self,
+        model_outputs: Prediction,
+        explain: bool = False,
+        on_error: Literal["return", "raise"] = "return",
+        min_area: int = 1,
     ) -> dict:
         """Turn a prediction into the dict that a call returns."""
         prediction = model_outputs
         if prediction.error is not None and on_error == "raise":
             raise ImageError(prediction.error)
-        names = ("score", "label", "raw_score", "p_value", "class_name", "error")
+        names = ("score", "label", "reason", "raw_score", "p_value", "class_name", "error")
         result = {name: getattr(prediction, name) for name in names}
-        result["anomaly_map"] = None if prediction.error else prediction.full_size_map()
+        full = result["anomaly_map"] = None if prediction.error else prediction.full_size_map()
+        result["regions"] = None if prediction.error else prediction.find_regions(full, min_area=min_area)
         result["path"] = source_path(prediction.source)
         return {**result, "explanation": prediction.explanation} if explain else result
 

@@ -45,8 +45,8 @@ class AnoPLeProcessor(ProcessorMixin):
             depend on the machine. The sides that it brings photographs to are at most 4096 pixels.
         tokenizer: the CLIP tokenizer; only new products need it.
         class_names (`list[str]`): the products, in the order of their ids.
-        white_value (`float`, *optional*): white of 16-bit and float grayscale, 1e-06 to 4294967296; 4095 for a 12-bit
-            camera.
+        white_value (`float`, *optional*): white of photographs with more than 8 bits for each channel, 1e-06 to
+            4294967296; 4095 for a 12-bit camera.
 
     Raises:
         ValueError: for a number out of its range.
@@ -70,7 +70,13 @@ class AnoPLeProcessor(ProcessorMixin):
 
     @classmethod
     def from_clip(
-        cls, clip: str, class_names: Sequence[str], *, image_size: int | None = None, **kwargs
+        cls,
+        clip: str,
+        class_names: Sequence[str],
+        *,
+        image_size: int | None = None,
+        white_value: float | None = None,
+        **kwargs,
     ) -> "AnoPLeProcessor":
         """
         Build the processor of a new detector from the CLIP it stands on.
@@ -82,6 +88,7 @@ class AnoPLeProcessor(ProcessorMixin):
             class_names: the products.
             image_size: side of the square in pixels, `model.config.input_size` of a detector that sees more than its CLIP was
                 pretrained on; by default that.
+            white_value: of photographs with more than 8 bits for each channel; by default what their files say.
             kwargs: `revision`, `cache_dir`, `token`, `local_files_only` of transformers.
 
         Raises:
@@ -89,7 +96,7 @@ class AnoPLeProcessor(ProcessorMixin):
         """
         if unknown := sorted(set(kwargs) - set(HUB_ARGUMENTS)):
             raise ValueError(
-                f"from_clip of the processor got {unknown}: it takes image_size, {', '.join(HUB_ARGUMENTS)}."
+                f"from_clip of the processor got {unknown}: it takes image_size, white_value, {', '.join(HUB_ARGUMENTS)}."
             )
         side = image_size or load_clip_config(clip, **kwargs).vision_config.image_size
         known = load_clip_part(CLIPImageProcessorPil, clip, **kwargs)
@@ -99,7 +106,8 @@ class AnoPLeProcessor(ProcessorMixin):
             image_mean=known.image_mean,
             image_std=known.image_std,
         )
-        return cls(image_processor, load_clip_tokenizer(clip, **kwargs), class_names=class_names)
+        tokenizer = load_clip_tokenizer(clip, **kwargs)
+        return cls(image_processor, tokenizer, class_names=class_names, white_value=white_value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -183,7 +191,7 @@ class AnoPLeProcessor(ProcessorMixin):
                 )
             sizes = [photograph.size[::-1] for photograph in photographs]
             data["mask_labels"] = torch.stack(
-                [self._mask_tensor(mask, size) for mask, size in zip(masks, sizes, strict=True)]
+                [self._mask_tensor(*each) for each in zip(masks, sizes, images, strict=True)]
             )
         return BatchFeature(data)
 
@@ -216,10 +224,10 @@ class AnoPLeProcessor(ProcessorMixin):
             hidden.append(mask_tensor(mask, self.image_size))
         return filled, torch.stack(hidden)
 
-    def _mask_tensor(self, mask: ImageSource | None, size: tuple[int, int]) -> torch.Tensor:
+    def _mask_tensor(self, mask: ImageSource | None, size: tuple[int, int], photograph: ImageSource) -> torch.Tensor:
         if mask is None:
             return torch.zeros(self.image_size, self.image_size)
-        marked = Image.fromarray(load_mask(mask, size=size).astype(np.uint8) * 255)
+        marked = Image.fromarray(load_mask(mask, size=size, photograph=photograph).astype(np.uint8) * 255)
         marked = marked.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(marked) > 0).float()
 
@@ -237,7 +245,7 @@ class AnoPLeProcessor(ProcessorMixin):
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
             `p_value` (see [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line),
-            `class_name`. Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
+            `class_name`, and `regions` above the threshold (see [`find_regions`]; `None` without calibration). Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
             class was predicted and the photograph shows none of the products, `label` is "unknown product" and
             `class_name` is `None`; score, p-value and map are as the nearest one. `error` is `None`, or says which number
             is not finite; all else is `None` then.
@@ -262,13 +270,15 @@ class AnoPLeProcessor(ProcessorMixin):
             label = label_of(score, threshold) if calibrated else None
             unknown = known is not None and not bool(known[number])
             nameless = unknown or outputs.class_ids is None or not self.class_names
+            anomaly_map = anomaly_map[0, 0].cpu().numpy()
             results.append(
                 {
                     "score": score,
                     "label": UNKNOWN_PRODUCT if unknown else label,
                     "raw_score": outputs.image_scores[number].item(),
                     "p_value": p_values[number],
-                    "anomaly_map": anomaly_map[0, 0].cpu().numpy(),
+                    "anomaly_map": anomaly_map,
+                    "regions": find_regions(anomaly_map, threshold) if calibrated else None,
                     "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
                     "error": None,
                 }
@@ -276,7 +286,100 @@ class AnoPLeProcessor(ProcessorMixin):
         return results
 
 
-RESULTS = ("score", "label", "raw_score", "p_value", "anomaly_map", "class_name", "error")
+RESULTS = ("score", "label", "raw_score", "p_value", "anomaly_map", "regions", "class_name", "error")
+
+
+# --- Every region of a map above the threshold ---
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, *, min_area: int = 1) -> list[dict]:
+    """
+    List the regions of a map (height, width) above a threshold, the largest peak first.
+
+    What touches, also at a corner, is one region.
+
+    Args:
+        min_area: regions of fewer pixels are left out.
+
+    Returns:
+        Of each its `box` (left, top, right, bottom), `area` in pixels, `peak` and `centroid` (x, y).
+    """
+    runs = _runs_of(np.asarray(anomaly_map) > threshold)
+    if runs is None:
+        return []
+    marked, rows, starts, ends, of_run, areas = runs
+    (height, width), count, lengths = marked.shape, len(areas), ends - starts
+    peaks = np.maximum.reduceat(np.asarray(anomaly_map)[marked], np.cumsum(lengths) - lengths)
+    across = np.bincount(of_run, lengths * (starts + ends - 1) / 2) / areas
+    down = np.bincount(of_run, lengths * rows) / areas
+    left, top, right, bottom, peak = (np.full(count, value) for value in (width, height, 0, 0, -np.inf))
+    for bound, values, keep in (
+        (left, starts, np.minimum),
+        (top, rows, np.minimum),
+        (right, ends, np.maximum),
+        (bottom, rows + 1, np.maximum),
+        (peak, peaks, np.maximum),
+    ):
+        keep.at(bound, of_run, values)
+    order = [number for number in np.lexsort((-areas, -peak)) if areas[number] >= min_area]
+    return [
+        {
+            "box": [int(bound[number]) for bound in (left, top, right, bottom)],
+            "area": int(areas[number]),
+            "peak": round(float(peak[number]), 6),
+            "centroid": [round(float(across[number]), 1), round(float(down[number]), 1)],
+        }
+        for number in order
+    ]
+
+
+def mark_regions(anomaly_map: np.ndarray, threshold: float, *, min_area: int = 1) -> np.ndarray:
+    """Mark the regions that [`find_regions`] lists: booleans of the map's size."""
+    runs = _runs_of(np.asarray(anomaly_map) > threshold)
+    if runs is None:
+        return np.zeros(np.shape(anomaly_map), dtype=bool)
+    marked, _, starts, ends, of_run, areas = runs
+    marked[marked] = np.repeat(areas[of_run] >= min_area, ends - starts)
+    return marked
+
+
+def _runs_of(marked: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """
+    Cut each row into runs of marked places, and sort these by regions: runs that touch those of the next row are joined.
+
+    Returns:
+        The marked places; row, start and end of each run, in reading order; the number of its region, from 0; the area of
+        each region. `None` where nothing is marked.
+    """
+    if not marked.any():
+        return None
+    edges = np.diff(np.pad(marked.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    ends = np.nonzero(edges == -1)[1]
+    labels = _join_runs(rows, starts, ends, marked.shape[1] + 2)
+    _, of_run = np.unique(labels, return_inverse=True)
+    return marked, rows, starts, ends, of_run, np.bincount(of_run, ends - starts).astype(int)
+
+
+def _join_runs(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, stride: int) -> np.ndarray:
+    """Number runs, sorted by row and start, so that those that touch, directly or through others, have one number."""
+    begin, stop = rows * stride + starts, rows * stride + ends
+    low = np.searchsorted(stop, (rows + 1) * stride + starts)  # runs of the next row that end no earlier
+    high = np.searchsorted(begin, (rows + 1) * stride + ends, side="right")  # and begin no later
+    counts = np.maximum(high - low, 0)
+    first = np.repeat(np.arange(len(rows)), counts)
+    second = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low, counts)
+    labels = np.arange(len(rows))
+    while len(first):
+        one, other = labels[first], labels[second]
+        apart = one != other
+        if not apart.any():
+            break
+        smaller, larger = np.minimum(one, other)[apart], np.maximum(one, other)[apart]
+        np.minimum.at(labels, larger, smaller)
+        while not np.array_equal(labels, shorter := labels[labels]):  # to the smallest of its region
+            labels = shorter
+    return labels
 
 
 def _finite(values: torch.Tensor | None, count: int) -> list[float | None]:
@@ -302,4 +405,4 @@ def check_sight(processor: AnoPLeProcessor, config: AnoPLeConfig) -> None:
         )
 
 
-__all__ = ["AnoPLeProcessor", "check_sight"]
+__all__ = ["AnoPLeProcessor", "check_sight", "find_regions", "mark_regions"]

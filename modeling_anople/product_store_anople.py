@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration_anople import ProductThreshold, UnreachableThreshold, fit_pooled_threshold
+from .calibration_anople import FrameLimits, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig, leads_elsewhere
 from .images_anople import ImageError
 from .memory_anople import MemoryBank
@@ -128,6 +128,7 @@ class ProductRecord:
         tiling: how its images are cut: "auto", "ROWS,COLUMNS", `None` for wholes, or "same" as the detector's.
         ignore_mask_size: (height, width) of the ignore mask that it keeps, `None` without one.
         threshold: fitted from its normals, `None` before.
+        frame: what the frames of its normals are like as wholes, `None` before and in detectors of earlier versions.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ProductRecord:
     tiling: str | None = SAME
     ignore_mask_size: list[int] | None = None
     threshold: ProductThreshold | None = None
+    frame: FrameLimits | None = None
 
     @classmethod
     def from_dict(cls, values: dict) -> "ProductRecord":
@@ -143,6 +145,13 @@ class ProductRecord:
         record = cls(**values)
         record.threshold = ProductThreshold.from_dict(values.get("threshold"), repr(record.name))
         record.image_vectors = list(record.image_vectors)
+        if record.frame is not None:
+            try:
+                record.frame = FrameLimits(**values["frame"])
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{record.name!r}: {error} Copy the detector again, or enroll the product anew."
+                ) from error
         return record
 
     @property
@@ -334,6 +343,7 @@ class ProductStore(nn.ModuleList):
             layers, _, width = product.bank.vectors.shape
             product.bank = MemoryBank(layers, width).to(product.bank.vectors)
             product.prototype, product.record.threshold = torch.zeros_like(product.prototype), None
+            product.record.frame = None
         self.config.history, self.config.pooled_threshold = [], None
         self.write()
 

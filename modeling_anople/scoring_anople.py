@@ -267,12 +267,17 @@ class Detector(ABC):
         image_embeds: Tensor,
         class_ids: Tensor | None,
         ignored: Tensor | None = None,
+        *,
+        reach: float = 1.0,
     ) -> Tensor | None:
         """
         Say of images whose class was predicted whether they show a known product at all.
 
         An image is of none where its [`novelty_scores`] lie above the thresholds of the class that it is nearest to. These
         were fitted to that class' normals alone; a defect does not reach them while it covers less than half of the image.
+
+        Args:
+            reach: how many times as far as its thresholds an image may be.
 
         Returns:
             (batch,) bool, or `None` where that cannot be told: pooled, without memory or thresholds, or turned off.
@@ -283,9 +288,8 @@ class Detector(ABC):
         if limits is None:
             return None
         prototypes = self.products.prototypes(class_ids.tolist()).to(image_embeds.device)
-        return (novelty_scores(memory_maps, image_embeds, prototypes, ignored) <= limits.to(image_embeds.device)).all(
-            1
-        )
+        scores = novelty_scores(memory_maps, image_embeds, prototypes, ignored)
+        return (scores <= reach * limits.to(image_embeds.device)).all(1)
 
     def novelty_thresholds(self, class_ids: Tensor) -> Tensor | None:
         """Return the thresholds (batch, 2) of predicted classes, infinite where a class has none; `None` if none has."""

@@ -20,6 +20,7 @@ from modeling_anople.calibration_anople import (
     LONE_SPREAD,
     PRIOR_DEGREES,
     PRIOR_SPREAD,
+    FrameLimits,
     ProductThreshold,
     attainable_rate,
     calibrate,
@@ -27,6 +28,7 @@ from modeling_anople.calibration_anople import (
     fit_novelty_thresholds,
     fit_pooled_threshold,
     fit_threshold,
+    frame_numbers,
     label_of,
     p_values,
     rank_from_top,
@@ -422,7 +424,7 @@ def test_only_the_pooled_mode_has_a_pooled_threshold():
 
 def test_the_threshold_is_changed_without_reloading(make_detector, photograph):
     model, processor = make_detector()
-    detect, image = detector_of(model, processor), photograph(70)
+    detect, image = detector_of(model, processor), normals_of(photograph, 1, 4)[3]
     [before] = detect([image], class_name="nut")
     for threshold, label in ((0.0, "anomalous"), (1.0, "normal"), (before["score"], "normal")):
         model.config.threshold = threshold
@@ -475,3 +477,58 @@ def test_an_answer_is_calibrated_by_its_products_thresholds(make_detector, photo
     model.products.named("nut").record.threshold = None
     [raw] = processor.post_process_anomaly_detection(model(**processor(images[:1], class_names="nut")))
     assert raw["label"] is raw["p_value"] is None and raw["score"] == raw["raw_score"]
+
+
+# --- What a frame is like as a whole ---
+
+
+def textured(seed: int, *, light: float = 1.0, blur: int = 1) -> torch.Tensor:
+    """A frame (3, 96, 96) of coarse and fine detail."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(3, 12, 12, generator=generator)
+    fine = torch.rand(3, 96, 96, generator=generator)
+    pixels = 0.3 + 0.2 * torch.nn.functional.interpolate(coarse[None], size=96, mode="bilinear")[0] + 0.1 * fine
+    if blur > 1:
+        pixels = torch.nn.functional.avg_pool2d(pixels, blur, stride=1, padding=blur // 2, count_include_pad=False)
+    return (light * pixels).clamp(0, 1)
+
+
+DEAD_FRAMES = {
+    "too dark": torch.zeros(3, 96, 96),
+    "brighter than anything taught": textured(9, light=2),
+    "less contrast than anything taught": textured(9).mean((1, 2), keepdim=True).expand(3, 96, 96),
+    "out of focus": textured(9, blur=7),
+    "more red than anything taught": textured(9) + torch.tensor([0.2, -0.1, 0])[:, None, None],
+    "more blue than anything taught": textured(9) + torch.tensor([0, -0.08, 0.2])[:, None, None],
+}
+
+
+@pytest.mark.parametrize("count", [4, 30])
+@pytest.mark.parametrize("reason", DEAD_FRAMES)
+def test_a_frame_unlike_those_that_were_taught_is_named(count, reason):
+    limits = FrameLimits.of([frame_numbers(textured(seed)) for seed in range(count)])
+    assert all(limits.fault(frame_numbers(textured(seed))) is None for seed in range(50, 60))
+    assert limits.fault(frame_numbers(DEAD_FRAMES[reason])) == reason
+
+
+def test_frames_that_come_later_are_learned_as_if_all_had_come_at_once():
+    frames = [frame_numbers(textured(seed, light=0.8 + 0.1 * seed)) for seed in range(5)]
+    whole, parts = FrameLimits.of(frames), FrameLimits.of(frames[3:], FrameLimits.of(frames[:3]))
+    assert parts.count == whole.count == 5
+    for first, second in zip(parts.lists, whole.lists, strict=True):
+        assert first == pytest.approx(second, abs=1e-9)
+    assert FrameLimits(**dataclasses.asdict(whole)) == whole
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": 0}, {"mean": [0.0]}, {"squares": [-1.0] * 5}, {"lowest": [math.nan] * 5}]
+)
+def test_limits_of_frames_that_cannot_be_are_refused(change):
+    limits = FrameLimits.of([frame_numbers(textured(0))])
+    with pytest.raises(ValueError, match="the frame of a product must have 5 finite numbers of at least 1 image"):
+        dataclasses.replace(limits, **change)
+
+
+def test_any_size_of_frame_has_numbers():
+    for size in ((1, 1), (1, 9), (4, 3), (32, 32)):
+        assert all(map(math.isfinite, frame_numbers(torch.rand(3, *size))))

@@ -7,7 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from modeling_anople.data import FEATURES, IMAGE_EXTENSIONS, list_classes, read_dataset
+from modeling_anople.data import FEATURES, IMAGE_EXTENSIONS, DataOptions, list_classes, read_dataset
+from modeling_anople.images_anople import list_images
 
 
 def pictures(root: Path, *names: str, value: int = 0) -> Path:
@@ -83,7 +84,8 @@ def test_extensions_are_case_insensitive_and_other_files_ignored(tmp_path):
     (good / "folder.png").mkdir()
     (good / "98.png").touch()  # unreadable files are listed, for the caller to refuse by name
     (good / "99.png").symlink_to(tmp_path / "gone.png")
-    assert {"00.BMP", "04.PGM", "05.PNG", "09.WEBP"} <= set(wanted) and len(wanted) == 10
+    assert {".jfif", ".jpe", ".mpo", ".tga", ".jp2", ".avif"} < IMAGE_EXTENSIONS
+    assert not {".ico", ".h5", ".eps", ".fits", ".mpg", ".grib", ".pdf", ".psd"} & IMAGE_EXTENSIONS
     assert paths(tmp_path, "train") == [f"nut/good/{name}" for name in [*wanted, "98.png", "99.png"]]
 
 
@@ -318,3 +320,219 @@ def test_a_folder_with_its_accents_apart_is_the_class_with_composed_ones(tmp_pat
         photograph(1).save(tmp_path / composed / "good" / "1.png")
         with pytest.raises(ValueError, match="two folders of one name, their accents written in two ways"):
             list_classes(tmp_path)
+
+
+# --- Folders as factories have them ---
+
+
+def listed(root: Path, split: str) -> dict[str, tuple[str, str | None]]:
+    """Photograph -> what it shows, and its mask, both below the root."""
+    rows = read_dataset(root, split=split)
+    masks = [mask and Path(mask["path"]).relative_to(root).as_posix() for mask in rows["mask"]]
+    return dict(zip(rows["path"], zip(rows["defect"], masks, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("good", ["good", "Good", "OK", "ok", "normal", "Normal"])
+def test_good_photographs_lie_in_folders_of_any_usual_name(tmp_path, good):
+    pictures(tmp_path, f"tree/train/{good}/0.png", f"tree/test/{good}/0.png", "tree/test/NG/0.png")
+    pictures(tmp_path, f"plain/{good}/0.png", "plain/NG/0.png", "plain/MASK/0.png")
+    assert listed(tmp_path, "train") == {
+        f"plain/{good}/0.png": ("good", None),
+        f"tree/train/{good}/0.png": ("good", None),
+    }
+    assert listed(tmp_path, "test") == {
+        "plain/NG/0.png": ("NG", "plain/MASK/0.png"),
+        "tree/test/NG/0.png": ("NG", None),
+        f"tree/test/{good}/0.png": ("good", None),
+    }
+
+
+def test_good_photographs_lie_straight_in_train_or_in_a_folder_for_each_day(tmp_path):
+    pictures(tmp_path, "flat/train/0.png", "flat/test/bad/1.png")
+    pictures(tmp_path, "days/train/good/monday/0.png", "days/train/good/tuesday/0.png", "days/test/bad/monday/0.png")
+    pictures(tmp_path, "days/test/bad/tuesday/0.png", "days/ground_truth/bad/tuesday/0_mask.png")
+    assert [*listed(tmp_path, "train")] == [
+        "days/train/good/monday/0.png",
+        "days/train/good/tuesday/0.png",
+        "flat/train/0.png",
+    ]
+    assert listed(tmp_path, "test") == {
+        "days/test/bad/monday/0.png": ("bad", None),
+        "days/test/bad/tuesday/0.png": ("bad", "days/ground_truth/bad/tuesday/0_mask.png"),
+        "flat/test/bad/1.png": ("bad", None),
+    }
+
+
+@pytest.mark.parametrize("name", ["masks", "MASK", "gt", "Labels", "annotations", "results", "@eaDir", "__MACOSX"])
+def test_folders_of_masks_and_of_programs_are_neither_product_nor_defect(tmp_path, name, caplog):
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/0.png", f"gear/{name}/0.png", f"gear/good/{name}/7.png")
+    pictures(tmp_path, f"{name}/0.png")
+    assert list_classes(tmp_path) == ["gear"]
+    assert [*listed(tmp_path, "train")] == ["gear/good/0.png"]
+    assert (
+        f"passed over 1 file (1 {'files' if name in ('results', '@eaDir', '__MACOSX') else 'masks'} in {name})"
+        in caplog.text
+    )
+    assert {path: defect for path, (defect, _) in listed(tmp_path, "test").items()} == {"gear/bad/0.png": "bad"}
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])] == [
+        "gear/bad/0.png",
+        "gear/good/0.png",
+    ]
+
+
+def test_what_this_program_wrote_is_never_read_as_photographs(tmp_path):
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/0.png")
+    line = {"path": "0.png", "class": "gear", "score": 0.1, "label": "normal", "overlay": "gear/out/0000-0.png"}
+    for folder in (tmp_path / "gear/out", tmp_path / "out", tmp_path / "gear/bad"):
+        pictures(folder, "0000-0.png")
+        (folder / "results.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    pictures(tmp_path, "gallery/01-gear.png", "gear/gallery/01-gear.png")
+    for folder in (tmp_path / "gallery", tmp_path / "gear/gallery"):
+        (folder / "index.html").write_text("<html><title>AnoPLe</title>", encoding="utf-8")
+    assert list_classes(tmp_path) == ["gear"]
+    assert [*listed(tmp_path, "train")] == ["gear/good/0.png"] and [*listed(tmp_path, "test")] == ["gear/bad/0.png"]
+    assert [path.name for path in list_images([tmp_path])] == ["0.png", "0.png"]
+
+
+def test_a_folder_that_is_one_product_is_refused_with_the_folder_to_give(tmp_path):
+    root = pictures(tmp_path / "gear", "OK/0.png", "NG/0.png", "MASK/0.png")
+    with pytest.raises(
+        ValueError, match=rf"gear is itself one product \(NG, OK inside\): give the folder above it, {tmp_path} "
+    ):
+        list_classes(root)
+    assert list_classes(tmp_path) == ["gear"]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    pictures(tmp_path, "gear/good/day/0.png", "elsewhere/1.png")
+    (tmp_path / "gear/good/loop").symlink_to(tmp_path / "gear/good", target_is_directory=True)
+    (tmp_path / "gear/good/day/up").symlink_to(tmp_path / "gear", target_is_directory=True)
+    (tmp_path / "gear/good/other").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "gear"])]
+    assert names == ["gear/good/day/0.png", "gear/good/other/1.png"]
+    assert paths(tmp_path, "train", classes=["gear"]) == names
+
+
+MASK_NAMES = [
+    "0_mask.png",
+    "0.png",
+    "0_GT.PNG",
+    "0.jpg.png",
+    "0_MASK.bmp",
+    "mask_0.png",
+    "0_label.png",
+    "00.png",
+    "GT-0.tif",
+]
+
+
+@pytest.mark.parametrize("name", MASK_NAMES)
+def test_masks_are_found_by_all_usual_names(tmp_path, name, caplog):
+    other = "010.png" if name == "00.png" else name.replace("0", "10", 1)
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/0.jpg", "gear/bad/10.jpg")
+    pictures(tmp_path / "gear", f"masks/bad/{name}", f"gt/{other}")
+    masks = {path: mask for path, (_, mask) in listed(tmp_path, "test").items()}
+    assert masks == {"gear/bad/0.jpg": f"gear/masks/bad/{name}", "gear/bad/10.jpg": f"gear/gt/{other}"}
+    assert not caplog.messages
+
+
+def test_masks_beside_their_photographs_are_their_masks(tmp_path):
+    pictures(
+        tmp_path,
+        "gear/good/0.png",
+        "gear/good/0_GT.png",
+        "gear/bad/1.jpg",
+        "gear/bad/1_label.bmp",
+        "gear/bad/gt_2.png",
+    )
+    assert [*listed(tmp_path, "train")] == ["gear/good/0.png"]
+    assert listed(tmp_path, "test") == {
+        "gear/bad/1.jpg": ("bad", "gear/bad/1_label.bmp"),
+        "gear/bad/gt_2.png": ("bad", None),  # whose photograph is not there
+    }
+
+
+def test_a_folder_of_several_masks_stands_for_all_of_them(tmp_path):
+    pictures(tmp_path, "box/train/good/0.png", "box/test/logical/000.png", "box/test/logical/001.png")
+    pictures(tmp_path, "box/ground_truth/logical/000/000.png", "box/ground_truth/logical/000/001.png")
+    pictures(tmp_path, "box/ground_truth/logical/001/000.png")
+    masks = {path: mask for path, (_, mask) in listed(tmp_path, "test").items()}
+    assert masks == {
+        f"box/test/logical/{number}.png": f"box/ground_truth/logical/{number}" for number in ("000", "001")
+    }
+
+
+@pytest.mark.parametrize("pattern", ["{stem}-truth.tif", "{defect}/{stem}-truth.tif"])
+def test_a_pattern_says_how_masks_are_named(tmp_path, pattern):
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/0.jpg", "gear/masks/bad/0-truth.tif", "gear/masks/bad/0.png")
+    rows = read_dataset(tmp_path, split="test", options=DataOptions(mask_pattern=pattern))
+    assert mask_names(rows) == ["0-truth.tif"]
+    with pytest.raises(ValueError, match="mask_pattern .* cannot be filled in .*: use {stem}"):
+        read_dataset(tmp_path, split="test", options=DataOptions(mask_pattern="{file}"))
+
+
+def test_masks_without_photographs_and_the_reverse_are_counted_and_three_named(tmp_path, caplog):
+    pictures(
+        tmp_path,
+        "gear/good/0.png",
+        *(f"gear/bad/a{n}.png" for n in range(5)),
+        *(f"gear/masks/b{n}.png" for n in range(4)),
+    )
+    assert all(mask is None for _, mask in listed(tmp_path, "test").values())
+    missing, unmatched = caplog.messages
+    assert "no mask for 5 defective images, first: " in missing and missing.count(".png") == 3
+    assert "4 masks match no image, first: " in unmatched and unmatched.count(".png") == 3
+
+
+TABLES = {
+    "semicolons.csv": ("\ufefffile_name;label;mask_file_name;operator\r\n", ";"),
+    "commas.csv": ("file_name , label, mask_file_name ,operator\n", ","),
+    "tabs.tsv": ("file_name\tlabel\tmask_file_name\toperator\n", "\t"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_spreadsheets_write_them(tmp_path, name):
+    header, mark = TABLES[name]
+    pictures(tmp_path, "day 1/0.png", "day 1/1.png", "masks/1.png")
+    lines = [["day 1\\0.png", "0", "", "me"], ["day 1/1.png", " scratch ", "masks\\1.png", "you", "and more"]]
+    text = header + "".join(mark.join(line) + "\n" for line in lines)
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    rows = read_dataset(tmp_path, split="train", options=DataOptions(table=name))
+    assert rows["path"][:] == ["day 1/0.png", "day 1/1.png"] and rows["defect"][:] == ["good", "scratch"]
+    assert mask_names(rows) == [None, "1.png"] and set(rows["class_name"]) == {tmp_path.name}
+    (tmp_path / name).rename(tmp_path / "metadata.csv")
+    if name != "tabs.tsv":
+        assert read_dataset(tmp_path, split="train")["path"][:] == rows["path"][:]
+
+
+def test_any_table_splits_a_folder_by_its_columns(tmp_path):
+    pictures(tmp_path, *(f"{number}.png" for number in range(4)), "m3.png")
+    lines = ["bild,Klasse,Urteil,Teil,wahr"]
+    lines += ["0.png,gear,ok,Train,", "1.png,gear,ok,TEST,", "2.png,gear,ok,val,", "3.png,gear,crack,test,m3.png"]
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    named = {"image_column": "bild", "class_column": "Klasse", "label_column": "Urteil", "split_column": "Teil"}
+    options = DataOptions(table="list.csv", mask_column="wahr", **named)
+    assert list_classes(tmp_path, options) == ["gear"]
+    assert read_dataset(tmp_path, split="train", options=options)["path"][:] == ["0.png"]
+    test = read_dataset(tmp_path, split="test", options=options)
+    assert (
+        test["path"][:] == ["1.png", "3.png"] and mask_names(test) == [None, "m3.png"] and test["label"][:] == [0, 1]
+    )
+    with pytest.raises(ValueError, match=r"list\.csv has no column Bild, only bild, Klasse, Urteil, Teil, wahr"):
+        list_classes(tmp_path, DataOptions(table="list.csv", image_column="Bild"))
+    with pytest.raises(FileNotFoundError, match=r"There is no table other\.csv"):
+        list_classes(tmp_path, DataOptions(table="other.csv"))
+    with pytest.raises(ValueError, match="Teil are columns of a table: add --table FILE"):
+        list_classes(tmp_path, DataOptions(split_column="Teil"))
+
+
+def test_files_that_a_table_names_and_are_not_there_are_counted_first(tmp_path):
+    pictures(tmp_path, "0.png")
+    lines = ["file_name,label", "0.png,0", *(f"lost{number}.png,0" for number in range(5))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"5 of the files that .*metadata\.csv names \(6 photographs\) are missing: \S+lost0"
+    ) as caught:
+        read_dataset(tmp_path, split="train")
+    assert "lost2" in str(caught.value) and "lost3" not in str(caught.value)

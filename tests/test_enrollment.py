@@ -1,6 +1,7 @@
 """Products come and go: whole or not at all, the others untouched, a log, and the same answers after saving."""
 
 import dataclasses
+import io
 import json
 import unicodedata
 from copy import deepcopy
@@ -9,8 +10,10 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import pipeline
 
-from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, enrollment_anople
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
 from modeling_anople.fitting_anople import calibrate_product
@@ -543,3 +546,115 @@ def test_the_model_says_where_its_former_verbs_are(make_model, former, words):
     assert not hasattr(model, former)
     with pytest.raises(AttributeError, match=f'{words}.*pipeline\\("image-anomaly-detection"'):
         getattr(model, former)
+
+
+# --- White of photographs with more than 8 bits ---
+
+
+def twelve_bits(image: Image.Image) -> np.ndarray:
+    return (np.asarray(image.convert("L")).astype(np.uint16) * 16).astype(np.uint16)
+
+
+def test_a_white_value_given_with_a_product_is_kept(tmp_path, detector, photograph, caplog):
+    images = normals_of(photograph, 2, 4)
+    detector.enroll("grey", [image.convert("L") for image in images[:3]])
+    detector.enroll("deep", [twelve_bits(image) for image in images[:3]], white_value=4080)
+    assert (
+        "all photographs of more than 8 bits are read by the white value 4080, those of bolt, nut, grey" in caplog.text
+    )
+    assert detector.model.products.named("deep").bank.vectors.equal(detector.model.products.named("grey").bank.vectors)
+    detector.save_pretrained(tmp_path / "saved")
+    again = pipeline("image-anomaly-detection", model=str(tmp_path / "saved"))
+    assert again.processor.white_value == 4080
+    new = [again(image, class_name="grey")["score"] for image in (images[3].convert("L"), twelve_bits(images[3]))]
+    assert new[0] == new[1]
+    with pytest.raises(ValueError, match="reads photographs of more than 8 bits by the white value 4080, and cannot"):
+        detector.add_normals("deep", [twelve_bits(images[3])], white_value=1023)
+    with pytest.raises(ValueError, match="white_value must lie within"):
+        detector.add_normals("deep", [twelve_bits(images[3])], white_value=float("nan"))
+    detector.add_normals("deep", [twelve_bits(images[3])], white_value=4080)
+
+
+def test_a_white_value_is_dropped_with_the_product_that_could_not_be_learned(detector, photograph):
+    with pytest.raises(ImageError, match="there is no such file"):
+        detector.enroll("deep", [twelve_bits(photograph(0)), "nowhere.png"], white_value=4080)
+    assert detector.processor.white_value is None
+
+
+# --- Good photographs that are the same, or show nothing ---
+
+
+def as_file(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_one_picture_in_several_formats_counts_once(detector, photograph, caplog):
+    images = [photograph(seed, size=(384, 320)) for seed in range(3)]
+    again = [as_file(images[0], "JPEG", quality=75), as_file(images[0], "WEBP", quality=75), as_file(images[2], "PNG")]
+    with pytest.raises(ValueError, match="These images are given twice, or known already: image 6"):
+        detector.enroll("screw", [*images, *again])
+    detector.enroll("screw", [*images, *again[:2]])
+    assert detector.model.products.named("screw").image_count == 3
+    assert (
+        "2 of 5 good photographs are another one once more, and count once: image 4 as image 1, image 5 as"
+        in caplog.text
+    )
+    apart = detector.model.products.named("screw").bank.vectors
+    detector.enroll("rivet", images)
+    assert detector.model.products.named("rivet").bank.vectors.equal(apart)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_lens_cap_is_no_good_photograph(detector, photograph, value):
+    caps = [Image.new("RGB", (48, 40), (value,) * 3) for _ in range(3)]
+    for number, cap in enumerate(caps):
+        cap.putpixel((number, 0), (255 - value,) * 3)  # a pixel that is broken
+    with pytest.raises(ImageError, match="3 of 4 images cannot be used, .* is of one color, as with the lens cap on"):
+        detector.enroll("screw", [photograph(0), *caps])
+
+
+def test_good_photographs_of_one_hour_get_a_hint(tmp_path, detector, photograph, caplog):
+    for number, image in enumerate(normals_of(photograph, 2, 6)):
+        exif = Image.Exif()
+        exif[306] = f"2024:03:0{1 + number // 3} 10:{number}0:00"
+        image.save(tmp_path / f"{number}.jpg", exif=exif, quality=95)
+    detector.enroll("screw", sorted(tmp_path.glob("*.jpg")))
+    assert "within one hour" not in caplog.text
+    detector.enroll("rivet", sorted(tmp_path.glob("*.jpg"))[:3])
+    assert (
+        "All 3 good photographs were taken within one hour (2024-03-01): those of other days will look" in caplog.text
+    )
+
+
+def test_a_threshold_below_that_of_any_product_is_warned_of(detector, photograph, caplog):
+    image = np.asarray(photograph(5, size=(96, 80))).astype(np.int16)
+    for step in range(3):  # nearly the same, and not the same picture
+        image[20 * step : 20 * step + 8, :8] += 12
+    nearly = [np.clip(image + 3 * step, 0, 255).astype(np.uint8) for step in range(3)]
+    threshold = detector.enroll("screw", nearly)
+    warned = "far below that of any product" in caplog.text
+    assert warned == (threshold.image_threshold < 0.01) and threshold.image_threshold > 0
+
+
+def test_many_photographs_are_opened_again_and_not_held(tmp_path, detector, photograph, monkeypatch):
+    images = normals_of(photograph, 2, 5)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    detector.enroll("held", images)
+    monkeypatch.setattr(enrollment_anople, "HELD", 2)
+    opened = enrollment_anople.open_normals(sorted(tmp_path.glob("*.png")), detector.processor)
+    assert [image.reopen is None for image in opened.images] == [True, True, False, False, False]
+    assert all(image.image is None for image in opened.images) and opened.images[4]._prepared is None
+    detector.enroll("opened", sorted(tmp_path.glob("*.png")))
+    products = detector.model.products
+    assert products.named("opened").bank.vectors.equal(products.named("held").bank.vectors)
+    first, second = (products.named(name).record.threshold.image_scores for name in ("held", "opened"))
+    assert len(first) == len(second) == 5
+
+
+def test_no_refusal_names_more_than_five(detector, photograph):
+    images = [image for image in normals_of(photograph, 2, 8) for _ in range(2)]
+    with pytest.raises(ValueError, match="image 2, image 4, image 6, image 8, image 10 and 3 more"):
+        detector.enroll("screw", images)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from modeling_anople.training.few_shot import (
     ViewSettings,
     augment_texture,
     blend_texture,
+    choose_shots,
     collate_views,
     cut_paste,
     perlin_mask,
@@ -24,6 +26,7 @@ from modeling_anople.training.few_shot import (
     sample_few_shot,
     square_image,
 )
+from modeling_anople.training.options import TrainingConfig
 
 
 PATHS = [f"bolt/train/good/{number:03d}.png" for number in range(20)]
@@ -497,3 +500,29 @@ def test_parameters_are_checked(name, value):
 def test_blend_refuses_mismatched_inputs(texture, mask, message):
     with pytest.raises(ValueError, match=message):
         blend_texture(torch.zeros(3, 8, 8), texture, mask, seeded(0))
+
+
+def test_a_fit_draws_no_picture_twice_and_none_of_one_color(tmp_path, photograph, caplog):
+    good = tmp_path / "gear/train/good"
+    good.mkdir(parents=True)
+    images = [photograph(seed, size=(384, 320)) for seed in range(3)]
+    for number, image in enumerate(images):
+        image.save(good / f"{number}.png")
+        image.save(good / f"{number} again.jpg", quality=85)
+        image.save(good / f"{number} copy.png")
+    Image.new("RGB", (96, 80)).save(good / "cap.png")
+    for seed in range(3):
+        shots = choose_shots(TrainingConfig(data_root=str(tmp_path), shots=4, seed=seed))
+        assert sorted(Path(file).name[0] for file in shots.files["gear"]) == ["0", "1", "2"]
+        assert (
+            len(shots.images) == 3
+            and "gear: 7 good photographs are another one once more, or of one color" in caplog.text
+        )
+    for number in range(3):
+        (good / f"{number} again.jpg").unlink()
+        (good / f"{number} copy.png").unlink()
+    (good / "cap.png").unlink()
+    caplog.clear()
+    shots = choose_shots(TrainingConfig(data_root=str(tmp_path), shots=2, seed=1))
+    names = [f"gear/train/good/{number}.png" for number in range(3)]
+    assert shots.files["gear"] == sample_few_shot(names, 2, seed=1, class_name="gear") and not caplog.messages

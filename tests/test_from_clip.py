@@ -255,7 +255,9 @@ def test_a_tokenizer_may_come_from_elsewhere(folder, tokenizer):
 
 
 def test_a_misspelt_option_of_the_processor_is_refused(folder):
-    with pytest.raises(ValueError, match=r"got \['revison'\]: it takes image_size, cache_dir, .*revision"):
+    with pytest.raises(
+        ValueError, match=r"got \['revison'\]: it takes image_size, white_value, cache_dir, .*revision"
+    ):
         AnoPLeProcessor.from_clip(str(folder), ["bolt"], revison="v2")
 
 

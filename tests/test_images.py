@@ -12,7 +12,7 @@ import torch
 from PIL import Image, features
 
 from modeling_anople import ImageError, load_image
-from modeling_anople.images_anople import act_on_each, load_mask
+from modeling_anople.images_anople import act_on_each, heif_is_installed, load_mask
 
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # a ramp from 0 to 235
@@ -88,6 +88,173 @@ def test_twelve_bit_ramp_keeps_its_order_and_is_not_clipped(tmp_path, white, bri
     assert (np.diff(values) >= 0).all() and values[0] == 0 and values[-1] == brightest
     counts = np.bincount(values)[1:-1]
     assert counts.min() >= 4096 // (brightest + 1) - 17 and counts.max() - counts.min() <= 1  # evenly spread
+
+
+# --- More than 8 bits for each channel, as cameras write them ---
+
+
+TWELVE = (COLOUR.astype(np.uint16) * 16 + COLOUR // 16).astype(np.uint16)  # 0 to 4095 in files of 16 bits
+
+
+def sixteen_bit_png(values: np.ndarray, transparent: tuple | None = None) -> bytes:
+    """Write a PNG of 16 bits for each of 1 to 4 channels (Pillow writes grey values alone), each row filtered as another one."""
+    height, width, channels = values.shape
+    rows, step = values.astype(">u2").tobytes(), 2 * channels
+    lines, before = b"", bytes(step * width)
+    for number in range(height):
+        line = rows[number * step * width : (number + 1) * step * width]
+        if number % 2:  # less what is above
+            lines += b"\x02" + bytes((here - there) % 256 for here, there in zip(line, before, strict=True))
+        else:  # less what is to the left
+            lines += b"\x01" + bytes((here - there) % 256 for here, there in zip(line, bytes(step) + line))
+        before = line
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(f">{channels}H", *transparent))
+    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def tiff(values: np.ndarray, order: str = "<", planes: int = 1, **tags: int) -> bytes:
+    """Write a TIFF of one strip (or one for each plane) by hand; `tags` are its numbers of photometric and so on."""
+    height, width, channels = values.shape
+    bits = values.dtype.itemsize * 8
+    stored = np.moveaxis(values, -1, 0) if planes == 2 else values
+    data = stored.astype(values.dtype.newbyteorder(order)).tobytes()
+    numbers = {256: width, 257: height, 259: 1, 262: 2 if channels > 2 else 1, 277: channels, 278: height, 284: planes}
+    numbers |= {{"photometric": 262, "orientation": 274, "bits": 258}[name]: value for name, value in tags.items()}
+    strips = channels if planes == 2 else 1
+    count = len(numbers) + (258 not in numbers) + 2 + (channels == 4)
+    extra = 8 + 2 + 12 * count + 4
+    size = len(data) // strips
+    starts = extra + 2 * channels + 8 * strips
+    entries = {tag: (3, 1, struct.pack(order + "HH", value, 0)) for tag, value in numbers.items()}
+    wide = struct.pack(order + f"{channels}H", *[bits] * channels)
+    if 258 not in entries:
+        entries[258] = (3, channels, struct.pack(order + "I", extra) if channels > 2 else (wide + bytes(4))[:4])
+    offsets = struct.pack(order + f"{strips}I", *(starts + size * number for number in range(strips)))
+    lengths = struct.pack(order + f"{strips}I", *[size] * strips)
+    place = extra + 2 * channels
+    entries[273] = (4, strips, offsets if strips == 1 else struct.pack(order + "I", place))
+    entries[279] = (4, strips, lengths if strips == 1 else struct.pack(order + "I", place + 4 * strips))
+    if channels == 4:
+        entries[338] = (3, 1, struct.pack(order + "HH", 0, 0))  # a fourth channel of no meaning
+    table = b"".join(struct.pack(order + "HHI", tag, *entries[tag][:2]) + entries[tag][2] for tag in sorted(entries))
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(order + "I", 8) + struct.pack(order + "H", count) + table + bytes(4)
+    return head + wide + offsets + lengths + data
+
+
+def ppm(values: np.ndarray, white: int) -> bytes:
+    kind = b"P6" if values.shape[-1] == 3 else b"P5"
+    return kind + f" {values.shape[1]} {values.shape[0]} {white}\n".encode() + values.astype(">u2").tobytes()
+
+
+OPAQUE, EMPTY = np.full((6, 8, 1), 4095, np.uint16), np.zeros((6, 8, 1), np.uint16)
+DEEP = {  # a 12-bit camera's values: file, colours to be seen with white value 4095
+    "grey.png": (sixteen_bit_png(TWELVE[..., :1]), grey(COLOUR[..., 0])),
+    "grey alpha.png": (sixteen_bit_png(np.concatenate([TWELVE[..., :1], OPAQUE], -1)), grey(COLOUR[..., 0])),
+    "rgb.png": (sixteen_bit_png(TWELVE), COLOUR),
+    "rgba.png": (sixteen_bit_png(np.concatenate([TWELVE, OPAQUE], -1)), COLOUR),
+    "unused.png": (sixteen_bit_png(np.concatenate([TWELVE, EMPTY], -1)), COLOUR),
+    "clear.png": (
+        sixteen_bit_png(TWELVE, tuple(TWELVE[2, 3].tolist())),
+        np.where((COLOUR[2, 3] == COLOUR).all(-1)[..., None], 255, COLOUR),
+    ),
+    "grey.tif": (tiff(TWELVE[..., :1]), grey(COLOUR[..., 0])),
+    "zero is white.tif": (tiff(4095 - TWELVE[..., :1], photometric=0), grey(COLOUR[..., 0])),
+    "rgb.tif": (tiff(TWELVE), COLOUR),
+    "motorola.tif": (tiff(TWELVE, ">"), COLOUR),
+    "four.tif": (tiff(np.concatenate([TWELVE, EMPTY], -1)), COLOUR),
+    "turned.tif": (tiff(TWELVE[::-1, ::-1], orientation=3), COLOUR),
+    "rgb.ppm": (ppm(TWELVE, 65535), COLOUR),
+    "said.ppm": (ppm(TWELVE, 4095), COLOUR),
+    "said.pgm": (ppm(TWELVE[..., :1], 4095), grey(COLOUR[..., 0])),
+    "array": (TWELVE, COLOUR),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_white_value_holds_for_every_kind_of_deep_file(tmp_path, name, caplog):
+    data, expected = DEEP[name]
+    path = data
+    if isinstance(data, bytes):
+        path = tmp_path / name
+        path.write_bytes(data)
+    np.testing.assert_allclose(np.asarray(load_image(path, white_value=4095), dtype=float), expected, atol=1)
+    assert not caplog.messages
+    dark = np.asarray(load_image(path), dtype=float)
+    if name.startswith("said"):  # white stands in the file
+        np.testing.assert_allclose(dark, expected, atol=1)
+    elif name != "zero is white.tif":
+        assert (
+            dark[expected < 255].max() <= 16
+            and "no value is above" in caplog.text
+            and "4095 for 12 bits" in caplog.text
+        )
+
+
+@pytest.mark.parametrize("kind", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_compressed_colours_keep_all_their_bits(tmp_path, kind):
+    """Pillow writes no 16-bit colours: its reader of compressed files is met by grey values, and by the shared case."""
+    Image.fromarray(TWELVE[..., 0]).save(tmp_path / "a.tif", compression=kind)
+    seen = np.asarray(load_image(tmp_path / "a.tif", white_value=4095), dtype=float)
+    np.testing.assert_allclose(seen, grey(COLOUR[..., 0]), atol=1)
+
+
+def test_sixteen_bits_that_are_all_used_are_seen_as_ever(tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(sixteen_bit_png(COLOUR.astype(np.uint16) * 257))
+    assert (np.asarray(load_image(tmp_path / "a.png")) == COLOUR).all() and not caplog.messages
+    assert (np.asarray(load_image(tmp_path / "a.png", white_value=4095))[COLOUR > 16] == 255).all()
+    assert "are above the white value 4095 and seen as white" in caplog.text
+    whole = 65535 - COLOUR[..., :1].astype(np.uint16) * 257
+    (tmp_path / "a.tif").write_bytes(tiff(whole, photometric=0))
+    assert (np.asarray(load_image(tmp_path / "a.tif")) == grey(COLOUR[..., 0])).all()
+
+
+def test_deep_colours_that_no_white_value_reaches_are_refused(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.jp2", irreversible=False)
+    assert (np.asarray(load_image(tmp_path / "a.jp2", white_value=4095)) == COLOUR).all()  # it has 8 bits
+    data = bytearray((tmp_path / "a.jp2").read_bytes())
+    data[data.find(b"\xff\x4f\xff\x51") + 42] = 11  # it says that it has 12
+    (tmp_path / "b.jp2").write_bytes(data)
+    (tmp_path / "planes.tif").write_bytes(tiff(TWELVE, planes=2))
+    for name, white in (("b.jp2", 4095), ("planes.tif", 4095), ("planes.tif", None)):
+        with pytest.raises(ImageError, match=f"{name}: holds more than 8 bits .*: save it as a 16-bit PNG"):
+            load_image(tmp_path / name, white_value=white)
+
+
+def test_a_fourth_channel_of_zeros_is_unused_and_not_clear():
+    empty = np.zeros((6, 8, 1), np.uint8)
+    for source in (np.dstack([COLOUR, empty]), Image.fromarray(np.dstack([COLOUR, empty]))):
+        assert (np.asarray(load_image(source)) == COLOUR).all()
+
+
+def test_the_largest_page_of_a_tiff_is_taken_and_named(tmp_path, caplog):
+    pages = [Image.new("RGB", (4, 3), "red"), Image.fromarray(COLOUR), Image.new("RGB", (2, 2), "lime")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert (np.asarray(load_image(tmp_path / "a.tif")) == COLOUR).all()
+    assert f"{tmp_path / 'a.tif'}: has 3 pages; page 2 is taken (8 x 6)." in caplog.text
+
+
+def test_heic_and_raw_files_are_refused_with_what_converts_them(tmp_path):
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    for name in ("a.heic", "b.jpg"):
+        (tmp_path / name).write_bytes(heic)
+        wanted = (
+            "cannot be read|not an image"
+            if heif_is_installed()
+            else "HEIC photograph: pip install pillow-heif, or convert"
+        )
+        with pytest.raises(ImageError, match=wanted):
+            load_image(tmp_path / name)
+    encoded_preview = encoded("TIFF", Image.fromarray(COLOUR))
+    (tmp_path / "a.NEF").write_bytes(encoded_preview)  # Pillow reads the small picture inside
+    with pytest.raises(ImageError, match=r"a\.NEF: is a raw file of a camera: export it as 16-bit TIFF or PNG"):
+        load_image(tmp_path / "a.NEF")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -297,21 +464,94 @@ def test_what_holds_no_number_or_no_pixel_is_refused_as_image_and_as_mask(source
         load_image(source, white_value=4095)
 
 
-MARKED = GREY > 200
-MASKS = {
-    "ones.png": Image.fromarray(MARKED.astype(np.uint8)),
-    "labels.png": Image.fromarray(MARKED.astype(np.uint16)),
-    "labels.tif": Image.fromarray(MARKED.astype(np.int32) * 3),
-    "shares.tif": Image.fromarray(MARKED.astype(np.float32) * 0.01),
-    "bits.png": Image.fromarray(MARKED),
-    "clear.png": Image.fromarray(np.dstack([np.full_like(COLOUR, 200), MARKED * np.uint8(255)])),
+ROWS, COLUMNS = np.mgrid[:64, :80]
+MARKED = np.hypot(ROWS - 30, COLUMNS - 44) < 14
+SOFT = Image.fromarray(MARKED.astype(np.uint8) * 255).resize((40, 32), Image.Resampling.BOX).resize((80, 64))
+NOISE = np.random.default_rng(0).integers(3, size=MARKED.shape, dtype=np.uint8)
+BAR = (ROWS < 8) & (COLUMNS < 20)
+
+
+def numbered(values: np.ndarray, colours: list[int]) -> Image.Image:
+    image = Image.frombytes("P", values.shape[::-1], values.astype(np.uint8).tobytes())
+    image.putpalette(colours + [0] * (768 - len(colours)))
+    return image
+
+
+MASKS = {  # file name: picture, what it marks
+    "ones.png": (Image.fromarray(MARKED.astype(np.uint8)), MARKED),
+    "labels.png": (Image.fromarray(MARKED.astype(np.uint16)), MARKED),
+    "labels.tif": (Image.fromarray(MARKED.astype(np.int32) * 3), MARKED),
+    "shares.tif": (Image.fromarray(MARKED.astype(np.float32) * 0.01), MARKED),
+    "two labels.png": (Image.fromarray(MARKED + 2 * BAR.astype(np.uint8)), MARKED | BAR),
+    "grey labels.png": (Image.fromarray(MARKED * np.uint8(200) + BAR * np.uint8(80)), MARKED | BAR),
+    "loco.png": (Image.fromarray(MARKED * np.uint8(236)), MARKED),
+    "deep.png": (Image.fromarray(MARKED.astype(np.uint16) * 65535), MARKED),
+    "bits.png": (Image.fromarray(MARKED), MARKED),
+    "noise.png": (Image.fromarray(np.where(MARKED, 255, NOISE)), MARKED),
+    "red.png": (Image.fromarray(np.dstack([MARKED * np.uint8(255), 0 * NOISE, 0 * NOISE])), MARKED),
+    "clear.png": (Image.fromarray(np.dstack([np.full((64, 80, 3), 200, np.uint8), MARKED * np.uint8(255)])), MARKED),
+    "black on clear.png": (
+        Image.fromarray(np.dstack([np.zeros((64, 80, 3), np.uint8), MARKED * np.uint8(255)])),
+        MARKED,
+    ),
+    "unused alpha.png": (
+        Image.fromarray(np.dstack([np.repeat(MARKED[..., None] * np.uint8(255), 3, -1), 0 * NOISE])),
+        MARKED,
+    ),
+    "numbers.png": (numbered(MARKED, [0, 0, 0, 128, 0, 0]), MARKED),
+    "coloured ground.png": (numbered(MARKED, [68, 1, 84, 253, 231, 37]), MARKED),
+    "white ground.png": (numbered(MARKED, [255, 255, 255, 0, 0, 0]), MARKED),
+    "void.png": (numbered(np.where(BAR, 255, MARKED), [0, 0, 0, 128, 0, 0]), MARKED),
+    "grey.gif": (Image.fromarray(MARKED * np.uint8(255)), MARKED),
+    "grey ramp.png": (
+        numbered(MARKED * np.uint8(255), [value for grey in range(256) for value in (grey,) * 3]),
+        MARKED,
+    ),
+    "nothing.png": (Image.fromarray(0 * NOISE), MARKED & False),
 }
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_masks_mark_whatever_is_above_zero(tmp_path, name):
-    MASKS[name].save(tmp_path / name)
-    assert (load_mask(tmp_path / name, size=(6, 8)) == MARKED).all()
+def test_masks_mark_what_their_kind_means(tmp_path, name):
+    image, expected = MASKS[name]
+    image.save(tmp_path / name)
+    assert (load_mask(tmp_path / name, size=(64, 80)) == expected).all()
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.jpg", {"quality": 50}), ("b.jpg", {"quality": 95}), ("c.png", {})])
+def test_soft_masks_mark_from_half_of_white_on(tmp_path, name, options):
+    image = SOFT if name == "c.png" else Image.fromarray(MARKED * np.uint8(255))
+    image.save(tmp_path / name, **options)
+    mask = load_mask(tmp_path / name)
+    assert (mask & MARKED).sum() / (mask | MARKED).sum() > 0.9
+
+
+def test_a_folder_of_masks_marks_what_any_of_them_does(tmp_path):
+    for number, part in enumerate((MARKED, BAR)):
+        Image.fromarray(part * np.uint8(255)).save(tmp_path / f"{number}.png")
+    assert (load_mask(tmp_path) == MARKED | BAR).all()
+    assert (load_mask({"path": str(tmp_path), "bytes": None}, size=(64, 80)) == MARKED | BAR).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_on_stored_pixels_is_turned_along_with_its_photograph(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(MARKED * np.uint8(255))
+    stored.convert("RGB").save(tmp_path / "photo.png", exif=exif)
+    photograph = load_image(tmp_path / "photo.png")
+    upright = np.asarray(photograph)[..., 0] > 0
+    stored.save(tmp_path / "stored.png")
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    stored.save(tmp_path / "said.png", exif=exif)
+    size = photograph.size[::-1]
+    for name in ("stored.png", "upright.png", "said.png"):
+        given = {"size": size, "photograph": tmp_path / "photo.png"}
+        if name != "said.png" and 2 <= orientation <= 4:  # either way round it has this size
+            with pytest.raises(ImageError, match=r"turned by its EXIF orientation .*: save the photograph upright"):
+                load_mask(tmp_path / name, **given)
+        else:
+            assert (load_mask(tmp_path / name, **given) == upright).all()
 
 
 # --- Several at a time ---

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from modeling_anople import ImageError
+from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError
 from modeling_anople.inference_anople import OpenedImage, open_batches, prepare_tiles, tile_images
 from modeling_anople.pipeline_anople import Prediction, predict
 from modeling_anople.scoring_anople import harmonic_mean, smooth_maps
@@ -50,7 +50,45 @@ def test_predictions_are_the_models_own_answers(detector, images):
         assert each.raw_score == pytest.approx(outputs.image_scores[number].item(), abs=1e-5)
         np.testing.assert_allclose(each.anomaly_map, outputs.calibrated_maps[number].detach(), atol=1e-4)
         assert each.class_name == "bolt" and each.error is None and each.seconds > 0
-        assert each.label == ("anomalous" if each.score > 0.5 else "normal")
+        assert each.label == ("anomalous" if each.score > 0.5 or each.reason else "normal")
+
+
+def frames_without_a_part(part: Image.Image) -> dict[str, Image.Image]:
+    noise = np.random.default_rng(0).integers(256, size=(40, 48, 3), dtype=np.uint8)
+    return {
+        "black": Image.new("RGB", part.size),
+        "white": Image.new("RGB", part.size, "white"),
+        "grey": Image.new("RGB", part.size, (128, 128, 128)),
+        "ground": Image.new("RGB", part.size, part.getpixel((0, 0))),
+        "noise": Image.fromarray(noise),
+        "blurred": part.filter(ImageFilter.GaussianBlur(6)),
+        "bright": part.point(lambda value: min(255, 2 * value)),
+    }
+
+
+@pytest.mark.parametrize("tiling", [None, (1, 2)])
+def test_frames_that_show_no_part_are_anomalous_with_the_reason_though_the_product_is_named(
+    make_model, make_processor, photograph, tmp_path, tiling
+):
+    normals = normals_of(photograph, 5, 5)
+    detector = detector_of(make_model(), make_processor())
+    detector.add_normals("bolt", normals_of(photograph, 0))
+    detector.add_normals("nut", normals_of(photograph, 1))
+    detector.enroll("screw", normals[:4], tiling=tiling)
+    assert detector(normals[4], class_name="screw")["reason"] is None
+    frames = frames_without_a_part(normals[4])
+    answers = dict(zip(frames, detector(list(frames.values()), class_name="screw"), strict=True))
+    assert {answer["label"] for answer in answers.values()} == {"anomalous"}
+    reasons = {name: answer["reason"] for name, answer in answers.items()}
+    assert reasons["black"] == "too dark" and "brighter than anything taught" in (reasons["white"], reasons["bright"])
+    assert reasons.pop("blurred") == "out of focus"
+    assert all(reason for name, reason in reasons.items() if name != "noise")  # whose score says it
+    detector.save_pretrained(tmp_path / "saved")
+    again = AnomalyDetectionPipeline(AnoPLeModel.from_pretrained(tmp_path / "saved"), device="cpu")
+    assert again(frames["black"], class_name="screw", explain=True)["reason"] == "too dark"
+    # a detector of an earlier version has learned no frames
+    again.model.products.named("screw").record.frame = None
+    assert again(frames["blurred"], class_name="screw")["reason"] in (None, "nothing like the product")
 
 
 def alike(each: Prediction, other: Prediction) -> None:
@@ -227,10 +265,13 @@ def test_pooled_answers_name_no_class(make_model, make_processor, photograph, im
 
 def test_the_threshold_of_the_config_decides(detector, images):
     model, processor = detector
-    scores = sorted(each.score for each in predict(model, processor, images, class_names="bolt"))
+    found = [each.score for each in predict(model, processor, images, class_names="bolt")]
+    scores = sorted(found)
     model.config.threshold = scores[3]
-    labels = [each.label for each in predict(model, processor, images, class_names="bolt")]
-    assert labels.count("anomalous") == 3
+    answers = [(each.label, each.reason) for each in predict(model, processor, images, class_names="bolt")]
+    assert sum(reason is None and label == "anomalous" for label, reason in answers) <= 3
+    for (label, reason), score in zip(answers, found, strict=True):
+        assert label == ("anomalous" if score > scores[3] or reason else "normal")
 
 
 def test_without_a_threshold_raw_values_stand_alone(make_model, make_processor, images):

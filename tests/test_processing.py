@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from transformers import AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError
+from modeling_anople.processing_anople import find_regions, mark_regions
 
 from .detectors import write_detector
 
@@ -193,3 +195,41 @@ def test_a_side_that_no_machine_can_hold_is_refused_at_once(make_processor, tmp_
 def test_a_white_that_is_none_is_refused(white):
     with pytest.raises(ValueError, match=f"white_value must lie within 1e-06 and 4294967296, got {white}"):
         AnoPLeProcessor(white_value=white)
+
+
+# --- Regions ---
+
+
+def blobs(seed: int, size: tuple[int, int]) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.random(size).astype(np.float32) ** generator.uniform(0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("seed", "size"), [(0, (1, 1)), (1, (1, 9)), (2, (9, 1)), (3, (40, 48)), (4, (63, 17)), (5, (300, 200))]
+)
+@pytest.mark.parametrize("min_area", [1, 4])
+def test_regions_are_those_that_touch(seed, size, min_area):
+    """As scipy, which does not travel with detectors, labels them."""
+    values = blobs(seed, size)
+    marked = values > 0.5
+    labels, count = ndimage.label(marked, np.ones((3, 3)))
+    expected = []
+    for number, (down, across) in enumerate(ndimage.find_objects(labels), start=1):
+        rows, columns = np.nonzero(labels == number)
+        if len(rows) >= min_area:
+            box = [across.start, down.start, across.stop, down.stop]
+            centroid = [round(float(columns.mean()), 1), round(float(rows.mean()), 1)]
+            expected.append((round(float(values[labels == number].max()), 6), len(rows), box, centroid))
+    found = find_regions(values, 0.5, min_area=min_area)
+    peaks = [region["peak"] for region in found]
+    assert peaks == sorted(peaks, reverse=True)
+    assert sorted((*(region[key] for key in ("peak", "area", "box", "centroid")),) for region in found) == sorted(
+        expected
+    )
+    kept = np.isin(labels, [n for n in range(1, count + 1) if (labels == n).sum() >= min_area])
+    assert (mark_regions(values, 0.5, min_area=min_area) == kept).all() and (values > 0.5).sum() == marked.sum()
+
+
+def test_a_map_below_the_threshold_has_no_region():
+    assert find_regions(np.full((8, 8), 0.5), 0.5) == [] and not mark_regions(np.full((8, 8), 0.5), 0.5).any()

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel, ImageError
-from modeling_anople.calibration_anople import ProductThreshold, fit_threshold
+from modeling_anople.calibration_anople import FrameLimits, ProductThreshold, fit_threshold
 from modeling_anople.fitting_anople import calibrate_product, recalibrate_product, remember
 from modeling_anople.product_store_anople import (
     Product,
@@ -87,6 +87,7 @@ def test_a_record_is_a_product_again_with_tensors_of_its_size():
         "tiling": "2,3",
         "ignore_mask_size": [5, 7],
         "threshold": dataclasses.asdict(THRESHOLD),
+        "frame": dataclasses.asdict(FrameLimits.of([[0.1 * number for number in range(5)]] * 2)),
     }
     product = Product(ProductRecord.from_dict(values), config)
     assert product.describe() == values and values.keys() == FACTS

@@ -30,6 +30,8 @@ from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..pipeline_anople import Prediction
 
 
@@ -122,14 +124,20 @@ def demo(arguments: list[str]) -> int:
 # --- What `anople predict` writes of each photograph: a JSON line, and a row of a table ---
 
 
-COLUMNS = ("path", "class", "score", "label", "raw_score", "p_value", "seconds", "overlay", "error")
+COLUMNS = (
+    *("path", "class", "score", "label", "reason", "raw_score", "p_value", "seconds", "regions"),
+    *("overlay", "mask", "map", "error"),
+)
+DRAWN = {"overlay": "", "mask": "masks", "map": "maps"}  # column -> folder inside --output
 
 
-def to_row(path: Path, prediction: "Prediction") -> dict[str, Any]:
-    """Put what is known of one photograph into the order of the columns; the last two only where there is something."""
+def to_row(path: Path, prediction: "Prediction", regions: list[dict] | None = None) -> dict[str, Any]:
+    """Put what is known of one photograph into the order of the columns; reason and error only where there is one."""
     row = {"path": str(path), "class": prediction.class_name, "score": prediction.score, "label": prediction.label}
+    row |= {"reason": prediction.reason} if prediction.reason else {}
     row |= {"raw_score": prediction.raw_score, "p_value": prediction.p_value}
     row["seconds"] = prediction.seconds and round(prediction.seconds, 4)
+    row |= {} if regions is None else {"regions": regions}
     return row | ({"error": prediction.error} if prediction.error else {})
 
 
@@ -145,7 +153,8 @@ def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]
         writer.writeheader()
 
         def write(row: dict[str, Any]) -> None:
-            writer.writerow(inert_row(row))
+            regions = {"regions": json.dumps(row["regions"])} if "regions" in row else {}
+            writer.writerow(inert_row(row | regions))
             file.flush()
 
         yield write
@@ -162,25 +171,28 @@ def open_results(folder: Path | None, inputs: set[Path]) -> contextlib.AbstractC
         return contextlib.nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
-    for name in _pictures_of(results):  # of the run before, which this one replaces
+    for name in _drawn_by(results):  # of the run before, which this one replaces
         if Path(os.path.realpath(folder / name)) not in inputs:
             (folder / name).unlink(missing_ok=True)
     return results.open("w", encoding="utf-8", buffering=1)  # line by line: pictures that a killed run drew are known
 
 
-def check_places(options: "PredictOptions", paths: list[Path]) -> None:
-    """Refuse to write what `anople predict` is asked for where something would be lost; errors as of [`check_outputs`]."""
+def check_places(options: "PredictOptions", paths: list[Path], drawn: list[dict[str, str]]) -> None:
+    """
+    Refuse to write what `anople predict` is asked for where something would be lost; errors as of [`check_outputs`].
+
+    Args:
+        drawn: the pictures of each photograph, see [`names_of_drawn`].
+    """
     outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
     if options.output is not None:
         folder = _folder_of(options)
         results = folder / "results.jsonl"
         outputs.append(Output("--output", results, json_lines_of(("path", "class", "score", "label"))))
-        there = set(os.listdir(folder)) if folder.is_dir() else set()
-        drawn = set(_pictures_of(results)) if there else set()
-        names = (picture_name(number, path) for number, path in enumerate(paths))
-        outputs += [
-            Output("--output", folder / name, lambda path: path.name in drawn) for name in names if name in there
-        ]
+        before = set(_drawn_by(results))
+        for names in drawn:
+            for name in filter(lambda name: os.path.lexists(folder / name), names.values()):
+                outputs.append(Output("--output", folder / name, lambda _, is_ours=name in before: is_ours))
     ignored = [options.ignore_mask] if options.ignore_mask else []
     check_outputs(outputs, inputs=[*paths, *ignored], overwrite=options.overwrite)
 
@@ -192,19 +204,93 @@ def _folder_of(options: "PredictOptions") -> Path:
     return folder
 
 
+def names_of_drawn(options: "PredictOptions", paths: list[Path], places: list[str]) -> list[dict[str, str]]:
+    """
+    Name what is drawn of each photograph, by column, below --output: a picture, and what --save asks for.
+
+    Masks and maps lie in folders as the photographs do, below the folder that was given, or that all have in common.
+    """
+    if options.output is None:
+        return [{} for _ in paths]
+    names = [{"overlay": picture_name(number, path)} for number, path in enumerate(paths)]
+    kinds = [kind for kind in ("mask", "map") if f"{kind}s" in options.saved]
+    if not kinds:
+        return names
+    real = [Path(os.path.abspath(path)) for path in paths]
+    folders = [place for place in places if os.path.isdir(place)]
+    top = os.path.commonpath([*(path.parent for path in real), *map(os.path.abspath, folders)])
+    below = [path.relative_to(top) for path in real]
+    stems = Counter(path.with_suffix("").as_posix().casefold() for path in below)
+    for drawn, path in zip(names, below, strict=True):
+        alone = stems[path.with_suffix("").as_posix().casefold()] == 1
+        stem = path.with_suffix("") if alone else path  # a.png beside a.jpg: a.png.png and a.jpg.png
+        for kind in kinds:
+            ending = "npy" if kind == "map" and options.map_format == "npy" else "png"
+            drawn[kind] = f"{DRAWN[kind]}/{stem.as_posix()}.{ending}"
+    if twins := [name for name, count in Counter(drawn[kinds[0]] for drawn in names).items() if count > 1]:
+        raise ValueError(f"{twins[0]} would be drawn of two photographs: give each photograph once.")
+    return names
+
+
+def to_line(
+    path: Path,
+    prediction: "Prediction",
+    full_map: "np.ndarray | None",
+    names: dict[str, str],
+    options: "PredictOptions",
+) -> dict[str, Any]:
+    """Put all that is said of one photograph into one line, with the files that are drawn of it."""
+    if full_map is None:
+        return to_row(path, prediction)
+    line = to_row(path, prediction, prediction.find_regions(full_map, min_area=options.min_area))
+    if prediction.explanation:
+        line["explanation"] = prediction.explanation.as_dict()
+    has_mask = prediction.anomaly_map is not None  # without a threshold nothing can be marked
+    drawn = {column: name for column, name in names.items() if column != "mask" or has_mask}
+    return line | {column: str(Path(options.output) / name) for column, name in drawn.items()}
+
+
+def draw_files(
+    line: dict[str, Any], prediction: "Prediction", full_map: "np.ndarray", options: "PredictOptions"
+) -> None:
+    """Draw the mask and the map that a line names: 0 and 255; scores from 0 to 1 as float32, or in 8 or 16 bits."""
+    import numpy as np
+    from PIL import Image
+
+    from ..processing_anople import mark_regions
+
+    for column in ("mask", "map"):
+        if column in line:
+            Path(line[column]).parent.mkdir(parents=True, exist_ok=True)
+    if "mask" in line:
+        marked = mark_regions(full_map, prediction.threshold, min_area=options.min_area)
+        Image.fromarray(marked.astype(np.uint8) * 255).save(line["mask"])
+    if "map" in line and options.map_format == "npy":
+        np.save(line["map"], full_map.astype(np.float32))
+    elif "map" in line:
+        white, dtype = (255, np.uint8) if options.map_format == "png8" else (65535, np.uint16)
+        Image.fromarray(np.rint(full_map * white).astype(dtype)).save(line["map"])
+
+
 def picture_name(number: int, path: Path) -> str:
     """Name the picture that is drawn of a photograph."""
     return f"{number:04d}-{path.stem[:60]}.png"  # 240 bytes in any script
 
 
-def _pictures_of(results: Path) -> Iterator[str]:
-    """Name the pictures that a run has drawn, by its results, which may end in the middle of a line."""
+def _drawn_by(results: Path) -> Iterator[str]:
+    """Name the files that a run has drawn, below its folder, by its results, which may end in the middle of a line."""
     text = results.read_text(encoding="utf-8", errors="replace") if results.is_file() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
-            name = Path(json.loads(line)["overlay"]).name if '"overlay"' in line else ""
-            if re.fullmatch(r"\d{4,}-.*\.png", name):
-                yield name
+            row = json.loads(line)
+            for column, inside in DRAWN.items():
+                parts = Path(row[column]).parts if column in row else ()
+                if column == "overlay" and parts and re.fullmatch(r"\d{4,}-.*\.png", parts[-1]):
+                    yield parts[-1]
+                elif inside in parts and ".." not in parts:
+                    # the folder may have been moved: of a name that holds another "masks", each reading is tried
+                    starts = [place for place, part in enumerate(parts) if part == inside]
+                    yield from ("/".join(parts[start:]) for start in starts)
 
 
 # --- The `anople` program. Each command's modules are imported when it is called ---
@@ -245,7 +331,7 @@ USAGE = """anople COMMAND ...
 
 
 # The least and the greatest value of every number, both allowed; help texts name them.
-PREDICT_RANGES = {"threshold": (0, 1), "batch_size": (1, 65_536)}
+PREDICT_RANGES = {"threshold": (0, 1), "batch_size": (1, 65_536), "min_area": (1, 1_000_000_000)}
 DRAW_RANGES = {
     "seed": (0, 2**32 - 1),
     "train": (0, 100_000),
@@ -264,6 +350,18 @@ class PredictOptions:
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
     csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
+    save: str | None = field(
+        default=None,
+        metadata={
+            "help": "masks, maps or masks,maps: write these too into --output, in folders as the photographs lie."
+        },
+    )
+    map_format: Literal["png16", "png8", "npy"] = field(
+        default="png16", metadata={"help": "Of the maps: scores as 16 or 8 bits of a PNG, or float32."}
+    )
+    min_area: int = field(
+        default=1, metadata={"help": "Pixels that a region must have to be listed, 1 to 1000000000."}
+    )
     overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
     image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
@@ -296,6 +394,15 @@ class PredictOptions:
         from ..configuration_anople import check_ranges  # it brings torch along
 
         check_ranges(self, PREDICT_RANGES, "--")
+        if unknown := sorted(self.saved - {"masks", "maps"}):
+            raise ValueError(f"--save takes masks, maps or masks,maps, not {', '.join(unknown)}.")
+        if self.saved and self.output is None:
+            raise ValueError("--save says what is written into a folder: add --output FOLDER.")
+
+    @property
+    def saved(self) -> set[str]:
+        """What --save asks for."""
+        return set(self.save.split(",")) if self.save is not None else set()
 
 
 @dataclass
@@ -375,7 +482,8 @@ def predict(arguments: list[str]) -> int:
 
     paths, failed, labels = list_images(places.images), 0, Counter()
     tiling = options.tiling if options.tiling == "same" else tiling_text(options.tiling)
-    check_places(options, paths)
+    drawn = names_of_drawn(options, paths, places.images)
+    check_places(options, paths, drawn)
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.class_name is not None:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
@@ -395,21 +503,19 @@ def predict(arguments: list[str]) -> int:
         open_results(folder, {Path(os.path.realpath(path)) for path in paths}) as results,
         table_writer(options.csv) as write_row,
     ):
-        for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
-            line = to_row(path, prediction)
+        for path, names, prediction in zip(paths, drawn, predictions, strict=True):
+            full = None if prediction.error else prediction.full_size_map()
+            line = to_line(path, prediction, full, names, options)
             failed += prediction.error is not None
-            if prediction.explanation:
-                line["explanation"] = prediction.explanation.as_dict()
-            if folder and not prediction.error:
-                line["overlay"] = str(folder / picture_name(number, path))
             write_row(line)
             text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
             sys.stdout.write(text)
             if results:
                 results.write(text)
             if "overlay" in line:
-                picture = overlay(load_image(path, white_value=processor.white_value), prediction.full_size_map())
+                picture = overlay(load_image(path, white_value=processor.white_value), full)
                 with_legend(picture).save(line["overlay"])
+                draw_files(line, prediction, full, options)
             labels[prediction.label or "without a line"] += prediction.error is None
     if len(paths) > 1:
         counts = [f"{count} {label}" for label, count in sorted(labels.items()) if count]
@@ -424,7 +530,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
     from ..runtime.loading import join_processes, load_judge
 
     given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
-    given["--tiling"] = options.tiling != "same"
+    given |= {"--tiling": options.tiling != "same", "--save": options.save, "--min_area": options.min_area > 1}
     if unused := [name for name, value in given.items() if value]:
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:

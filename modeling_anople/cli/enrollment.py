@@ -48,12 +48,20 @@ class AddOptions(ForgetOptions):
             "product; later it is taken where none is given; none ignores nothing."
         },
     )
+    white_value: float | None = field(
+        default=None,
+        metadata={
+            "help": "White of photographs with more than 8 bits, 4095 for a 12-bit camera, from 1e-06 to 4294967296; the detector "
+            "keeps it. By default what it keeps, or what the files say."
+        },
+    )
 
     def __post_init__(self):
         from ..calibration_anople import check_rate  # they bring torch along
         from ..configuration_anople import check_ranges
+        from ..images_anople import WHITE_RANGE
 
-        check_ranges(self, {"batch_size": (1, 65_536)}, "--")
+        check_ranges(self, {"batch_size": (1, 65_536), "white_value": WHITE_RANGE}, "--")
         if self.max_false_alarm_rate is not None:
             check_rate(self.max_false_alarm_rate)
 
@@ -144,6 +152,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
             max_false_alarm_rate=options.max_false_alarm_rate,
             batch_size=options.batch_size,
             ignore_mask=options.ignore_mask,
+            white_value=options.white_value,
             **({"tiling": options.tiling} if verb == "enroll" else {}),
         )
         target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..images_anople import IMAGE_EXTENSIONS
+from ..images_anople import image_files
 
 
 # --- What is known of the public data sets: where they are to be had, under which license, how they lie, how large they are ---
@@ -60,6 +60,15 @@ MVTEC = {
     "wood": (247, 19, 60),
     "zipper": (240, 32, 119),
 }
+# of the paper, table 1: 1,772 train, 304 validation (not counted here), 575 + 993 test in all
+MVTEC_LOCO = {
+    "breakfast_box": (351, 102, 173),
+    "juice_bottle": (335, 94, 236),
+    "pushpins": (372, 138, 172),
+    "screw_bag": (360, 122, 219),
+    "splicing_connectors": (354, 119, 193),
+}
+MVTEC_AD_2 = ["can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"]
 # by the authors' table of their split, 1cls.csv: 8,659 train, 962 + 1,200 test in all
 VISA = {
     "candle": (900, 100, 100),
@@ -139,6 +148,22 @@ SETS = {
         "split_csv/1cls.csv beside CLASS/Data/Images (raw), or CLASS/train/good, CLASS/test/bad (reorganised, also in 1cls/)",
         classes=dict(VISA),
         totals=(8659, 962, 1200),
+    ),
+    "mvtec_loco": PublicSet(
+        "MVTec LOCO AD",
+        "https://www.mvtec.com/company/research/datasets/mvtec-loco",
+        "CC BY-NC-SA 4.0",
+        "CLASS/train/good, CLASS/test/{good, logical_anomalies, structural_anomalies}, CLASS/ground_truth/DEFECT/STEM/*.png, "
+        "CLASS/defects_config.json",
+        classes=dict(MVTEC_LOCO),
+        totals=(1772, 575, 993),
+    ),
+    "mvtec_ad2": PublicSet(
+        "MVTec AD 2",
+        "https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
+        "CC BY-NC-SA 4.0",
+        "CLASS/train/good, CLASS/test_public/{good, bad, ground_truth/bad}",
+        classes=dict.fromkeys(MVTEC_AD_2),
     ),
     # realiad_jsons, by the notes of somebody who counted it: 36,465 to train on, 114,585 to test on, 51,329 of them with
     # a mask; the sum, 151,050, is the one that its authors state
@@ -357,10 +382,9 @@ def _below(root: Path, *names: str, img: bool = True) -> Path:
 
 def _images(folder: Path) -> list[Path]:
     """List the image files directly in a folder, numbers as numbers."""
-    inside = folder.iterdir() if folder.is_dir() else []
-    images = [path for path in inside if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")]
     return sorted(
-        images, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+        image_files(folder, masks=True),
+        key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
     )
 
 

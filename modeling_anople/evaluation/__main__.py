@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..configuration_anople import LARGEST_SIDE, check_ranges
-from ..data import read_source, split_source
+from ..data import DataOptions, read_source, split_source
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
@@ -233,7 +234,7 @@ def _mask_to_show(row: ImageRow, sample: dict, prediction: Prediction) -> np.nda
     if sample["mask"] is None:  # a good photograph needs none
         return None if row.anomalous else np.zeros(prediction.size, dtype=bool)
     try:
-        return load_mask(sample["mask"], size=prediction.size)
+        return load_mask(sample["mask"], size=prediction.size, photograph=sample["image"])
     except ImageError:
         return None
 
@@ -278,7 +279,7 @@ EVALUATE_RANGES = {"evaluation_size": (1, LARGEST_SIDE), "batch_size": (1, 65_53
 
 
 @dataclass
-class EvaluateOptions:
+class EvaluateOptions(DataOptions):
     """Options of `anople evaluate`."""
 
     json: str | None = field(default=None, metadata={"help": "Write evaluation.json here."})
@@ -339,7 +340,7 @@ def evaluate(
     EvaluateOptions(evaluation_size=evaluation_size, batch_size=batch_size)
     rows = data if isinstance(data, Dataset) else test_rows(data, processor.class_names, classes)
     names = sorted(set(rows["class_name"]))
-    report_rows, entries = [], {}
+    report_rows, entries, masks = [], {}, Counter()
     state = join_processes()
     with tqdm(total=len(rows), desc="evaluate", disable=not (progress and state.is_main_process)) as bar:
         for name in names:  # one class at a time, because pixel metrics hold a histogram
@@ -350,11 +351,12 @@ def evaluate(
             predictions = predict(model, processor, sources, class_names=name, batch_size=batch_size, part=part)
             for row, prediction in zip(chosen, predictions, strict=True):
                 of_class.append(_image_row(row, prediction))
-                of_class[-1].error = prediction.error or add_pixels(pixels, row, prediction, evaluation_size)
+                of_class[-1].error = prediction.error or add_pixels(pixels, row, prediction, evaluation_size, masks)
                 bar.update(state.num_processes)
             of_class = _gather(of_class, own, pixels, state)
             entries[name] = _class_entry(of_class, pixels)
             report_rows += of_class
+    _warn_of_masks(sum(gather_object([masks]), Counter()) if state.num_processes > 1 else masks, state)
     for entry in report_rows:
         if entry.error and state.is_main_process:
             logger.warning("%s", entry.error)
@@ -373,9 +375,11 @@ def evaluate(
     return EvaluationReport(entries, report_rows, protocol)
 
 
-def test_rows(data: str | Path, known: list[str], classes: list[str] | None = None) -> Dataset:
+def test_rows(
+    data: str | Path, known: list[str], classes: list[str] | None = None, options: DataOptions | None = None
+) -> Dataset:
     """Read the test split of the classes that a detector knows."""
-    rows = read_source(data, split="test", classes=classes)
+    rows = read_source(data, split="test", classes=classes, options=options)
     names = rows["class_name"][:]
     composed_names = set(map(composed, known))  # as rows have them
     unknown = sorted(set(names) - composed_names)
@@ -425,20 +429,37 @@ def _image_row(row: dict, prediction: Prediction) -> ImageRow:
     )
 
 
-def add_pixels(pixels: PixelMetrics, row: dict, prediction: Prediction, size: int) -> str | None:
-    """Compare one map with its mask, or say why not; a defective photograph without a mask is left out."""
+def add_pixels(
+    pixels: PixelMetrics, row: dict, prediction: Prediction, size: int, masks: Counter[str] | None = None
+) -> str | None:
+    """
+    Compare one map with its mask, or say why not; a defective photograph without a mask is left out.
+
+    Args:
+        masks: counts `all` masks, those that mark `most` of their photograph, and those of a defect that mark `nothing`.
+    """
     if prediction.raw_map is None or (row["label"] and row["mask"] is None):
         return None
     mask = None
     if row["mask"] is not None:
         try:
-            marked = load_mask(row["mask"], size=prediction.size).astype(np.uint8)
+            marked = load_mask(row["mask"], size=prediction.size, photograph=row["image"]).astype(np.uint8)
         except ImageError as error:
             return str(error)
+        if masks is not None:
+            masks.update(all=1, most=int(marked.mean() > 0.5), nothing=int(bool(row["label"]) and not marked.any()))
         mask = np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST)) > 0
     raw_map = mask_out_map(prediction.raw_map, prediction.ignored)
     pixels.update(resize_maps(torch.from_numpy(raw_map)[None], (size, size))[0].numpy(), mask)
     return None
+
+
+def _warn_of_masks(masks: Counter[str], state: PartialState) -> None:
+    """Warn once, for all masks, of those that look inverted or empty."""
+    found = {"more than half of their photograph": masks["most"], "nothing, though of a defect": masks["nothing"]}
+    if any(found.values()) and state.is_main_process:
+        parts = " and ".join(f"{count} mark {what}" for what, count in found.items() if count)
+        logger.warning("Of %d masks %s: look at them, pixel metrics are wrong otherwise.", masks["all"], parts)
 
 
 def _class_entry(rows: list[ImageRow], pixels: PixelMetrics) -> dict[str, Any]:
@@ -479,7 +500,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, processor = load_judge(places.checkpoint, options.revision, options.device, options.dtype)
     if options.class_identity:
         model.config.class_identity = options.class_identity
-    rows = test_rows(places.data, processor.class_names, options.classes)
+    rows = test_rows(places.data, processor.class_names, options.classes, options)
     report = evaluate(
         model,
         processor,

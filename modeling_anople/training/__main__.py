@@ -38,7 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 LOG_FILE = "training_log.jsonl"
-NAMED = ("data_root", "clip", "memory_encoder", "ignore_masks")  # folders, of which a detector keeps the names alone
+NAMED = (
+    "data_root",
+    "table",
+    "clip",
+    "memory_encoder",
+    "ignore_masks",
+)  # folders, of which a detector keeps the names alone
 
 FOUND = {"files", "processes", "decoder_health"}  # what a detector keeps of its fit beside the settings
 
@@ -150,8 +156,8 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     encoder = {"memory_encoder": config.memory_encoder, "memory_encoder_revision": config.memory_encoder_revision}
     model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **encoder, **options).freeze_clip()
     side = model.config.image_size  # of a view: an encoder of the memory's own has no part in training
-    processor = AnoPLeProcessor.from_clip(config.clip, names, image_size=model.config.input_size, revision=revision)
-    processor.white_value = config.white_value
+    seen = {"image_size": model.config.input_size, "white_value": config.white_value}
+    processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision, **seen)
     for name, mask in shots.masks.items():
         model.products.keep_mask(model.products.id_of(name), mask)
     optimizer = make_optimizer(model, config)

@@ -17,7 +17,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..data import read_source
-from ..images_anople import ImageError, list_images, load_ignore_mask, load_image, load_mask
+from ..images_anople import (
+    ImageError,
+    is_flat,
+    list_images,
+    load_ignore_mask,
+    load_image,
+    load_mask,
+    print_of,
+    same_pictures,
+)
 from ..inference_anople import TiledImage
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed
@@ -489,7 +498,7 @@ class Shots:
 
 def choose_shots(config: TrainingConfig) -> Shots:
     """Draw the good photographs of each class from the train split."""
-    normals = read_source(config.data_root, split="train", classes=config.classes)
+    normals = read_source(config.data_root, split="train", classes=config.classes, options=config)
     normals = normals.select([row for row, label in enumerate(normals["label"][:]) if label == 0])
     rows: dict[str, dict[str, int]] = {}
     for number, (name, path) in enumerate(zip(normals["class_name"], normals["path"], strict=True)):
@@ -499,7 +508,7 @@ def choose_shots(config: TrainingConfig) -> Shots:
     for class_id, name in enumerate(sorted(rows)):
         chosen = []
         for view, paths in group_views(list(rows[name]), config.view_pattern).items():
-            drawn = sample_few_shot(paths, config.shots, seed=config.seed, class_name=name)
+            drawn = _draw_distinct(paths, lambda path: normals[rows[name][path]]["image"], config, name)
             if len(drawn) < config.shots:
                 seen = f"{name}, view {view}," if view else name
                 logger.warning("%s has %d good photographs; %d were asked for.", seen, len(drawn), config.shots)
@@ -511,6 +520,34 @@ def choose_shots(config: TrainingConfig) -> Shots:
         shots.held_out += [(normals[rows[name][path]]["image"], class_id) for path in others]
     shots.masks = read_ignore_masks(config.ignore_masks, list(shots.files))
     return shots
+
+
+def _draw_distinct(paths: list[str], source_of: Callable[[str], dict], config: TrainingConfig, name: str) -> list[str]:
+    """Draw photographs of one class, none of which is another one once more, or shows nothing; say which were passed over."""
+    drawn, prints, passed = [], [], []
+    for count in range(1, len(paths) + 1):  # the first of these are the shots where all of them are distinct
+        chosen = sample_few_shot(paths, count, seed=config.seed, class_name=name)
+        [path] = set(chosen) - {*drawn, *passed}
+        image = load_image(source_of(path), white_value=config.white_value)
+        prints.append(print_of(image))
+        if is_flat(image) or len(prints) - 1 in same_pictures(prints):
+            prints.pop()
+            passed.append(path)
+        else:
+            drawn.append(path)
+        if len(drawn) == config.shots:
+            break
+    if passed:
+        shown = ", ".join(passed[:5]) + (f" and {len(passed) - 5} more" if len(passed) > 5 else "")
+        logger.warning(
+            "%s: %d good photographs are another one once more, or of one color, and do not count: %s.",
+            name,
+            len(passed),
+            shown,
+        )
+    if not drawn:
+        raise ValueError(f"All good photographs of {name} are of one color, as with the lens cap on: give others.")
+    return sorted(drawn)
 
 
 def group_views(paths: list[str], pattern: str | None) -> dict[str, list[str]]:

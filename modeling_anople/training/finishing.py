@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..calibration_anople import UnreachableThreshold, describe_guarantee
 from ..configuration_anople import FUSED_PARTS, AnoPLeConfig
 from ..data.drawn_products import DEFECTS, draw_defect
-from ..enrollment_anople import digest_of
+from ..enrollment_anople import digest_of, hint_at_session
 from ..fitting_anople import calibrate_product, remember
-from ..images_anople import load_image
+from ..images_anople import load_image, taken_at
 from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
@@ -367,6 +367,7 @@ def finish(
     model.store_text_embeddings()
     # 1. The memory of every product: where classes are predicted or pooled, a threshold needs them all.
     images, digests = [], []
+    hint_at_session([taken_at(source) for source in shots.images])
     for class_id in range(len(shots.files)):
         own, hashes = [], []
         for source, owner in zip(shots.images, shots.class_ids, strict=True):

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 from ..backbone_anople import MINI_CLIP
 from ..calibration_anople import check_rate
 from ..configuration_anople import RANGES, AnoPLeConfig, check_ranges
+from ..data import DataOptions
 from ..images_anople import WHITE_RANGE
 from ..runtime import parse_whole
 from ..tiling_anople import Rotations
@@ -56,7 +57,7 @@ FIT_RANGES = {
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(DataOptions):
     """Options of a fit; every field is a command line option."""
 
     data_root: str = field(
@@ -129,7 +130,7 @@ class TrainingConfig:
     white_value: float | None = field(
         default=None,
         metadata={
-            "help": "White of 16-bit and float grayscale photographs, 1e-06 to 4294967296; 4095 for a 12-bit camera."
+            "help": "White of photographs with more than 8 bits, 1e-06 to 4294967296; 4095 for a 12-bit camera."
         },
     )
     ignore_masks: str | None = field(

@@ -5,7 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.cli import main
@@ -212,3 +214,19 @@ def test_the_same_images_as_two_products_are_noticed(capsys, checkpoint, picture
     assert warnings == ["2 of these 2 images are known as 'gasket': only one of the two can be named."]
     assert main(["enroll", str(checkpoint), "unknown product", str(pictures[2])]) == 2
     assert "take another name" in capsys.readouterr().err
+
+
+def test_a_detector_begins_and_grows_with_the_white_value_of_a_camera(tmp_path, capsys, small_clip_folder, photograph):
+    for number, image in enumerate(normals_of(photograph, 2, 5)):
+        deep = np.asarray(image.convert("L")).astype(np.uint16) * 16
+        Image.fromarray(deep).save(tmp_path / f"{number}.png")
+    paths, folder = [tmp_path / f"{number}.png" for number in range(5)], tmp_path / "detector"
+    white = ["--white_value", "4080"]
+    run(capsys, "enroll", folder, "gasket", *paths[:3], "--clip", small_clip_folder, *white)
+    assert AnoPLeProcessor.from_pretrained(folder).white_value == 4080
+    run(capsys, "add_normals", folder, "gasket", paths[3])
+    error = run(capsys, "add_normals", folder, "gasket", paths[4], "--white_value", "1023", code=2)
+    assert "by the white value 4080, and cannot read them by 1023 too: leave it out" in error
+    assert "--white_value must lie within" in run(
+        capsys, "enroll", folder, "b", *paths[:3], "--white_value", "0", code=2
+    )

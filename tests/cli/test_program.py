@@ -107,7 +107,8 @@ def test_predict_prints_a_json_line_for_each_image(capsys, checkpoint, pictures)
     assert [line["score"] for line in lines] == pytest.approx([each.score for each in expected], abs=1e-6)
     assert [line["label"] for line in lines] == [each.label for each in expected]
     for line in lines:
-        assert line.keys() == {"path", "class", "score", "label", "raw_score", "p_value", "seconds"}
+        known = {"path", "class", "score", "label", "raw_score", "p_value", "seconds", "regions"}
+        assert line.keys() - {"reason"} == known and ("reason" in line) <= (line["label"] == "anomalous")
         assert line["class"] == "nut" and 0 <= line["score"] <= 1 and line["seconds"] >= 0
 
 
@@ -271,7 +272,7 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
 def test_masks_of_a_data_set_are_no_images(drawn, caplog):
     paths = list_images([drawn])
     assert paths and not [path for path in paths if "ground_truth" in path.parts]
-    assert re.search(r"\d+ masks in ground_truth are passed over", caplog.text)
+    assert re.search(r"passed over \d+ files? \(\d+ masks in ground_truth\)", caplog.text)
     masks = next(drawn.glob("*/ground_truth"))
     assert list_images([masks])  # where they are asked for
 
@@ -476,3 +477,43 @@ def assert_refused(capsys, arguments: list[str], message: str) -> None:
     last = [line for line in output.err.splitlines() if line.startswith(f"anople {arguments[0]}: ")]
     assert len(last) == 1 and "Traceback" not in output.err and output.out == ""
     assert re.search(message, last[0])
+
+
+def test_masks_and_maps_lie_as_the_photographs_do_and_are_never_read_again(capsys, tmp_path, checkpoint, photograph):
+    inside = tmp_path / "in"
+    for name in ("line 1/a.png", "line 1/a.bmp", "line 2/masked.png"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(len(name), size=(48, 40)).save(inside / name)
+    saving = ["--class", "nut", "--output", inside / "out", "--save", "masks,maps", "--min_area", "30"]
+    lines = [json.loads(line) for line in run(capsys, "predict", checkpoint, inside, *saving).splitlines()]
+    out = inside / "out"
+    assert [Path(line["map"]).relative_to(out).as_posix() for line in lines] == [
+        "maps/line 1/a.bmp.png",
+        "maps/line 1/a.png.png",
+        "maps/line 2/masked.png",
+    ]
+    assert any(line["regions"] for line in lines)
+    model, processor = AnoPLeModel.from_pretrained(checkpoint), AnoPLeProcessor.from_pretrained(checkpoint)
+    for line, found in zip(lines, predict(model, processor, list_images([inside]), class_names="nut"), strict=True):
+        full = found.full_size_map()
+        assert line["regions"] == found.find_regions(min_area=30)
+        assert all(region["area"] >= 30 for region in line["regions"])
+        drawn = np.asarray(Image.open(line["map"]))
+        assert drawn.dtype == np.uint16 and np.abs(drawn / 65535 - full).max() < 1e-4
+        marked = np.asarray(Image.open(line["mask"]))
+        assert marked.shape == (40, 48) and marked.dtype == np.uint8
+        assert ((marked > 0).sum() == sum(region["area"] for region in line["regions"])) and set(
+            np.unique(marked)
+        ) <= {0, 255}
+    again = run(capsys, "predict", checkpoint, inside, *saving, "--map_format", "npy", "--csv", inside / "out/a.csv")
+    again = [json.loads(line) for line in again.splitlines()]
+    assert [line["path"] for line in again] == [line["path"] for line in lines]
+    assert np.load(again[0]["map"]).dtype == np.float32 and not Path(lines[0]["map"]).exists()
+    rows = list(csv.DictReader((inside / "out/a.csv").open(encoding="utf-8", newline="")))
+    assert [json.loads(row["regions"]) for row in rows] == [line["regions"] for line in again]
+    for arguments, message in (
+        (["--save", "masks"], "add --output FOLDER"),
+        (["--save", "all", "--output", out], "not all"),
+    ):
+        assert main(["predict", str(checkpoint), str(inside), *map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err
