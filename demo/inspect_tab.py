@@ -231,7 +231,8 @@ def _summary(inspections: list[Inspection], asked: int) -> str:
 
 def verdict_html(inspection: Inspection) -> str:
     """Say the verdict; the class is for color, the words carry the meaning."""
-    kind = inspection.verdict if inspection.verdict in ("normal", "anomalous") else "unsure"
+    sure = inspection.verdict in ("normal", "anomalous") and not inspection.unsure
+    kind = inspection.verdict if sure else "unsure"
     product = f"as {html.escape(inspection.product)}" if inspection.product else "close to none of the products taught"
     how = " (found by the detector)" if inspection.product_predicted and inspection.product else ""
     words, name = html.escape(inspection.words), html.escape(inspection.name)
@@ -268,6 +269,7 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     inspection = Inspection(
         name=source["path"],
         verdict=prediction.label or "no line",
+        unsure=prediction.unsure,
         reason=prediction.reason,
         regions=prediction.find_regions(),
         score=prediction.score,

@@ -38,6 +38,7 @@ class Inspection:
         verdict: "normal", "anomalous" or "unknown product"; "no line" where the product has no threshold.
         reason: why the image is no photograph of its product, whatever its score; `None` where it may be one.
         regions: what is above the threshold, largest peak first: `box`, `area`, `peak` and `centroid` of each.
+        unsure: whether it is called normal, and yet is odder than every good image that was taught.
         score: within 0 and 1 where the product is calibrated, to 0.5; else the raw score.
         threshold: what the score was held against.
         product: as which it was judged; `None` where it is unknown.
@@ -52,6 +53,7 @@ class Inspection:
     verdict: str | None = None
     reason: str | None = None
     regions: list[dict[str, Any]] | None = None
+    unsure: bool | None = None
     score: float | None = None
     threshold: float | None = None
     product: str | None = None
@@ -66,7 +68,8 @@ class Inspection:
         """The answer as a person says it."""
         if self.error:
             return self.error
-        verdict = f"{self.verdict} ({self.reason})" if self.reason else self.verdict
+        remark = self.reason or ("unsure: odder than every good photograph taught" if self.unsure else None)
+        verdict = f"{self.verdict} ({remark})" if remark else self.verdict
         return f"{verdict}, {self.score:.2f}; line at {self.threshold:.2f}"
 
     @property
@@ -75,6 +78,7 @@ class Inspection:
         return {
             "words": self.words,
             "verdict": self.verdict,
+            "unsure": self.unsure,
             "reason": self.reason,
             "regions": self.regions,
             "score": round(self.score, 6),

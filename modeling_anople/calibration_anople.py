@@ -457,6 +457,21 @@ def p_values(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) -> T
     return shares.masked_fill(~scores.isfinite(), math.nan)
 
 
+def are_unsure(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) -> Tensor:
+    """
+    Say which raw scores (batch,) so few photographs leave open: bool (batch,).
+
+    They lie above every good photograph behind the threshold, from which on the photographs alone would doubt them, and
+    not above the threshold, which was extrapolated beyond all of these to keep a lower rate of false alarms.
+    """
+    open_from = [
+        max(each.image_scores) if each and each.estimate == "extrapolated" else math.inf for each in thresholds
+    ]
+    lines = [each.image_threshold if each else math.inf for each in thresholds]
+    low, high = (scores.new_tensor(values, dtype=torch.float32) for values in (open_from, lines))
+    return (scores.float() > low) & (scores.float() <= high)
+
+
 def label_of(score: float, threshold: float) -> str:
     """
     Name what a calibrated score says: "anomalous" above the threshold.

@@ -46,6 +46,8 @@ class Prediction:
         size: (height, width) of the image.
         score: calibrated, 0.5 is the threshold of its class; the raw score where the class has none.
         label: "normal", "anomalous" or "unknown product", `None` where the class has no threshold.
+        unsure: whether it is called normal, and yet is odder than every good image behind the threshold, which was
+            extrapolated beyond them: so few cannot tell.
         reason: why the image is no photograph of its product, whatever its score ("too dark", "out of focus", "nothing like
             the product", ...); it is called anomalous then. `None` where it may be one.
         threshold: calibrated score above which the image, and each region, is anomalous.
@@ -64,6 +66,7 @@ class Prediction:
     size: tuple[int, int] | None = None
     score: float | None = None
     label: str | None = None
+    unsure: bool | None = None
     reason: str | None = None
     threshold: float | None = None
     p_value: float | None = None
@@ -197,11 +200,11 @@ def _describe(
         prediction.error = result["error"]
         return
     prediction.size, prediction.ignored, prediction.threshold = image.size, image.ignore_mask, threshold
-    for name in ("score", "label", "p_value", "class_name"):
+    for name in ("score", "label", "unsure", "p_value", "class_name"):
         setattr(prediction, name, result[name])
     prediction.reason = None if result["label"] is None else judged.reason
     if prediction.reason is not None and result["label"] == "normal":
-        prediction.label = "anomalous"
+        prediction.label, prediction.unsure = "anomalous", False
     prediction.raw_score = float(judged.part_scores[0])
     if judged.part_maps is not None:
         prediction.raw_map = judged.part_maps[0].float().cpu().numpy()
@@ -374,7 +377,7 @@ class AnomalyDetectionPipeline(Pipeline):
         prediction = model_outputs
         if prediction.error is not None and on_error == "raise":
             raise ImageError(prediction.error)
-        names = ("score", "label", "reason", "raw_score", "p_value", "class_name", "error")
+        names = ("score", "label", "unsure", "reason", "raw_score", "p_value", "class_name", "error")
         result = {name: getattr(prediction, name) for name in names}
         full = result["anomaly_map"] = None if prediction.error else prediction.full_size_map()
         result["regions"] = None if prediction.error else prediction.find_regions(full, min_area=min_area)

@@ -243,10 +243,11 @@ class AnoPLeProcessor(ProcessorMixin):
             threshold: calibrated score above which a photograph is anomalous; usually `model.config.threshold`.
 
         Returns:
-            Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `raw_score`,
-            `p_value` (see [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line),
-            `class_name`, and `regions` above the threshold (see [`find_regions`]; `None` without calibration). Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the
-            class was predicted and the photograph shows none of the products, `label` is "unknown product" and
+            Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `unsure` (whether it
+            is normal, and yet odder than every good photograph behind an extrapolated line), `raw_score`, `p_value` (see
+            [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line), `class_name`, and
+            `regions` above the threshold (see [`find_regions`]; `None` without calibration). Without calibration `score` is
+            the raw score, the map is raw and `label` is `None`. Where the class was predicted and the photograph shows none of the products, `label` is "unknown product" and
             `class_name` is `None`; score, p-value and map are as the nearest one. `error` is `None`, or says which number
             is not finite; all else is `None` then.
         """
@@ -268,6 +269,7 @@ class AnoPLeProcessor(ProcessorMixin):
                 size = tuple(int(side) for side in target_sizes[number])
                 anomaly_map = F.interpolate(anomaly_map, size=size, mode="bilinear", align_corners=False)
             label = label_of(score, threshold) if calibrated else None
+            unsure = outputs.is_unsure is not None and bool(outputs.is_unsure[number])
             unknown = known is not None and not bool(known[number])
             nameless = unknown or outputs.class_ids is None or not self.class_names
             anomaly_map = anomaly_map[0, 0].cpu().numpy()
@@ -275,6 +277,7 @@ class AnoPLeProcessor(ProcessorMixin):
                 {
                     "score": score,
                     "label": UNKNOWN_PRODUCT if unknown else label,
+                    "unsure": unsure and label == "normal" and not unknown,
                     "raw_score": outputs.image_scores[number].item(),
                     "p_value": p_values[number],
                     "anomaly_map": anomaly_map,
@@ -286,7 +289,7 @@ class AnoPLeProcessor(ProcessorMixin):
         return results
 
 
-RESULTS = ("score", "label", "raw_score", "p_value", "anomaly_map", "regions", "class_name", "error")
+RESULTS = ("score", "label", "unsure", "raw_score", "p_value", "anomaly_map", "regions", "class_name", "error")
 
 
 # --- Every region of a map above the threshold ---

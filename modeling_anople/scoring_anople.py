@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .calibration_anople import calibrate, p_values
+from .calibration_anople import are_unsure, calibrate, p_values
 from .configuration_anople import AnoPLeConfig
 from .images_anople import mask_out
 from .losses_anople import LossTerm
@@ -33,6 +33,8 @@ class AnoPLeOutput(ModelOutput):
             class has none, and absent where none has.
         calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): likewise.
         p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
+        is_unsure (`Tensor` of shape (batch,), *optional*): whether an image is odder than every good one of its class, and
+            below a threshold that was extrapolated beyond them.
         text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.
@@ -49,6 +51,7 @@ class AnoPLeOutput(ModelOutput):
     calibrated_scores: Tensor | None = None
     calibrated_maps: Tensor | None = None
     p_values: Tensor | None = None
+    is_unsure: Tensor | None = None
     text_scores: Tensor | None = None
     decoder_maps: Tensor | None = None
     memory_maps: Tensor | None = None
@@ -297,13 +300,14 @@ class Detector(ABC):
         return torch.tensor([each or [math.inf, math.inf] for each in limits]) if any(limits) else None
 
     def apply_thresholds(self, output: AnoPLeOutput) -> None:
-        """Add calibrated scores and maps and p-values to raw ones, in place: NaN for an image whose class has no threshold."""
+        """Add what thresholds say of raw scores and maps, in place; calibrated ones are NaN where the class has none."""
         thresholds = self.products.thresholds(output.class_ids, len(output.image_scores))
         if not any(thresholds):
             return
         output.calibrated_scores = calibrate(output.image_scores, thresholds, "image")
         output.calibrated_maps = calibrate(output.anomaly_maps, thresholds, "map")
         output.p_values = p_values(output.image_scores, thresholds)
+        output.is_unsure = are_unsure(output.image_scores, thresholds)
 
 
 def novelty_scores(

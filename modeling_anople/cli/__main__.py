@@ -125,7 +125,7 @@ def demo(arguments: list[str]) -> int:
 
 
 COLUMNS = (
-    *("path", "class", "score", "label", "reason", "raw_score", "p_value", "seconds", "regions"),
+    *("path", "class", "score", "label", "unsure", "reason", "raw_score", "p_value", "seconds", "regions"),
     *("overlay", "mask", "map", "error"),
 )
 DRAWN = {"overlay": "", "mask": "masks", "map": "maps"}  # column -> folder inside --output
@@ -134,6 +134,7 @@ DRAWN = {"overlay": "", "mask": "masks", "map": "maps"}  # column -> folder insi
 def to_row(path: Path, prediction: "Prediction", regions: list[dict] | None = None) -> dict[str, Any]:
     """Put what is known of one photograph into the order of the columns; reason and error only where there is one."""
     row = {"path": str(path), "class": prediction.class_name, "score": prediction.score, "label": prediction.label}
+    row["unsure"] = prediction.unsure
     row |= {"reason": prediction.reason} if prediction.reason else {}
     row |= {"raw_score": prediction.raw_score, "p_value": prediction.p_value}
     row["seconds"] = prediction.seconds and round(prediction.seconds, 4)

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         "raw_score": pa.float32(),
         "p_value": pa.float32(),
         "label": pa.string(),
+        "unsure": pa.bool_(),
         "reason": pa.string(),
         "error": pa.string(),
         "seconds": pa.float32(),
