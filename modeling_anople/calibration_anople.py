@@ -461,15 +461,13 @@ def are_unsure(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) ->
     """
     Say which raw scores (batch,) so few photographs leave open: bool (batch,).
 
-    They lie above every good photograph behind the threshold, from which on the photographs alone would doubt them, and
-    not above the threshold, which was extrapolated beyond all of these to keep a lower rate of false alarms.
+    They lie above every good photograph behind a threshold that was extrapolated beyond all of these, to keep a lower rate
+    of false alarms than the photographs alone support. It counts for what is called normal, whichever threshold decides.
     """
     open_from = [
         max(each.image_scores) if each and each.estimate == "extrapolated" else math.inf for each in thresholds
     ]
-    lines = [each.image_threshold if each else math.inf for each in thresholds]
-    low, high = (scores.new_tensor(values, dtype=torch.float32) for values in (open_from, lines))
-    return (scores.float() > low) & (scores.float() <= high)
+    return scores.float() > scores.new_tensor(open_from, dtype=torch.float32)
 
 
 def label_of(score: float, threshold: float) -> str:

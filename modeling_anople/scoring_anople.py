@@ -33,8 +33,8 @@ class AnoPLeOutput(ModelOutput):
             class has none, and absent where none has.
         calibrated_maps (`Tensor` of shape (batch, side, side), *optional*): likewise.
         p_values (`Tensor` of shape (batch,), *optional*): conformal p-value among the class' normals, NaN where unknown.
-        is_unsure (`Tensor` of shape (batch,), *optional*): whether an image is odder than every good one of its class, and
-            below a threshold that was extrapolated beyond them.
+        is_unsure (`Tensor` of shape (batch,), *optional*): whether an image is odder than every good one of its class,
+            beyond which its threshold was extrapolated.
         text_scores (`Tensor` of shape (batch,)): probability of the abnormal text against the normal one.
         decoder_maps (`Tensor` of shape (batch, rows, columns)): the decoder's anomaly probability.
         memory_maps (`Tensor` of shape (batch, grid, grid), *optional*): distance to the nearest normal patch.

@@ -538,10 +538,10 @@ def test_any_size_of_frame_has_numbers():
 # -- what so few photographs leave open ------------------------------------------------------------------------------
 
 
-def test_what_lies_above_all_good_photographs_and_below_an_extrapolated_threshold_is_left_open():
+def test_what_lies_above_all_good_photographs_is_left_open_where_the_threshold_was_extrapolated():
     few = fit_threshold([0.1, 0.12, 0.15, 0.2], [0.1] * 4, max_false_alarm_rate=0.05)
     enough = fit_threshold([0.01 * number for number in range(1, 21)], [0.1] * 20, max_false_alarm_rate=0.05)
     assert (few.estimate, enough.estimate) == ("extrapolated", "rank")
     between = (max(few.image_scores) + few.image_threshold) / 2
     scores = torch.tensor([0.19, between, few.image_threshold * 1.01, math.nan, 0.195, between])
-    assert are_unsure(scores, [few, few, few, few, enough, None]).tolist() == [False, True, False, False, False, False]
+    assert are_unsure(scores, [few, few, few, few, enough, None]).tolist() == [False, True, True, False, False, False]

@@ -17,7 +17,9 @@ from modeling_anople.training.few_shot import choose_shots, make_samples, make_v
 from modeling_anople.training.finishing import (
     DecoderHealth,
     PartHealth,
+    _spoiled_views,
     check_decoder,
+    describe_parts,
     fusion_weights,
     judge_maps,
     measure_parts,
@@ -227,6 +229,46 @@ def test_the_memory_of_the_embedded_clip_is_seen_to_find_defects(embedded, drawn
     assert health["memory_map"].auroc > 0.7 and health["memory"].auroc > 0.6
     assert all(0 <= known.auroc <= 1 and known.spread > 0 for known in health.values())
     assert measure_parts(*embedded, drawn_shots) == health  # the same photographs, the same figures
+
+
+def test_what_is_ignored_is_neither_spoiled_nor_judged(drawn_shots):
+    mask = np.zeros((96, 96), dtype=bool)
+    mask[:, :48] = True
+    image, processor = drawn_shots.images[0], AnoPLeProcessor.from_clip("mini", list(drawn_shots.files))
+    views = _spoiled_views(image, processor, None, 224, mask, [0])
+    assert views.pixels.shape[1:] == (3, 224, 224) and len(views.pixels) == len(views.marked) == len(views.ignored) > 4
+    assert views.ignored[:, :, :90].all() and not views.ignored[:, :, 130:].any()
+    assert (
+        views.marked[4:].flatten(1).any(1).all() and not views.marked[:, :, :90].any() and not views.marked[:4].any()
+    )
+
+
+def test_the_memory_is_as_good_with_half_of_each_photograph_ignored(drawn_shots):
+    names = list(drawn_shots.files)
+    mask = np.zeros((96, 96), dtype=bool)
+    mask[:, :48] = True
+    shots = dataclasses.replace(drawn_shots, masks=dict.fromkeys(names, mask))
+    model, processor = AnoPLeModel.from_clip("mini", names).eval(), AnoPLeProcessor.from_clip("mini", names)
+    model.store_text_embeddings()
+    for class_id in range(2):
+        own = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
+        remember(model, [TiledImage.of(load_image(image), processor, None, mask) for image in own], class_id)
+    health = measure_parts(model, processor, shots)
+    assert health["memory_map"].auroc > 0.7 and health["memory"].auroc > 0.6
+
+
+def test_photographs_on_which_no_defect_can_be_seen_leave_the_memory_alone(tmp_path, photograph):
+    (tmp_path / "part").mkdir()
+    photograph(0).save(tmp_path / "part" / "0.png")
+    shots = choose_shots(TrainingConfig(data_root=str(tmp_path), shots=1))
+    model, processor = AnoPLeModel.from_clip("mini", ["part"]).eval(), AnoPLeProcessor.from_clip("mini", ["part"])
+    model.store_text_embeddings()
+    remember(model, [TiledImage.of(load_image(shots.images[0]), processor, None)], 0)
+    everywhere = np.ones(photograph(0).size[::-1], dtype=bool)
+    everywhere[:2] = False  # what counts is too little for any defect
+    health = measure_parts(model, processor, dataclasses.replace(shots, masks={"part": everywhere}))
+    assert health == {} and fusion_weights(health) == {}
+    assert "the memory answers alone" in describe_parts(health, {})
 
 
 def test_a_decoder_that_answers_the_same_everywhere_has_no_weight(embedded, drawn_shots):

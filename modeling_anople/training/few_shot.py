@@ -596,7 +596,7 @@ def make_samples(
     """Load the photographs, or each of their tiles, at the size from which views are cut; `side` as the CLIP sees them."""
     side = side or processor.image_size
     tiles = [
-        squares_of(image, processor, side * grid, tiling, shots.mask_of(class_id))
+        _squares(image, processor, side * grid, tiling, shots.mask_of(class_id))
         for image, class_id in zip(shots.images, shots.class_ids, strict=True)
     ]
     class_ids = [[class_id] * len(several) for several, class_id in zip(tiles, shots.class_ids, strict=True)]
@@ -628,7 +628,7 @@ def make_validation_batch(
     images, class_ids = [], []
     for image, class_id in shots.held_out:
         try:
-            tiles = squares_of(image, processor, side, tiling, shots.mask_of(class_id))
+            tiles = _squares(image, processor, side, tiling, shots.mask_of(class_id))
         except ImageError as error:
             logger.warning("Held out to check the decoder, and left out: %s", error)
             continue
@@ -649,7 +649,7 @@ def make_validation_batch(
     return batch if batch["mask_labels"].any() else None
 
 
-def squares_of(
+def _squares(
     image: dict, processor: AnoPLeProcessor, side: int, tiling: str | None, mask: np.ndarray | None
 ) -> list[torch.Tensor]:
     """Make the whole photograph, or each tile, a square of `side` pixels; what is ignored or beyond it is painted over."""
@@ -675,6 +675,5 @@ __all__ = [
     "make_validation_batch",
     "read_ignore_masks",
     "sample_few_shot",
-    "squares_of",
     "square_image",
 ]

@@ -21,7 +21,7 @@ from ..configuration_anople import FUSED_PARTS, AnoPLeConfig
 from ..data.drawn_products import DEFECTS, draw_defect
 from ..enrollment_anople import digest_of, hint_at_session
 from ..fitting_anople import calibrate_product, remember
-from ..images_anople import load_image, taken_at
+from ..images_anople import load_ignore_mask, load_image, taken_at
 from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
@@ -29,7 +29,7 @@ from ..runtime.loading import STATE_FILE
 from ..saving_anople import sync
 from ..scoring_anople import AnoPLeOutput, log_odds, resize_maps, smooth_maps
 from ..tiling_anople import jittered_copies
-from .few_shot import Shots, squares_of
+from .few_shot import Shots
 from .options import TrainingConfig
 
 
@@ -252,39 +252,52 @@ def measure_parts(
         seed: of the defects.
 
     Returns:
-        The health of `memory_map`, `decoder_map` (over pixels), `memory`, `decoder` and `text` (over photographs).
+        The health of `memory_map`, `decoder_map` (over pixels that count), `memory`, `decoder` and `text` (over photographs);
+        nothing where no defect can be seen on any of them.
     """
     config, side = model.config, model.config.input_size
     logits: dict[str, list[np.ndarray]] = {name: [] for name in ("memory_map", "memory", *FUSED_PARTS)}
-    masks, per_product = [], max(1, MEASURED_IMAGES // len(shots.files))
+    images, pixels, per_product = [], [], max(1, MEASURED_IMAGES // len(shots.files))
     for class_id in range(min(len(shots.files), MEASURED_IMAGES)):
         own = [image for image, owner in zip(shots.images, shots.class_ids, strict=True) if owner == class_id]
         answers: dict[str, list[Tensor]] = {name: [] for name in logits}
+        counted, marked = [], []
         for number, image in enumerate(own[:per_product]):
-            generator = np.random.default_rng([seed, class_id, number])
-            pixels, marked = _with_defects(image, processor, config.tiling, side, shots.mask_of(class_id), generator)
+            mask = shots.mask_of(class_id)
+            views = _spoiled_views(image, processor, config.tiling, side, mask, [seed, class_id, number])
             alone = model.products[class_id].image_count == 1
             output = model(
-                pixels.to(model.device, model.dtype),
-                class_ids=torch.full((len(pixels),), class_id),
+                views.pixels.to(model.device, model.dtype),
+                class_ids=torch.full((len(views.pixels),), class_id),
                 class_is_known=True,
                 exclude=None if alone else (class_id, model.products[class_id].bank.vectors_of(number)),
+                ignore_masks=views.ignored.to(model.device) if views.ignored.any() else None,
             )
             for name, values in _answers_of(output, config).items():
                 answers[name].append(log_odds(values.float()).cpu())
-            masks.append(marked)
-        good = torch.cat([~marked.flatten(1).any(1) for marked in masks[-len(answers["text"]) :]])
+            marked.append(views.marked)
+            counted.append(~views.ignored[:, ::PIXEL_STEP, ::PIXEL_STEP])
+        spoiled, places = torch.cat(marked).flatten(1).any(1), torch.cat(counted)
         for name, parts in answers.items():  # products differ by their level, which their own thresholds take away
             values = torch.cat(parts)
-            logits[name].append((values - values[good].mean()).numpy())
-    pixels = torch.cat(masks)[:, ::PIXEL_STEP, ::PIXEL_STEP].numpy()
-    images = torch.cat(masks).flatten(1).any(1).numpy()
+            if values.ndim == 1:
+                logits[name].append((values - values[~spoiled].mean()).numpy())
+            else:
+                level = values[~spoiled][places[~spoiled]].mean()
+                logits[name].append((values - level)[places].numpy())
+        images.append(spoiled.numpy())
+        at = torch.cat(marked)[:, ::PIXEL_STEP, ::PIXEL_STEP]
+        good = (~spoiled)[:, None, None].expand(at.shape)
+        pixels.append(torch.stack([at[places], good[places]]).numpy())
+    spoiled, (at, good) = np.concatenate(images), np.concatenate(pixels, axis=1)
+    if not at.any():
+        return {}
     health = {}
     for name, parts in logits.items():
-        values, marked = np.concatenate(parts), pixels if name.endswith("map") else images
-        health[name] = PartHealth(
-            auroc=float(roc_auc_score(marked.ravel(), values.ravel())), spread=float(values[~images].std())
-        )
+        values, marked, normal = np.concatenate(parts), spoiled, ~spoiled
+        if name.endswith("map"):
+            marked, normal = at, good
+        health[name] = PartHealth(auroc=float(roc_auc_score(marked, values)), spread=float(values[normal].std()))
     return health
 
 
@@ -302,35 +315,59 @@ def _answers_of(output: AnoPLeOutput, config: AnoPLeConfig) -> dict[str, Tensor]
     }
 
 
-def _with_defects(
-    image: dict,
-    processor: AnoPLeProcessor,
-    tiling: str | None,
-    side: int,
-    mask: np.ndarray | None,
-    generator: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
+@dataclass
+class SpoiledViews:
     """
-    Move a good photograph, and copies with a defect each; of one that is tiled, the tile in the middle of the row of all.
+    A good photograph and copies of it with a defect each, all moved and relit a little.
 
-    Returns:
-        What the model takes (copies, 3, side, side), and which pixels are defective (copies, side, side), bool.
+    Args:
+        pixels: what the model takes (views, 3, side, side).
+        marked: which pixels are defective (views, side, side), bool.
+        ignored: which do not count, alike.
     """
-    tiles = squares_of(image, processor, side, tiling, mask)
-    square = Image.fromarray(tiles[len(tiles) // 2].permute(1, 2, 0).numpy())
-    down, across = (np.indices((side, side)) + 0.5) / side - 0.5
-    middle = np.hypot(down, across) < 0.42  # where an object is, if there is one
-    pixels = [jittered_copies(TiledImage.of(square, processor, None).prepare([0])[0][0])]
-    masks = [torch.zeros(len(pixels[0]), side, side)]
-    for number, kind in enumerate(DEFECTS):
+
+    pixels: Tensor
+    marked: Tensor
+    ignored: Tensor
+
+
+def _spoiled_views(
+    image: dict, processor: AnoPLeProcessor, tiling: str | None, side: int, mask: np.ndarray | None, seed: list[int]
+) -> SpoiledViews:
+    """Make the views of a photograph; of one that is cut, of the tile nearest to its center."""
+    photograph = load_image(image, white_value=processor.white_value)
+    mask = None if mask is None else load_ignore_mask(mask, photograph.size[::-1])
+    tiled = TiledImage.of(photograph, processor, tiling, mask)
+    middle = np.array(photograph.size) / 2
+    distances = [np.hypot(*(np.add(box[:2], box[2:]) / 2 - middle)) for box in tiled.boxes]
+    picture, ignored = tiled.crop(int(np.argmin(distances)))
+    square = picture.resize((side, side), Image.Resampling.BICUBIC)
+    if ignored is None:
+        ignored = np.zeros((side, side), dtype=bool)
+    else:
+        ignored = np.asarray(Image.fromarray(ignored).resize((side, side), Image.Resampling.NEAREST))
+    # where an object is, if there is one
+    object_mask = (np.hypot(*((np.indices((side, side)) + 0.5) / side - 0.5)) < 0.42) & ~ignored
+    pictures, marks, generator = [square], [np.zeros((side, side), dtype=bool)], np.random.default_rng(seed)
+    for kind in DEFECTS:
         try:
-            spoiled, marked = draw_defect(kind, square, middle, generator)
+            spoiled, marked = draw_defect(kind, square, object_mask, generator)
         except ValueError:  # none of this kind can be seen on it
             continue
-        place = number % len(pixels[0])
-        pixels.append(jittered_copies(TiledImage.of(spoiled, processor, None).prepare([0])[0][0])[place : place + 1])
-        masks.append(jittered_copies(torch.from_numpy(marked)[None].float())[place])
-    return torch.cat(pixels), torch.cat(masks) > 0.5
+        pictures.append(spoiled)
+        marks.append(marked)
+    pixels = processor(pictures, ignore_masks=[ignored] * len(pictures) if ignored.any() else None)["pixel_values"]
+    ignored_marks = np.stack([ignored] * len(pictures))
+    marked, unseen = (
+        _jittered(torch.from_numpy(each)[:, None])[:, 0] > 0.5 for each in (np.stack(marks), ignored_marks)
+    )
+    return SpoiledViews(_jittered(pixels), marked & ~unseen, unseen)
+
+
+def _jittered(values: Tensor) -> Tensor:
+    """Give all jittered copies of the first (n, channels, side, side), and one of each other, no two neighbours alike."""
+    copies = [jittered_copies(each.float()) for each in values]
+    return torch.cat([copies[0], *(every[number % len(every)][None] for number, every in enumerate(copies[1:]))])
 
 
 def fusion_weights(health: dict[str, PartHealth]) -> dict[str, float]:
@@ -340,10 +377,10 @@ def fusion_weights(health: dict[str, PartHealth]) -> dict[str, float]:
     Of independent parts with equal spreads on good and defective photographs, the linear combination that tells them
     apart best weighs each by its distance between the two, divided by its variance (Fisher's linear discriminant). A
     part's weight is that, as a share of the memory's, and at most 1; a part at chance has none. Where the memory itself
-    is at chance there is nothing to compare with, and it answers alone.
+    is at chance, or nothing was measured, there is nothing to compare with, and it answers alone.
     """
     weights = {}
-    for name in FUSED_PARTS:
+    for name in FUSED_PARTS if health else ():
         beside = health["memory_map" if name.endswith("map") else "memory"].evidence
         weights[name] = round(min(1.0, health[name].evidence / beside), 4) if beside else 0.0
     return weights
@@ -351,6 +388,8 @@ def fusion_weights(health: dict[str, PartHealth]) -> dict[str, float]:
 
 def describe_parts(health: dict[str, PartHealth], weights: dict[str, float]) -> str:
     """Say in a sentence what each part finds and weighs."""
+    if not health:
+        return "No made defect can be seen on these photographs, so nothing is known of the parts: the memory answers alone."
     found = ", ".join(f"{name.replace('_', ' ')} {known.auroc:.3f}" for name, known in health.items())
     weighed = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in weights.items())
     return f"AUROC of each part on made defects: {found}. Weights beside the memory: {weighed}."
