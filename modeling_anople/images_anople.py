@@ -576,11 +576,9 @@ def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], nam
 # --- Whether two photographs are the same picture, and when one was taken ---
 
 
-PRINT_SIDE = 32
-SAME_MEAN, SAME_MOST = (
-    1.0,
-    6.0,
-)  # of 255: what JPEG and WebP change, down to quality 50; two parts differ by 25 somewhere
+PRINT_SIDE = 16
+# Of 255: what JPEG and WebP change, down to quality 75; two parts differ by 1.8 and 12 at least.
+SAME_MEAN, SAME_MOST = 1.0, 6.0
 FLAT = 1.0  # of 255: a photograph whose values differ by no more shows nothing
 DARK, DARK_NOISE = 24, 16  # of 255: how bright, and how noisy, a covered camera is
 STRAY = 0.1  # percent of pixels that may be any
@@ -597,7 +595,7 @@ def same_pictures(prints: Sequence[np.ndarray]) -> dict[int, int]:
     if len(prints) < 2:
         return {}
     flat = torch.from_numpy(np.stack(prints)).flatten(1)
-    coarse = F.avg_pool2d(torch.from_numpy(np.stack(prints)).permute(0, 3, 1, 2), 8).flatten(1)
+    coarse = F.avg_pool2d(torch.from_numpy(np.stack(prints)).permute(0, 3, 1, 2), 4).flatten(1)
     found: dict[int, int] = {}
     for number in range(1, len(prints)):
         # means of squares differ by no more than their pixels do, so this leaves few to be compared

@@ -97,9 +97,14 @@ def saved(make_detector, photograph, tmp_path):
     return save
 
 
+def without_frames(model: AnoPLeModel) -> list[dict]:
+    """The products of a detector but for their frames, of which version 0.1 knew nothing."""
+    return [{**product, "frame": None} for product in model.config.products]
+
+
 def assert_same_detector(model: AnoPLeModel, read: AnoPLeModel, pixels: torch.Tensor) -> None:
     assert type(read) is AnoPLeModel and not read.training
-    assert read.config.products == model.config.products
+    assert without_frames(read) == without_frames(model)
     assert read.config.pooled_threshold == model.config.pooled_threshold
     assert read.config.history == model.config.history
     expected, found = model.state_dict(), read.state_dict()
@@ -115,7 +120,7 @@ def test_a_detector_of_version_0_1_answers_bit_for_bit_the_same(saved, small_cli
     model, folder = saved(class_identity=identity)
     assert "products" not in json.loads((folder / "earlier full/config.json").read_text("utf-8"))
     full, pixels = AnoPLeModel.from_pretrained(folder / "full"), make_pixels(3, seed=7)
-    assert full.config.products == model.config.products
+    assert without_frames(full) == without_frames(model)
     for read in (
         AnoPLeModel.from_pretrained(folder / "earlier full"),
         AutoModel.from_pretrained(folder / "earlier full"),

@@ -195,6 +195,15 @@ def test_a_mask_of_another_size_costs_its_pixels_only(detector, data):
     assert report.classes["nut"] == pytest.approx(whole.classes["nut"], abs=1e-5)
 
 
+def test_masks_that_look_inverted_or_empty_are_warned_of_once(detector, data, caplog):
+    for name, value in (("bolt", 255), ("nut", 0)):
+        mask = data / name / "ground_truth/scratch/9_mask.png"
+        Image.new("L", Image.open(mask).size, value).save(mask)
+    measure(detector, data)
+    [warned] = [message for message in caplog.messages if "masks" in message]
+    assert "Of 8 masks 1 mark more than half of their photograph and 1 mark nothing, though of a defect" in warned
+
+
 def test_an_unreadable_photograph_is_reported_and_left_out(tmp_path, detector, data, caplog):
     (data / "nut/test/good/b.png").write_bytes(b"\x89PNG broken")
     (data / "nut/ground_truth/scratch/9_mask.png").write_bytes(b"")

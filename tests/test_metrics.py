@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from modeling_anople.evaluation.metrics import PixelMetrics, image_metrics, mean_metrics
+from modeling_anople.evaluation.metrics import SATURATED_LIMIT, PixelMetrics, image_metrics, mean_metrics
 
 
 SEEDS = [0, 1, 2]
@@ -288,3 +288,51 @@ def test_mean_metrics_weigh_classes_equally_and_skip_what_is_not_applicable():
     }
     assert mean_metrics(per_class) == {"image_auroc": 0.5, "aupro": 0.25, "pixel_ap": None}
     assert mean_metrics({}) == {}
+
+
+# --- Saturated overlap of regions ---
+
+
+def spro_by_definition(scores: list, regions: list[list[tuple[np.ndarray, int]]], limit: float) -> float:
+    """Walk over all thresholds: the mean over regions of min(covered pixels / saturation area, 1), up to a false positive rate."""
+    thresholds = np.unique(np.concatenate([each.ravel() for each in scores]))[::-1]
+    fprs, overlaps = [0.0], [0.0]
+    normal = [
+        ~np.logical_or.reduce([mask for mask, _ in own]) if own else np.ones(each.shape, bool)
+        for each, own in zip(scores, regions, strict=True)
+    ]
+    count = sum(map(np.sum, normal))
+    for threshold in thresholds:
+        found = [
+            min((each[mask] >= threshold).sum() / area, 1)
+            for each, own in zip(scores, regions, strict=True)
+            for mask, area in own
+        ]
+        fprs.append(sum((each[good] >= threshold).sum() for each, good in zip(scores, normal, strict=True)) / count)
+        overlaps.append(np.mean(found))
+    grid = np.linspace(0, limit, 20_001)
+    return float(np.trapezoid(np.interp(grid, fprs, overlaps), grid) / limit)
+
+
+def test_saturated_overlap_is_that_of_its_definition():
+    generator = np.random.default_rng(0)
+    scores = [generator.random((40, 40)).astype(np.float16).astype(np.float32) for _ in range(3)]
+    large, small = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    large[2:20, 3:30], small[30:34, 30:38] = True, True
+    scores[0][large] += 0.6
+    scores[0][small] += 0.3
+    regions = [[(large, 50), (small, 32)], [(small, 8)], []]
+    whole, parts = PixelMetrics(), [PixelMetrics() for _ in scores]
+    for each, own, part in zip(scores, regions, parts, strict=True):
+        mask = np.logical_or.reduce([mask for mask, _ in own]) if own else None
+        for metrics in (whole, part):
+            metrics.update(each, mask, own)
+    expected = spro_by_definition(scores, regions, SATURATED_LIMIT)
+    assert whole.compute()["auspro"] == pytest.approx(expected, abs=2e-3)
+    merged = PixelMetrics()
+    for part in parts:
+        merged.merge(part)
+    assert merged.compute()["auspro"] == pytest.approx(whole.compute()["auspro"], abs=1e-9)
+    plain = PixelMetrics()
+    plain.update(scores[0], large)
+    assert "auspro" not in plain.compute()

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from modeling_anople.cli import compare, main
 from modeling_anople.data import read_source, source_classes
-from modeling_anople.data.public_sets import READERS, SETS
+from modeling_anople.data.public_sets import READERS, SETS, saturation_areas
 from modeling_anople.training.few_shot import choose_shots
 from modeling_anople.training.options import TrainingConfig
 
@@ -17,7 +19,8 @@ from modeling_anople.training.options import TrainingConfig
 def pictures(root: Path, *names: str) -> Path:
     for path in (root / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (2, 2)).save(path, format="PNG")
+        values = np.random.default_rng(zlib.crc32(str(path).encode())).integers(256, size=(16, 16), dtype=np.uint8)
+        Image.fromarray(values).save(path, format="PNG")
     return root
 
 
@@ -222,3 +225,33 @@ def test_a_whole_set_ends_with_0(tmp_path, capsys, monkeypatch):
 def test_an_unknown_set_is_refused(tmp_path, capsys):
     assert main(["data", "check", "nothing", str(tmp_path)]) == 2
     assert "choose from mvtec, visa" in capsys.readouterr().err
+
+
+def test_defects_of_mvtec_loco_count_from_their_saturation_on(tmp_path):
+    """A tree as its authors lay it: a folder of masks for each photograph, and how much of each defect must be found."""
+    root = pictures(tmp_path / "pushpins", "train/good/000.png", "validation/good/000.png", "test/good/000.png")
+    entries = [("missing", 255, 20, False), ("broken", 254, 0.5, True), ("large", 253, 999, False)]
+    keys = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
+    (root / "defects_config.json").write_text(json.dumps([dict(zip(keys, entry, strict=True)) for entry in entries]))
+    masks = root / "ground_truth/logical_anomalies/000"
+    masks.mkdir(parents=True)
+    for number, (_, value, _, _) in enumerate(entries):
+        mask = np.zeros((10, 20), np.uint8)
+        mask[:5, :10] = value
+        Image.fromarray(mask).save(masks / f"{number:03d}.png")
+    pictures(root, "test/logical_anomalies/000.png")
+    rows = read_source(f"mvtec_loco:{tmp_path}", split="test")
+    assert [mask and mask["path"] for mask in rows["mask"]] == [None, str(masks)]
+    areas = saturation_areas(masks)
+    assert [(path.name, area) for path, area in areas] == [("000.png", 20), ("001.png", 25.0), ("002.png", 50)]
+    Image.fromarray(mask // 2).save(masks / "003.png")
+    with pytest.raises(ValueError, match=r"003\.png has the value 126, which .*defects_config\.json does not list"):
+        saturation_areas(masks)
+    assert (
+        saturation_areas(root / "test/good") == [] and len(read_source(f"mvtec_loco:{tmp_path}", split="train")) == 1
+    )
+
+
+def test_official_counts_of_mvtec_loco_are_whole():
+    for name in ("mvtec", "mvtec_loco", "mpdd", "btad"):
+        assert tuple(map(sum, zip(*SETS[name].classes.values(), strict=True))) == SETS[name].totals

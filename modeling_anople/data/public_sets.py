@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from ..images_anople import image_files
 
 
@@ -331,6 +333,33 @@ def read_bmad(root: Path, facts: PublicSet) -> Iterator[Row]:
     yield from (Row("test", path, masks.get(path.stem), name, "ungood") for path in bad)
 
 
+def saturation_areas(folder: Path) -> list[tuple[Path, float]]:
+    """
+    Read from which area on the defects of a photograph of MVTec LOCO AD count as found.
+
+    Args:
+        folder: of the photograph's masks, `CLASS/ground_truth/DEFECT/STEM`; the number in a mask says which entry of
+            `CLASS/defects_config.json` its defect is of.
+
+    Returns:
+        Each mask with an area in pixels; none where there is no such file.
+    """
+    table = folder.parents[2] / "defects_config.json" if len(folder.parents) > 2 else None
+    if table is None or not (table.is_file() and folder.is_dir()):
+        return []
+    kinds = {entry["pixel_value"]: entry for entry in json.loads(table.read_text(encoding="utf-8"))}
+    areas = []
+    for path in image_files(folder, masks=True):
+        with Image.open(path) as mask:
+            values = mask.convert("L")
+        number, area = values.getextrema()[1], values.width * values.height - values.histogram()[0]
+        if number not in kinds:
+            raise ValueError(f"{path} has the value {number}, which {table} does not list: copy the data set again.")
+        limit = kinds[number]["saturation_threshold"]
+        areas.append((path, limit * area if kinds[number]["relative_saturation"] else min(limit, area)))
+    return areas
+
+
 READERS: dict[str, Callable[[Path, PublicSet], Iterator[Row]]] = {
     "visa": read_visa,
     "real_iad": read_real_iad,
@@ -394,4 +423,5 @@ __all__ = [
     "Row",
     "SETS",
     "list_rows",
+    "saturation_areas",
 ]

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_anople import LARGEST_SIDE, check_ranges
 from ..data import DataOptions, read_source, split_source
+from ..data.public_sets import saturation_areas
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
@@ -88,7 +89,10 @@ class EvaluationReport:
     mean: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
-        rates = {name: {key: entry[key] for key in METRICS + LINE_RATES} for name, entry in self.classes.items()}
+        rates = {
+            name: {key: entry[key] for key in (*METRICS, "auspro", *LINE_RATES) if key in entry}
+            for name, entry in self.classes.items()
+        }
         counts = {key: sum(entry[key] for entry in self.classes.values()) for key in ("normal", "anomalous")}
         self.mean = {**mean_metrics(rates), **counts}
 
@@ -116,8 +120,9 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Render the table; figures in percent."""
-        columns = ["class", *METRICS, *LINE_RATES, "normal", "anomalous"]
-        cells = [[_cell(name, row[name]) for name in columns] for row in self.table_rows()]
+        has_saturated = any("auspro" in entry for entry in self.classes.values())
+        columns = ["class", *METRICS, *(["auspro"] if has_saturated else []), *LINE_RATES, "normal", "anomalous"]
+        cells = [[_cell(name, row.get(name)) for name in columns] for row in self.table_rows()]
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         lines = [columns, ["-" * width for width in widths], *cells]
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
@@ -127,7 +132,7 @@ class EvaluationReport:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}" if name in METRICS + LINE_RATES else printable(str(value))
+    return f"{100 * value:.1f}" if name in (*METRICS, "auspro", *LINE_RATES) else printable(str(value))
 
 
 # --- A gallery to look at: a sheet per class, and the few single pictures that a model card shows ---
@@ -450,8 +455,21 @@ def add_pixels(
             masks.update(all=1, most=int(marked.mean() > 0.5), nothing=int(bool(row["label"]) and not marked.any()))
         mask = np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST)) > 0
     raw_map = mask_out_map(prediction.raw_map, prediction.ignored)
-    pixels.update(resize_maps(torch.from_numpy(raw_map)[None], (size, size))[0].numpy(), mask)
+    regions = _saturated_regions(row["mask"], prediction.size, size)
+    pixels.update(resize_maps(torch.from_numpy(raw_map)[None], (size, size))[0].numpy(), mask, regions)
     return None
+
+
+def _saturated_regions(mask: dict | None, of: tuple[int, int], size: int) -> list[tuple[np.ndarray, float]]:
+    """Open the single defects of a photograph of (height, width) `of` at the size of comparison, where MVTec LOCO has them."""
+    if mask is None or mask["path"] is None or not (areas := saturation_areas(Path(mask["path"]))):
+        return []
+    regions = []
+    for path, area in areas:
+        marked = Image.fromarray(load_mask(path, size=of).astype(np.uint8))
+        small = np.asarray(marked.resize((size, size), Image.Resampling.NEAREST)) > 0
+        regions.append((small, area * size * size / (of[0] * of[1])))
+    return regions
 
 
 def _warn_of_masks(masks: Counter[str], state: PartialState) -> None:

@@ -3,6 +3,8 @@
 `None` stands for "not applicable": a metric that the data cannot define is never replaced by a number.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
@@ -26,6 +28,7 @@ _OFFSET = np.float32(2.0**-8)
 _FARTHEST = int(_pattern(0.5 + _OFFSET)[0])
 _UPPER_BINS = _FARTHEST - int(_pattern(_OFFSET)[0])
 _BINS = (_HALF - _LOWEST) + _UPPER_BINS + (_HIGHEST - _ONE + 1)
+SATURATED_LIMIT = 0.05  # false positive rate up to which AUsPRO is integrated, as its authors do
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -78,6 +81,10 @@ class PixelMetrics:
       remaining rates to [0, 1];
     - masks are used as they are, without filling holes, and predictions are not dilated.
 
+    Where regions are given with the area from which on they count as found, AUsPRO is the area under the saturated
+    per-region overlap (Bergmann et al., "Beyond Dents and Scratches", IJCV 2022) up to `SATURATED_LIMIT`: a region of which
+    as many pixels are covered as that area has counts whole.
+
     Args:
         fpr_limit: highest false positive rate that AUPRO integrates to, in (0, 1].
 
@@ -93,13 +100,20 @@ class PixelMetrics:
         self._normal = np.zeros(_BINS, dtype=np.int64)  # normal pixels in each bin
         self._anomalous = np.zeros(_BINS, dtype=np.int64)  # anomalous pixels in each bin
         self._coverage = np.zeros(_BINS, dtype=np.float64)  # 1 / area of its region, for each anomalous pixel
+        self.n_saturated = 0
+        self._saturated = np.zeros(
+            0
+        )  # 1 / saturation area, for as many of the highest pixels of a region; empty without
 
-    def update(self, anomaly_map: ArrayLike, mask: ArrayLike | None) -> None:
+    def update(
+        self, anomaly_map: ArrayLike, mask: ArrayLike | None, regions: Sequence[tuple[np.ndarray, float]] = ()
+    ) -> None:
         """Add one image; nothing changes when the input is refused.
 
         Args:
             anomaly_map: (height, width) finite scores >= 0, higher means more anomalous.
             mask: (height, width) bool or 0/1 with 1 on the defects, or None for a normal image.
+            regions: masks (height, width) of single defects, each with the area from which on it counts as found.
 
         Raises:
             ValueError: if the map is not 2-D, not finite or has negative scores, or if the mask has another size or
@@ -113,12 +127,18 @@ class PixelMetrics:
             np.add.at(self._normal, bins.ravel(), 1)
             return
         mask = _as_mask(mask, scores.shape)
-        regions, n_regions = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
-        regions = regions[mask]  # (anomalous pixels,) region numbers from 1
+        labels, n_regions = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
+        labels = labels[mask]  # (anomalous pixels,) region numbers from 1
         np.add.at(self._normal, bins[~mask], 1)
         np.add.at(self._anomalous, bins[mask], 1)
-        np.add.at(self._coverage, bins[mask], 1.0 / np.bincount(regions)[regions])
+        np.add.at(self._coverage, bins[mask], 1.0 / np.bincount(labels)[labels])
         self.n_regions += n_regions
+        for region, area in regions:
+            if not self._saturated.size:
+                self._saturated = np.zeros(_BINS, dtype=np.float64)
+            highest = np.sort(bins[region])[::-1][: max(1, round(area))]
+            np.add.at(self._saturated, highest, 1.0 / max(1, len(highest)))
+            self.n_saturated += bool(len(highest))
 
     def merge(self, other: "PixelMetrics") -> None:
         """Add everything that `other` has seen, as if its images had been given to this object.
@@ -134,9 +154,12 @@ class PixelMetrics:
         self._normal += other._normal
         self._anomalous += other._anomalous
         self._coverage += other._coverage
+        self.n_saturated += other.n_saturated
+        if other._saturated.size:
+            self._saturated = other._saturated + (self._saturated if self._saturated.size else 0)
 
     def compute(self) -> dict[str, float | None]:
-        """Return `pixel_auroc`, `pixel_ap` and `aupro` of all images so far, each in [0, 1] up to rounding.
+        """Return `pixel_auroc`, `pixel_ap` and `aupro` of all images so far, and `auspro` where regions were given, each in [0, 1].
 
         All are None while no anomalous pixel or no normal pixel has been seen.
         """
@@ -149,11 +172,15 @@ class PixelMetrics:
         precision = true_positives[1:] / (true_positives + false_positives)[1:]
         fpr = false_positives / false_positives[-1]
         overlap = _cumulate(self._coverage[occupied]) / self.n_regions
-        return {
+        found = {
             "pixel_auroc": float(auc(fpr, recall)),
             "pixel_ap": float(np.sum(np.diff(recall) * precision)),
             "aupro": _area_up_to(self.fpr_limit, fpr, overlap),
         }
+        if self.n_saturated:
+            saturated = _cumulate(self._saturated[occupied]) / self.n_saturated
+            found["auspro"] = _area_up_to(SATURATED_LIMIT, fpr, saturated)
+        return found
 
 
 def mean_metrics(per_class: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
