@@ -13,7 +13,7 @@ from modeling_anople.enrollment_anople import add_normals, enroll
 
 
 STANDARD_PRODUCTS = ("wooden board", "capsule", "circuit board")
-STANDARD_SHOTS = 4
+STANDARD_SHOTS = 8
 NEW_PRODUCT = "woven fabric"  # one that the standard detector does not know, to be taught
 # To inspect: product, defect or None, seed.
 INSPECT_EXAMPLES = (
