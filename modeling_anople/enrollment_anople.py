@@ -28,6 +28,7 @@ from .images_anople import (
     ImageError,
     ImageSource,
     MaskSource,
+    PicturePrint,
     ignored_patches,
     images_of,
     is_flat,
@@ -140,7 +141,7 @@ def refuse_flat(image: Image.Image, source: ImageSource) -> None:
         )
 
 
-def count_once(normals: NormalImages, prints: Sequence[np.ndarray]) -> None:
+def count_once(normals: NormalImages, prints: Sequence[PicturePrint]) -> None:
     """Leave out, in place, images that are another one once more, as PNG and as JPEG for instance, and say which."""
     twins = same_pictures(prints)
     if not twins:

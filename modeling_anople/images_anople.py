@@ -579,31 +579,75 @@ def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], nam
 PRINT_SIDE = 16
 # Of 255: what JPEG and WebP change, down to quality 75; two parts differ by 1.8 and 12 at least.
 SAME_MEAN, SAME_MOST = 1.0, 6.0
+WINDOW_SIDE = 64  # pixels as they are, where the small picture cannot tell: fine grain has one mean everywhere
+WINDOWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 3))  # fourths of what is left of height and width
+# Of fine grain JPEG and WebP change, down to quality 50, 2.9 of 255 at most (deviation), or 0.5 of both pictures' own
+# squares; that of other photographs differs by all of these, 1.0.
+SAME_GRAIN, SAME_SHARE = 3.0, 0.6
 FLAT = 1.0  # of 255: a photograph whose values differ by no more shows nothing
 DARK, DARK_NOISE = 24, 16  # of 255: how bright, and how noisy, a covered camera is
 STRAY = 0.1  # percent of pixels that may be any
 TAKEN = (36867, 36868, 306)  # tags of EXIF: when it was taken, digitized, written
 
 
-def print_of(photograph: Image.Image) -> np.ndarray:
-    """Reduce an RGB photograph to what is left of it in a small picture: float32 (side, side, 3)."""
-    return np.asarray(photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX), dtype=np.float32)
+@dataclass
+class PicturePrint:
+    """
+    What is kept of a photograph to find it again.
+
+    Args:
+        size: width and height.
+        small: float32 (side, side, 3), all of it.
+        windows: float32 (windows, side, side), some places at half its own scale, without their mean.
+    """
+
+    size: tuple[int, int]
+    small: np.ndarray
+    windows: np.ndarray
+
+    def has_grain_of(self, other: "PicturePrint") -> bool:
+        """Whether the fine grain is the same too, and not only what is left in a small picture; not told of two sizes."""
+        if self.size != other.size:
+            return True
+        apart = ((self.windows - other.windows) ** 2).mean((1, 2))
+        own = (self.windows**2 + other.windows**2).mean((1, 2))
+        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * own)).all())
 
 
-def same_pictures(prints: Sequence[np.ndarray]) -> dict[int, int]:
-    """Find photographs that are another one once more, in another file format for instance: number -> an earlier one's."""
+def print_of(photograph: Image.Image) -> PicturePrint:
+    """Reduce an RGB photograph to what tells it from others."""
+    small = photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX)
+    (width, height), windows = photograph.size, []
+    across, down = min(WINDOW_SIDE, width), min(WINDOW_SIDE, height)
+    for row, column in WINDOWS:
+        left, top = (width - across) * column // 4, (height - down) * row // 4
+        window = photograph.crop((left, top, left + across, top + down)).convert("L")
+        half = window.resize(((across + 1) // 2, (down + 1) // 2), Image.Resampling.BOX)
+        values = np.asarray(half, dtype=np.float32)
+        windows.append(values - values.mean())
+    return PicturePrint(photograph.size, np.asarray(small, dtype=np.float32), np.stack(windows))
+
+
+def same_pictures(prints: Sequence[PicturePrint]) -> dict[int, int]:
+    """
+    Find photographs that are another one once more, in another file format for instance: number -> an earlier one's.
+
+    The earlier one is none of those found: photographs that change little by little are not all the first one.
+    """
     if len(prints) < 2:
         return {}
-    flat = torch.from_numpy(np.stack(prints)).flatten(1)
-    coarse = F.avg_pool2d(torch.from_numpy(np.stack(prints)).permute(0, 3, 1, 2), 4).flatten(1)
+    small = torch.from_numpy(np.stack([each.small for each in prints]))
+    flat, coarse = small.flatten(1), F.avg_pool2d(small.permute(0, 3, 1, 2), 4).flatten(1)
     found: dict[int, int] = {}
     for number in range(1, len(prints)):
         # means of squares differ by no more than their pixels do, so this leaves few to be compared
         near = ((coarse[:number] - coarse[number]).abs().mean(1) <= SAME_MEAN).nonzero()[:, 0]
         apart = (flat[near] - flat[number]).abs()
         same = near[(apart.mean(1) <= SAME_MEAN) & (apart.amax(1) <= SAME_MOST)] if len(near) else near
-        if len(same):
-            found[number] = int(same[0])
+        for first in same.tolist():
+            if first not in found and prints[first].has_grain_of(prints[number]):
+                found[number] = first
+                break
     return found
 
 
@@ -960,6 +1004,7 @@ __all__ = [
     "ImageSource",
     "MaskSource",
     "ImageError",
+    "PicturePrint",
     "NOTHING",
     "WHITE_RANGE",
     "act_on_each",

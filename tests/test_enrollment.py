@@ -17,6 +17,7 @@ from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, e
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
 from modeling_anople.fitting_anople import calibrate_product
+from modeling_anople.images_anople import print_of, same_pictures
 from modeling_anople.pipeline_anople import predict
 
 from .contract import ANSWERS
@@ -604,6 +605,27 @@ def test_one_picture_in_several_formats_counts_once(detector, photograph, caplog
     apart = detector.model.products.named("screw").bank.vectors
     detector.enroll("rivet", images)
     assert detector.model.products.named("rivet").bank.vectors.equal(apart)
+
+
+def grained(seed: int, side: int = 1024, light: float = 128) -> Image.Image:
+    """A fine-grained surface: no two places have the same pixels, and all of them the same mean."""
+    noise = np.random.default_rng(seed).normal(light, 20, (side, side)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(noise).convert("RGB")
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("PNG", 100), ("JPEG", 75), ("WEBP", 75)])
+def test_fine_grain_tells_photographs_apart_and_finds_those_of_another_format(kind, quality):
+    images = [grained(seed) for seed in range(3)]
+    again = Image.open(io.BytesIO(as_file(images[1], kind, quality=quality))).convert("RGB")
+    prints = [print_of(image) for image in (*images, again)]
+    assert (np.abs(prints[0].small - prints[1].small).mean()) < 1  # which a small picture does not see
+    assert same_pictures(prints) == {3: 1}
+
+
+def test_photographs_that_change_little_by_little_are_compared_with_those_kept(photograph):
+    image = np.asarray(photograph(0, size=(96, 80))).clip(0, 200)
+    steps = [Image.fromarray((image + np.uint8(number)).astype(np.uint8)) for number in range(4)]
+    assert same_pictures([print_of(step) for step in steps]) == {1: 0, 3: 2}
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
