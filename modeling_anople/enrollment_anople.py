@@ -219,6 +219,7 @@ def reject_near_duplicates(model: AnoPLeModel, normals: NormalImages, class_id: 
     for number, (image, file) in enumerate(zip(normals.images, normals.files, strict=True), start=1):
         if _farthest_patch(model, image, class_id) <= rounding:
             copies.append(file or f"image {number}")
+        image.release()
     _reject(copies)
 
 

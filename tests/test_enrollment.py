@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import time
 import unicodedata
 from copy import deepcopy
 from datetime import datetime
@@ -18,6 +19,7 @@ from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
 from modeling_anople.fitting_anople import calibrate_product
 from modeling_anople.images_anople import print_of, same_pictures
+from modeling_anople.inference_anople import TiledImage, prepare_tiles
 from modeling_anople.pipeline_anople import predict
 
 from .contract import ANSWERS
@@ -664,16 +666,60 @@ def test_many_photographs_are_opened_again_and_not_held(tmp_path, detector, phot
     images = normals_of(photograph, 2, 5)
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
-    detector.enroll("held", images)
+    products, learned = detector.model.products, []
+    detector.enroll("screw", images)
+    learned.append(products.named("screw"))
+    detector.forget("screw")
     monkeypatch.setattr(enrollment_anople, "HELD", 2)
     opened = enrollment_anople.open_normals(sorted(tmp_path.glob("*.png")), detector.processor)
     assert [image.reopen is None for image in opened.images] == [True, True, False, False, False]
     assert all(image.image is None for image in opened.images) and opened.images[4]._prepared is None
-    detector.enroll("opened", sorted(tmp_path.glob("*.png")))
-    products = detector.model.products
-    assert products.named("opened").bank.vectors.equal(products.named("held").bank.vectors)
-    first, second = (products.named(name).record.threshold.image_scores for name in ("held", "opened"))
-    assert len(first) == len(second) == 5
+    detector.enroll("screw", sorted(tmp_path.glob("*.png")))
+    learned.append(products.named("screw"))
+    assert learned[0].bank.vectors.equal(learned[1].bank.vectors)
+    first, second = (each.record.threshold.image_scores for each in learned)
+    assert first == second and len(first) == 5
+
+
+def test_photographs_that_calibrate_are_let_go_again(tmp_path, detector, photograph, monkeypatch):
+    for number, image in enumerate(others(photograph, 5)):
+        image.save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(enrollment_anople, "HELD", 2)
+    given = []
+    recalibrate = enrollment_anople.recalibrate_product
+    monkeypatch.setattr(
+        enrollment_anople,
+        "recalibrate_product",
+        lambda model, images, *rest, **more: given.extend(images) or recalibrate(model, images, *rest, **more),
+    )
+    detector.enroll("gasket", normals_of(photograph, 2))
+    detector.model.config.history.clear()  # of an earlier version: likeness to what is remembered is measured
+    detector.calibrate("gasket", sorted(tmp_path.glob("*.png")), max_false_alarm_rate=0.4)
+    assert [image.reopen is None for image in given] == [True, True, False, False, False]
+    assert all(image.image is None for image in given) and all(image._prepared is None for image in given[2:])
+
+
+def test_a_detector_without_frames_learns_none_from_a_part_of_its_photographs(detector, photograph):
+    images = normals_of(photograph, 2, 5)
+    detector.enroll("gasket", images[:3])
+    record = detector.model.products.named("gasket").record
+    record.frame = None  # of an earlier version
+    detector.add_normals("gasket", images[3:])
+    assert record.frame is None
+    detector.calibrate("gasket", images)  # all that it remembers
+    assert record.frame.count == 5
+    detector.add_normals("gasket", others(photograph, 1))
+    assert record.frame.count == 6
+
+
+def test_tiles_of_an_image_that_was_let_go_open_it_once(detector, photograph, monkeypatch):
+    opened = []
+    image = TiledImage.of(photograph(0, size=(64, 64)), detector.processor, (2, 2))
+    pixels = image.image
+    image.reopen = lambda: opened.append(1) or time.sleep(0.05) or pixels
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    prepare_tiles([(image.release(), number) for number in range(4)])
+    assert len(opened) == 1
 
 
 def test_no_refusal_names_more_than_five(detector, photograph):
