@@ -111,16 +111,26 @@ def load_mask(
     Raises:
         ImageError: if it cannot be read, has another size, or may or may not have been drawn on turned pixels.
     """
+    return _open_mask(source, size, photograph, _marked)
+
+
+def _open_mask(
+    source: ImageSource,
+    size: tuple[int, int] | None,
+    photograph: ImageSource | None,
+    marks: Callable[[Image.Image | np.ndarray, str], tuple[np.ndarray, bool]],
+) -> np.ndarray:
+    """Open a mask, or a folder of them, by what marks a pixel: see [`load_mask`] and [`load_ignore_mask`]."""
     if isinstance(source, dict) and source.get("bytes") is None:
         source = source.get("path")
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and os.path.isdir(source):
         if not (paths := image_files(Path(source), masks=True)):
             raise ImageError(f"{source}: is a folder without masks: give a file, or another folder.")
-        parts = [load_mask(path, size=size, photograph=photograph) for path in paths]
+        parts = [_open_mask(path, size, photograph, marks) for path in paths]
         if len({part.shape for part in parts}) > 1:
             raise ImageError(f"{source}: its masks differ in size: export them at the photograph's own size.")
         return np.logical_or.reduce(parts)
-    mask, has_exif = _load(source, _marked)
+    mask, has_exif = _load(source, marks)
     if size is None:
         return mask
     orientation = 1 if has_exif or photograph is None else _orientation_of(photograph)
@@ -361,7 +371,7 @@ def _deep_of(opened: Image.Image | np.ndarray, name: str, white_value: float | N
     if opened.mode in WHITE_VALUES:
         return _deep_grey(opened, tile)
     rawmode = "" if tile is None else tile.args if isinstance(tile.args, str) else str((tile.args or [""])[0])
-    if opened.format == "PPM" and tile.codec_name == "ppm" and tile.args[1] > 255:
+    if tile is not None and opened.format == "PPM" and tile.codec_name == "ppm" and tile.args[1] > 255:
         return _deep_ppm(opened, tile)
     if opened.format == "TIFF" and opened.tag_v2.get(PLANES) == 2 and max(opened.tag_v2.get(BITS, (1,))) > 8:
         raise ImageError(DEEP_REFUSAL)  # whose values Pillow mixes up
@@ -481,27 +491,42 @@ ORIENTATION = 0x0112  # tag of EXIF
 
 def _marked(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool]:
     """Say which pixels a mask marks, upright, and whether its file has an EXIF orientation of its own."""
+    values, is_numbered, has_exif = _mask_values(opened, name)
+    return (values != 0) & (values != VOID) if is_numbered else _marked_values(values), has_exif
+
+
+def _touched(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool]:
+    """Say which pixels an ignore mask marks, however faint; else as [`_marked`]."""
+    values, _, has_exif = _mask_values(opened, name)
+    return values > 0, has_exif
+
+
+def _mask_values(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool, bool]:
+    """Read the values (height, width) of a mask, upright; say if they are numbers of a palette, and if its file has EXIF."""
+    is_numbered, has_exif = False, False
     if isinstance(opened, np.ndarray):
-        return _marked_values(opened.max(-1) if opened.ndim == 3 else opened), False
-    has_exif = opened.getexif().get(ORIENTATION, 1) != 1
-    deep = _deep_of(opened, name, None)
-    if deep is not None:
-        values = deep.values
-        if values.ndim == 3 and values.shape[-1] in (2, 4):  # what is clear marks nothing
-            values = np.where(values[..., -1:] > 0, values[..., :-1], 0)
-        values = values.max(-1) if values.ndim == 3 else values
-        return _marked_values(deep.white - values if deep.is_inverted else values), has_exif
-    image = ImageOps.exif_transpose(opened)
-    if image.mode in ("P", "PA") and not _is_grey_ramp(image):
-        numbers = np.asarray(image.getchannel(0) if image.mode == "PA" else image)
-        return (numbers != 0) & (numbers != VOID), has_exif
-    return _marked_values(_brightest(image)), has_exif
+        values = opened.max(-1) if opened.ndim == 3 else opened
+    else:
+        has_exif = opened.getexif().get(ORIENTATION, 1) != 1
+        if (deep := _deep_of(opened, name, None)) is not None:
+            values = deep.values
+            if values.ndim == 3 and values.shape[-1] in (2, 4):  # what is clear marks nothing
+                values = np.where(values[..., -1:] > 0, values[..., :-1], 0)
+            values = values.max(-1) if values.ndim == 3 else values
+            values = deep.white - values if deep.is_inverted else values
+        else:
+            image = ImageOps.exif_transpose(opened)
+            is_numbered = image.mode in ("P", "PA") and not _is_grey_ramp(image)
+            values = np.asarray(image.getchannel(0)) if is_numbered else _brightest(image)
+    if not np.isfinite(values).all():
+        raise ImageError("has values that are not finite (NaN or infinite): replace them, or leave the image out.")
+    return values, is_numbered, has_exif
 
 
 def _is_grey_ramp(image: Image.Image) -> bool:
     """Whether the colors of a palette are grey values that rise with their numbers, so that the picture is a grey one."""
-    used = [number for _, number in image.getchannel(0).getcolors(256)] if image.mode == "P" else [0]
-    palette = np.frombuffer(image.palette.tobytes() if image.mode == "P" else b"", np.uint8)
+    used = [number for _, number in image.getchannel(0).getcolors(256)]
+    palette = np.frombuffer(image.palette.tobytes(), np.uint8)
     colors = palette[: len(palette) // 3 * 3].reshape(-1, 3)[sorted(used)] if image.palette.mode == "RGB" else []
     return len(colors) > 1 and bool((colors == colors[:, :1]).all() and (np.diff(colors[:, 0].astype(int)) > 0).all())
 
@@ -522,8 +547,6 @@ def _brightest(image: Image.Image) -> np.ndarray:
 
 def _marked_values(values: np.ndarray) -> np.ndarray:
     """Say which grey values (height, width) mark: see [`load_mask`]."""
-    if not np.isfinite(values).all():
-        raise ImageError("has values that are not finite (NaN or infinite): replace them, or leave the image out.")
     highest = values.max()
     whites = WHITES if values.dtype.kind == "f" else WHITES[1:]
     half = next((white for white in whites if highest <= white), highest) / 2
@@ -552,10 +575,15 @@ def _are_labels(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
 
 
 def _orientation_of(photograph: ImageSource) -> int:
-    """Read the EXIF orientation of a photograph, 1 where it has none."""
-    if isinstance(photograph, (np.ndarray, torch.Tensor)):
+    """Read the EXIF orientation of a photograph, 1 where it has none, or was a stream that cannot be read again."""
+    if isinstance(photograph, (np.ndarray, torch.Tensor)) or _is_spent(photograph):
         return 1
     return _load(photograph, lambda image, name: image.getexif().get(ORIENTATION, 1))
+
+
+def _is_spent(source: ImageSource) -> bool:
+    """Whether what was read once cannot be read again: a stream that cannot go back."""
+    return hasattr(source, "read") and not (hasattr(source, "seekable") and source.seekable())
 
 
 def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], name: str) -> np.ndarray:
@@ -586,7 +614,8 @@ WINDOWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 3))  # fourths of what is left of
 SAME_GRAIN, SAME_SHARE = 3.0, 0.6
 FLAT = 1.0  # of 255: a photograph whose values differ by no more shows nothing
 DARK, DARK_NOISE = 24, 16  # of 255: how bright, and how noisy, a covered camera is
-STRAY = 0.1  # percent of pixels that may be any
+STRAY = 1e-5  # share of pixels that may be any, and as many as these in all: a few are broken, a small part has more
+STRAY_PIXELS = 4
 TAKEN = (36867, 36868, 306)  # tags of EXIF: when it was taken, digitized, written
 
 
@@ -653,14 +682,15 @@ def same_pictures(prints: Sequence[PicturePrint]) -> dict[int, int]:
 
 def is_flat(photograph: Image.Image) -> bool:
     """Whether a photograph shows nothing: one color, or the noise of a camera with its lens cap on; stray pixels aside."""
-    grey = np.asarray(photograph.convert("L"))
-    low, high = np.percentile(grey, (STRAY, 100 - STRAY))
+    counts = np.array(photograph.convert("L").histogram())
+    stray = max(STRAY_PIXELS, STRAY * counts.sum())
+    low, high = (counts.cumsum() > stray).argmax(), 255 - (counts[::-1].cumsum() > stray).argmax()
     return bool(high - low <= (DARK_NOISE if high <= DARK else FLAT))
 
 
 def taken_at(source: ImageSource) -> str | None:
-    """Read when a photograph was taken, as `YYYY:MM:DD HH:MM:SS`; `None` where its file does not say so."""
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    """Read when a photograph was taken, as `YYYY:MM:DD HH:MM:SS`; `None` where its file does not say so, or cannot."""
+    if isinstance(source, (np.ndarray, torch.Tensor)) or _is_spent(source):
         return None
 
     def read(image: Image.Image, name: str) -> str | None:
@@ -668,7 +698,10 @@ def taken_at(source: ImageSource) -> str | None:
         inside = {**exif, **exif.get_ifd(0x8769)}
         return next((str(inside[tag]) for tag in TAKEN if inside.get(tag)), None)
 
-    return _load(source, read)
+    try:
+        return _load(source, read)
+    except ImageError:  # a photograph that can be seen needs no date
+        return None
 
 
 # --- Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them ---
@@ -920,24 +953,29 @@ NOTHING = "none"  # an ignore_mask by which all counts
 MOSTLY = 0.5  # a patch is ignored where more than this share of it is
 
 
-def load_ignore_mask(source: MaskSource, size: tuple[int, int]) -> np.ndarray:
+def load_ignore_mask(
+    source: MaskSource, size: tuple[int, int] | None = None, *, photograph: ImageSource | None = None
+) -> np.ndarray:
     """
-    Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored.
+    Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored, however faint.
 
     Args:
-        source: anything that [`load_image`] opens; `"none"`, by which nothing is ignored; or a function of the size.
-        size: (height, width) of its photograph.
+        source: anything that [`load_image`] opens; `"none"`, by which nothing is ignored, or a function of the size, where a
+            size is given.
+        size: (height, width) of its photograph; any where it is not given.
+        photograph: whose EXIF orientation is applied to a mask that was drawn on the stored pixels.
 
     Raises:
-        ImageError: if it cannot be read or has another size.
+        ImageError: if it cannot be read, has another size, or may or may not have been drawn on turned pixels.
     """
-    if isinstance(source, str) and source == NOTHING:
-        return np.zeros(size, dtype=bool)
-    if callable(source):
-        return source(size)
-    if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.shape == tuple(size):
-        return source
-    return load_mask(source, size=size)
+    if size is not None:
+        if isinstance(source, str) and source == NOTHING:
+            return np.zeros(size, dtype=bool)
+        if callable(source):
+            return source(size)
+        if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.shape == tuple(size):
+            return source
+    return _open_mask(source, size, photograph, _touched)
 
 
 def fill_ignored(photograph: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -104,7 +104,8 @@ def open_batches(
 def _open_mask(opened: OpenedImage, mask: MaskSource | None) -> None:
     """Open the mask that was given with an image, in place; one that cannot be used is an error of the image."""
     try:
-        opened.ignore_mask = None if mask is None else load_ignore_mask(mask, opened.image.size[::-1])
+        if mask is not None:
+            opened.ignore_mask = load_ignore_mask(mask, opened.image.size[::-1], photograph=opened.source)
         if opened.ignore_mask is not None and opened.ignore_mask.all():
             raise ImageError("The ignore_mask ignores the whole image: mark only what shall not count.")
     except ImageError as error:

@@ -174,7 +174,7 @@ class AnoPLeProcessor(ProcessorMixin):
         photographs = [load_image(image, white_value=self.white_value) for image in images]
         kwargs.pop("return_tensors", None)
         if ignore_masks is not None:
-            photographs, hidden = self._ignore(photographs, ignore_masks)
+            photographs, hidden = self._ignore(photographs, images, ignore_masks)
         data = self._to_tensors(photographs, kwargs)
         if ignore_masks is not None:
             data["ignore_masks"] = hidden
@@ -209,7 +209,7 @@ class AnoPLeProcessor(ProcessorMixin):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _ignore(
-        self, photographs: list, ignore_masks: MaskSource | Sequence[MaskSource | None]
+        self, photographs: list[Image.Image], sources: list, ignore_masks: MaskSource | Sequence[MaskSource | None]
     ) -> tuple[list, torch.Tensor]:
         """Paint over what is ignored, and bring the masks to the square that the model sees."""
         given = ignore_masks if isinstance(ignore_masks, (list, tuple)) else [ignore_masks] * len(photographs)
@@ -218,8 +218,9 @@ class AnoPLeProcessor(ProcessorMixin):
                 f"{len(photographs)} images were given with {len(given)} ignore_masks: give one for all, or for each."
             )
         filled, hidden = [], []
-        for photograph, source in zip(photographs, given, strict=True):
-            mask = None if source is None else load_ignore_mask(source, photograph.size[::-1])
+        for photograph, source, mask in zip(photographs, sources, given, strict=True):
+            if mask is not None:
+                mask = load_ignore_mask(mask, photograph.size[::-1], photograph=source)
             filled.append(photograph if mask is None else fill_ignored(photograph, mask))
             hidden.append(mask_tensor(mask, self.image_size))
         return filled, torch.stack(hidden)

@@ -17,8 +17,8 @@ from transformers import pipeline
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, enrollment_anople
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
-from modeling_anople.fitting_anople import calibrate_product
-from modeling_anople.images_anople import print_of, same_pictures
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.images_anople import is_flat, print_of, same_pictures, taken_at
 from modeling_anople.inference_anople import TiledImage, prepare_tiles
 from modeling_anople.pipeline_anople import predict
 
@@ -504,6 +504,23 @@ def test_a_calibration_that_cannot_be_changes_nothing(detector, photograph, make
         unfitted.calibrate("bolt", max_false_alarm_rate=0.1)
 
 
+def test_what_is_remembered_twice_calibrates_twice(detector, photograph, caplog):
+    images = [photograph(seed, size=(384, 320)) for seed in range(3)]
+    images.append(Image.open(io.BytesIO(as_file(images[0], "JPEG", quality=75))).convert("RGB"))
+    model, processor = detector.model, detector.processor
+    detector.enroll("screw", images[:3], max_false_alarm_rate=0.4)
+    # an earlier version remembered the twin too
+    class_id = model.products.id_of("screw")
+    remember(model, wholes(images[3:], processor), class_id)
+    model.products.log("add_normals", "screw", files=[None], digests=[enrollment_anople.digest_of(images[3])])
+    threshold = detector.calibrate("screw", images, max_false_alarm_rate=0.4)
+    assert (threshold.image_count, threshold.held_out) == (4, 0) and "once more" not in caplog.text
+    new = [photograph(seed, size=(384, 320)) for seed in (7, 8)]
+    again = Image.open(io.BytesIO(as_file(new[0], "JPEG", quality=75))).convert("RGB")
+    assert detector.calibrate("screw", [*new, again]).held_out == 2
+    assert "1 of 3 good photographs are another one once more" in caplog.text
+
+
 def test_a_saved_threshold_keeps_its_statement(detector, photograph, tmp_path):
     detector.calibrate("nut", others(photograph, 2))
     detector.save_pretrained(tmp_path)
@@ -639,6 +656,47 @@ def test_a_lens_cap_is_no_good_photograph(detector, photograph, value):
         detector.enroll("screw", [photograph(0), *caps])
 
 
+@pytest.mark.parametrize(("ground", "part"), [(255, 60), (0, 200)])
+def test_a_small_part_on_a_plain_ground_is_no_lens_cap(ground, part):
+    image = Image.new("RGB", (1000, 1000), (ground,) * 3)
+    image.paste((part,) * 3, (500, 500, 520, 520))  # 0.04 percent
+    assert not is_flat(image)
+    dark = np.random.default_rng(0).normal(4, 1.5, (1000, 1000)).clip(0, 255).astype(np.uint8)
+    dark[::500, ::250] = 255  # 8 of a million pixels are hot
+    assert is_flat(Image.fromarray(dark).convert("RGB"))
+
+
+def test_a_date_that_cannot_be_read_refuses_no_photograph(tmp_path, detector, photograph, monkeypatch):
+    images = normals_of(photograph, 2)
+    files = [as_file(image, "JPEG", quality=95, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff") for image in images]
+    detector.enroll("gasket", files)
+    monkeypatch.setattr(Image.Exif, "get_ifd", broken)
+    assert taken_at(files[0]) is None
+    detector.enroll("screw", files)
+
+    class Stream(io.RawIOBase):
+        """Is read once."""
+
+        def __init__(self, data: bytes):
+            self.file, self.reads = io.BytesIO(data), 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            self.reads += 1
+            return self.file.readinto(buffer)
+
+    monkeypatch.undo()
+    streams = [Stream(file) for file in files]
+    detector.enroll("rivet", streams)
+    assert image_count(detector, "rivet") == image_count(detector, "gasket")
+
+
+def broken(*_) -> None:
+    raise OSError("damaged")
+
+
 def test_good_photographs_of_one_hour_get_a_hint(tmp_path, detector, photograph, caplog):
     for number, image in enumerate(normals_of(photograph, 2, 6)):
         exif = Image.Exif()
@@ -658,8 +716,11 @@ def test_a_threshold_below_that_of_any_product_is_warned_of(detector, photograph
         image[20 * step : 20 * step + 8, :8] += 12
     nearly = [np.clip(image + 3 * step, 0, 255).astype(np.uint8) for step in range(3)]
     threshold = detector.enroll("screw", nearly)
-    warned = "far below that of any product" in caplog.text
-    assert warned == (threshold.image_threshold < 0.01) and threshold.image_threshold > 0
+    assert 0 < threshold.image_threshold < 0.01
+    assert "The threshold of screw lies at 0.00" in caplog.text and "far below that of any product" in caplog.text
+    caplog.clear()
+    assert detector.enroll("rivet", others(photograph, 3), max_false_alarm_rate=0.4).image_threshold > 0.01
+    assert "far below that of any product" not in caplog.text
 
 
 def test_many_photographs_are_opened_again_and_not_held(tmp_path, detector, photograph, monkeypatch):
