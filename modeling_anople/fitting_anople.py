@@ -184,7 +184,9 @@ def calibrate_product(
         frames.append(judged.frame)
         image.release()
     novelty = torch.cat(novel).T.tolist()
-    if not first or product.record.frame is not None:  # earlier versions kept none, and a part of all images is no range
+    if (
+        not first or product.record.frame is not None
+    ):  # earlier versions kept none, and a part of all images is no range
         product.record.frame = FrameLimits.of(frames, product.record.frame if first else None)
     if earlier and first > 1:
         novelty = [old + new for old, new in zip(earlier.novelty_scores or [[], []], novelty, strict=True)]

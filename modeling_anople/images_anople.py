@@ -15,7 +15,7 @@ import stat
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -735,8 +735,39 @@ IMAGE_EXTENSIONS = frozenset(
 # Folders of these names, in any case, hold no photographs: masks, and what programs leave behind.
 MASK_FOLDERS = {"ground_truth", "groundtruth", "mask", "masks", "gt", "label", "labels", "annotation", "annotations"}
 OTHER_FOLDERS = {"results", "@eadir", "__macosx"}
-MASK_WORDS = r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?|anno(?:tation)?s?)"
-MASK_BESIDE = re.compile(rf"(?:{MASK_WORDS}[_\- ]+(?P<after>.+)|(?P<before>.+)[_\- .]+{MASK_WORDS})", re.IGNORECASE)
+
+
+def _beside(words: str) -> re.Pattern:
+    """Match file names of masks that lie beside their photographs, by the words that say so."""
+    return re.compile(rf"(?:{words}[_\- ]+(?P<after>.+)|(?P<before>.+)[_\- .]+{words})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PassedNames:
+    """
+    What is no photograph, by its name.
+
+    Args:
+        masks, others: folders of masks, and of other things, in small letters.
+        beside: what the name of a mask beside its photograph is like.
+    """
+
+    masks: Set[str]
+    others: Set[str]
+    beside: re.Pattern
+
+
+# Of a data set, whose photographs have masks; and of any folder, where a label may be what the camera looks at.
+OF_DATA = PassedNames(
+    MASK_FOLDERS,
+    OTHER_FOLDERS,
+    _beside(r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?|anno(?:tation)?s?)"),
+)
+UNMISTAKABLE = PassedNames(
+    {"ground_truth", "groundtruth", "mask", "masks", "gt"},
+    {"@eadir", "__macosx"},
+    _beside(r"(?:ground_?truth|masks?|gt)"),
+)
 RESULTS = "results.jsonl"  # what `anople predict --output` writes, a line for each photograph
 RESULT_KEYS = ("path", "class", "score", "label")
 
@@ -813,8 +844,9 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     """
     Name all photographs: files as they are, folders with the image files below them, sorted.
 
-    What else lies in a folder is passed over and counted: other endings, masks, results of this program. Hidden files are
-    passed over. A linked folder is followed once.
+    What else lies in a folder is passed over and counted: other endings, what is called a mask and can be nothing else
+    (`x_mask`, `x_gt`, `ground_truth`), results of this program. Hidden files are passed over. A linked folder is followed
+    once.
 
     Raises:
         ValueError: for a folder without image files, an address, or an empty name.
@@ -827,7 +859,7 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     for place in map(Path, places):
         if os.path.isdir(place):  # of a name that no file can have, Path raises
             passed: Counter[str] = Counter()
-            inside = sorted(walk_images(place, passed))
+            inside = sorted(walk_images(place, passed, UNMISTAKABLE))
             if (
                 not inside and (place / RESULTS).is_file()
             ):  # its own pictures are all that it holds: they are asked for
@@ -848,42 +880,46 @@ def describe_counts(passed: Counter[str]) -> str:
     return f"{passed.total()} file{'s' if passed.total() > 1 else ''} ({parts})"
 
 
-def walk_images(place: Path, passed: Counter[str]) -> Iterator[Path]:
+def walk_images(place: Path, passed: Counter[str], names: PassedNames = OF_DATA) -> Iterator[Path]:
     """Name the photographs below a folder, and count what else there is; each folder is entered once, however linked."""
     entered = set()
-    for name, folders, _ in os.walk(place, followlinks=True) if place.is_dir() else ():
-        folder, found = Path(name), os.stat(name)
+    for path, folders, _ in os.walk(place, followlinks=True) if place.is_dir() else ():
+        folder, found = Path(path), os.stat(path)
         if (found.st_dev, found.st_ino) in entered:
             folders.clear()
             continue
         entered.add((found.st_dev, found.st_ino))
-        yield from image_files(folder, passed)
+        yield from image_files(folder, passed, names=names)
         kept = []
         for each in sorted(folders, key=lambda each: (os.path.islink(folder / each), each)):  # links last
             if each.startswith("."):
                 continue
-            if (why := why_no_photographs(folder / each)) is None:
+            if (why := why_no_photographs(folder / each, names)) is None:
                 kept.append(each)
-            else:
-                passed.update({why: sum(len(files) for _, _, files in os.walk(folder / each))})
+            elif count := sum(len(files) for _, _, files in os.walk(folder / each)):
+                passed[why] += count
         folders[:] = kept
 
 
-def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool = False) -> list[Path]:
+def image_files(
+    folder: Path, passed: Counter[str] | None = None, *, masks: bool = False, names: PassedNames = OF_DATA
+) -> list[Path]:
     """
     List the photographs that lie directly in a folder, sorted; none where it does not exist.
 
     Args:
         passed: counts what is passed over: other endings, masks beside their photographs, pictures of this program.
         masks: whether masks are asked for, whatever they are called.
+        names: what masks are called.
     """
-    names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
-    names = sorted(name for name in names if not name.startswith("."))
-    images = [name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
+    files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
+    files = sorted(name for name in files if not name.startswith("."))
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     passed = Counter() if passed is None else passed
-    passed.update(Path(name).suffix.lower() or "without ending" for name in set(names).difference(images))
+    passed.update(Path(name).suffix.lower() or "without ending" for name in set(files).difference(images))
     if not masks:
-        beside, ours = {*masks_beside(images).values()}, _own_pictures(folder) if RESULTS in names else set()
+        beside = {*masks_beside(images, names).values()}
+        ours = _own_pictures(folder) if RESULTS in files else set()
         passed.update(
             {"masks beside their photographs": len(beside), "pictures that anople drew": len(ours & {*images})}
         )
@@ -893,29 +929,29 @@ def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool
     return [folder / name for name in images]
 
 
-def masks_beside(names: Iterable[str]) -> dict[str, str]:
+def masks_beside(files: Iterable[str], names: PassedNames = OF_DATA) -> dict[str, str]:
     """Find masks by their names among the photographs they lie beside: photograph -> mask, as `a.png` -> `a_GT.png`."""
-    stems = {Path(name).stem.casefold(): name for name in names}
-    owners = {name: stems.get(owner_stem(name)) for name in stems.values()}
+    stems = {Path(name).stem.casefold(): name for name in files}
+    owners = {name: stems.get(owner_stem(name, names)) for name in stems.values()}
     return {owner: name for name, owner in owners.items() if owner not in (None, name)}
 
 
-def owner_stem(name: str) -> str:
+def owner_stem(name: str, names: PassedNames = OF_DATA) -> str:
     """Return the stem, in small letters, of the photograph whose mask has this file name: that of 0.png for 0.png_GT.tif."""
     stem = Path(unicodedata.normalize("NFC", name)).stem.casefold()
-    found = MASK_BESIDE.fullmatch(stem)
+    found = names.beside.fullmatch(stem)
     stem = (found["after"] or found["before"]) if found else stem
     return Path(stem).stem if Path(stem).suffix in IMAGE_EXTENSIONS else stem
 
 
-def why_no_photographs(folder: Path) -> str | None:
+def why_no_photographs(folder: Path, names: PassedNames = OF_DATA) -> str | None:
     """Say why a folder inside another one holds no photographs: by its name, or as results of this program; else `None`."""
     name = folder.name.casefold()
     if name in ("masks", "maps") and (folder.parent / RESULTS).is_file():
         return f"results of anople in {folder.name}"
-    if name in MASK_FOLDERS:
+    if name in names.masks:
         return f"masks in {folder.name}"
-    if name in OTHER_FOLDERS:
+    if name in names.others:
         return f"files in {folder.name}"
     if (folder / RESULTS).is_file():
         judged = {Path(line["path"]).name for line in own_results(folder)}

@@ -490,8 +490,10 @@ NAMED_REACH = 1.5  # of the thresholds of unknown products: 1 % of good photogra
 
 def _reason(detector: Detector, judged: JudgedImage, known: Tensor | None) -> str | None:
     """Say why an image is no photograph of the product it was judged as, by its frame and by its distance to the product."""
-    if judged.output.class_ids is None:
-        return None
+    if judged.output.class_ids is None:  # pooled: any of them may be shown
+        every = [product.record.frame for product in detector.products]
+        faults = [limits and limits.fault(judged.frame) for limits in every]
+        return faults[0] if all(faults) else None
     limits = detector.products[int(judged.output.class_ids[0])].record.frame
     fault = None if limits is None else limits.fault(judged.frame)
     if fault is not None or known is None or bool(known.all()):

@@ -668,7 +668,9 @@ def test_a_small_part_on_a_plain_ground_is_no_lens_cap(ground, part):
 
 def test_a_date_that_cannot_be_read_refuses_no_photograph(tmp_path, detector, photograph, monkeypatch):
     images = normals_of(photograph, 2)
-    files = [as_file(image, "JPEG", quality=95, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff") for image in images]
+    files = [
+        as_file(image, "JPEG", quality=95, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff") for image in images
+    ]
     detector.enroll("gasket", files)
     monkeypatch.setattr(Image.Exif, "get_ifd", broken)
     assert taken_at(files[0]) is None
