@@ -621,16 +621,17 @@ class FrameLimits:
 
     def fault(self, frame: Sequence[float], *, suspected: bool = False) -> str | None:
         """
-        Say what is wrong with an image by its numbers; `None` for one that is like those that were taught.
+        Say what is wrong with an image by its numbers; `None` for one that is like those that were taught, which no number is
+        that is not finite.
 
         Args:
             suspected: whether it is known to be unlike the product, so that the least margin tells why.
         """
         for number, each in enumerate(FRAME_NUMBERS):
             margin = each.least if suspected else self._margin(number, each)
-            if each.below is not None and frame[number] < self.lowest[number] - margin:
+            if each.below is not None and not frame[number] >= self.lowest[number] - margin:
                 return each.below
-            if each.above is not None and frame[number] > self.highest[number] + margin:
+            if each.above is not None and not frame[number] <= self.highest[number] + margin:
                 return each.above
         return None
 

@@ -28,12 +28,12 @@ from .images_anople import (
     ImageError,
     ImageSource,
     MaskSource,
+    PicturePrint,
     ignored_patches,
     images_of,
     is_flat,
     load_ignore_mask,
     load_image,
-    load_mask,
     mask_tensor,
     print_of,
     same_pictures,
@@ -71,11 +71,13 @@ class NormalImages:
         images: in tiles.
         files: their names.
         digests: of their contents.
+        prints: of what they show.
     """
 
     images: list[TiledImage]
     files: list[str | None]
     digests: list[str]
+    prints: list[PicturePrint]
 
     def common_mask(self, given: IgnoreMasks) -> np.ndarray | None:
         """Return what is ignored on all of them, where one mask was given that marks anything."""
@@ -84,7 +86,12 @@ class NormalImages:
 
 
 def open_normals(
-    sources: ImageSources, processor: AnoPLeProcessor, *, tiling: Tiling = None, ignore_mask: IgnoreMasks = None
+    sources: ImageSources,
+    processor: AnoPLeProcessor,
+    *,
+    tiling: Tiling = None,
+    ignore_mask: IgnoreMasks = None,
+    once: bool = True,
 ) -> NormalImages:
     """
     Open good images, all or none.
@@ -94,16 +101,17 @@ def open_normals(
         processor: the detector's.
         tiling: how they are cut.
         ignore_mask: what does not count, one mask for all, or a list with one (or `None`) for each.
+        once: whether one that is another once more, in another format, is left out (see [`count_once`]).
 
     Raises:
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the threshold too low).
         ImageError: naming those that cannot be read.
     """
-    normals, failures, prints, taken = NormalImages([], [], []), [], [], []
+    normals, failures, taken = NormalImages([], [], [], []), [], []
     for source, given in with_masks(images_of(sources), ignore_mask):
         try:
             image = load_image(source, white_value=processor.white_value)
-            mask = None if given is None else load_ignore_mask(given, image.size[::-1])
+            mask = None if given is None else load_ignore_mask(given, image.size[::-1], photograph=source)
             refuse_flat(image, source)
             taken.append(taken_at(source))
         except ImageError as error:
@@ -111,9 +119,9 @@ def open_normals(
             continue
         normals.files.append(source_path(source))
         normals.digests.append(digest_of(image))
-        prints.append(print_of(image))
+        normals.prints.append(print_of(image))
         tiled = TiledImage.of(image, processor, tiling, mask)
-        if len(prints) > HELD and isinstance(source, (str, os.PathLike)):
+        if len(normals.prints) > HELD and isinstance(source, (str, os.PathLike)):
             tiled.reopen = functools.partial(load_image, source, white_value=processor.white_value)
             before = normals.images[-1].ignore_mask
             tiled.ignore_mask = before if before is not None and np.array_equal(before, mask) else mask
@@ -127,7 +135,8 @@ def open_normals(
     if not normals.images:
         raise ValueError("No good images were given: at least one is needed.")
     reject_duplicates(normals, [])
-    count_once(normals, prints)
+    if once:
+        count_once(normals)
     hint_at_session(taken)
     return normals
 
@@ -140,20 +149,20 @@ def refuse_flat(image: Image.Image, source: ImageSource) -> None:
         )
 
 
-def count_once(normals: NormalImages, prints: Sequence[np.ndarray]) -> None:
+def count_once(normals: NormalImages) -> None:
     """Leave out, in place, images that are another one once more, as PNG and as JPEG for instance, and say which."""
-    twins = same_pictures(prints)
+    twins = same_pictures(normals.prints)
     if not twins:
         return
     pairs = [f"{_name(normals.files, number)} as {_name(normals.files, first)}" for number, first in twins.items()]
     logger.warning(
         "%d of %d good photographs are another one once more, and count once: %s. Give photographs of several parts.",
         len(twins),
-        len(prints),
+        len(normals.prints),
         _listed(pairs),
     )
-    kept = [number for number in range(len(prints)) if number not in twins]
-    for name in ("images", "files", "digests"):
+    kept = [number for number in range(len(normals.prints)) if number not in twins]
+    for name in ("images", "files", "digests", "prints"):
         setattr(normals, name, [getattr(normals, name)[number] for number in kept])
 
 
@@ -218,6 +227,7 @@ def reject_near_duplicates(model: AnoPLeModel, normals: NormalImages, class_id: 
     for number, (image, file) in enumerate(zip(normals.images, normals.files, strict=True), start=1):
         if _farthest_patch(model, image, class_id) <= rounding:
             copies.append(file or f"image {number}")
+        image.release()
     _reject(copies)
 
 
@@ -404,12 +414,13 @@ def calibrate(
         check_rate(max_false_alarm_rate, len(product.record.threshold.image_scores))
     if images is None and max_false_alarm_rate is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
-    normals, remembered = NormalImages([], [], []), None
+    normals, remembered = NormalImages([], [], [], []), None
     with _reads_by(model, processor, white_value), model.products.transaction():
         if images is not None:
-            normals = _open_more(model, processor, class_id, images, ignore_mask)
+            normals = _open_more(model, processor, class_id, images, ignore_mask, once=False)
             remembered = _in_order_of_memory(model, normals, class_id)
         if remembered is None:
+            count_once(normals)  # earlier versions remembered all of them
             _reject_known(model, normals, class_id)
         rate = _rate_of(model, class_id, max_false_alarm_rate)
         if remembered is not None:
@@ -461,7 +472,7 @@ def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | Non
         ImageError: if the mask cannot be read.
     """
     class_id = model.products.id_of(class_name)
-    product, marked = model.products[class_id], None if mask is None else load_mask(mask)
+    product, marked = model.products[class_id], None if mask is None else load_ignore_mask(mask)
     if marked is not None:
         if not marked.any():
             raise ValueError("The ignore_mask marks nothing: paint white what shall not count, or give None.")
@@ -501,13 +512,19 @@ def _reads_by(model: AnoPLeModel, processor: AnoPLeProcessor, white_value: float
 
 
 def _open_more(
-    model: AnoPLeModel, processor: AnoPLeProcessor, class_id: int, images: ImageSources, ignore_mask: IgnoreMasks
+    model: AnoPLeModel,
+    processor: AnoPLeProcessor,
+    class_id: int,
+    images: ImageSources,
+    ignore_mask: IgnoreMasks,
+    *,
+    once: bool = True,
 ) -> NormalImages:
     """Open more good images of a product, as it is cut and masked."""
     if ignore_mask is None:
         ignore_mask = model.products.mask_opener(class_id)
     tiling = model.products.tiling_of(class_id)
-    return open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask)
+    return open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask, once=once)
 
 
 def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:

@@ -184,7 +184,10 @@ def calibrate_product(
         frames.append(judged.frame)
         image.release()
     novelty = torch.cat(novel).T.tolist()
-    product.record.frame = FrameLimits.of(frames, product.record.frame if first else None)
+    if (
+        not first or product.record.frame is not None
+    ):  # earlier versions kept none, and a part of all images is no range
+        product.record.frame = FrameLimits.of(frames, product.record.frame if first else None)
     if earlier and first > 1:
         novelty = [old + new for old, new in zip(earlier.novelty_scores or [[], []], novelty, strict=True)]
     if alone:
@@ -238,6 +241,8 @@ def recalibrate_product(
             frames.append(judged.frame)
             scores = scores + output.image_scores.tolist()
             maxima = maxima + output.anomaly_maps.flatten(1).amax(1).tolist()
+        for image in batch:
+            image.release()
     threshold = fit_threshold(
         scores,
         maxima,

@@ -15,7 +15,7 @@ import stat
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +111,26 @@ def load_mask(
     Raises:
         ImageError: if it cannot be read, has another size, or may or may not have been drawn on turned pixels.
     """
+    return _open_mask(source, size, photograph, _marked)
+
+
+def _open_mask(
+    source: ImageSource,
+    size: tuple[int, int] | None,
+    photograph: ImageSource | None,
+    marks: Callable[[Image.Image | np.ndarray, str], tuple[np.ndarray, bool]],
+) -> np.ndarray:
+    """Open a mask, or a folder of them, by what marks a pixel: see [`load_mask`] and [`load_ignore_mask`]."""
     if isinstance(source, dict) and source.get("bytes") is None:
         source = source.get("path")
     if isinstance(source, (str, os.PathLike)) and os.fspath(source) and os.path.isdir(source):
         if not (paths := image_files(Path(source), masks=True)):
             raise ImageError(f"{source}: is a folder without masks: give a file, or another folder.")
-        parts = [load_mask(path, size=size, photograph=photograph) for path in paths]
+        parts = [_open_mask(path, size, photograph, marks) for path in paths]
         if len({part.shape for part in parts}) > 1:
             raise ImageError(f"{source}: its masks differ in size: export them at the photograph's own size.")
         return np.logical_or.reduce(parts)
-    mask, has_exif = _load(source, _marked)
+    mask, has_exif = _load(source, marks)
     if size is None:
         return mask
     orientation = 1 if has_exif or photograph is None else _orientation_of(photograph)
@@ -361,7 +371,7 @@ def _deep_of(opened: Image.Image | np.ndarray, name: str, white_value: float | N
     if opened.mode in WHITE_VALUES:
         return _deep_grey(opened, tile)
     rawmode = "" if tile is None else tile.args if isinstance(tile.args, str) else str((tile.args or [""])[0])
-    if opened.format == "PPM" and tile.codec_name == "ppm" and tile.args[1] > 255:
+    if tile is not None and opened.format == "PPM" and tile.codec_name == "ppm" and tile.args[1] > 255:
         return _deep_ppm(opened, tile)
     if opened.format == "TIFF" and opened.tag_v2.get(PLANES) == 2 and max(opened.tag_v2.get(BITS, (1,))) > 8:
         raise ImageError(DEEP_REFUSAL)  # whose values Pillow mixes up
@@ -481,27 +491,42 @@ ORIENTATION = 0x0112  # tag of EXIF
 
 def _marked(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool]:
     """Say which pixels a mask marks, upright, and whether its file has an EXIF orientation of its own."""
+    values, is_numbered, has_exif = _mask_values(opened, name)
+    return (values != 0) & (values != VOID) if is_numbered else _marked_values(values), has_exif
+
+
+def _touched(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool]:
+    """Say which pixels an ignore mask marks, however faint; else as [`_marked`]."""
+    values, _, has_exif = _mask_values(opened, name)
+    return values > 0, has_exif
+
+
+def _mask_values(opened: Image.Image | np.ndarray, name: str) -> tuple[np.ndarray, bool, bool]:
+    """Read the values (height, width) of a mask, upright; say if they are numbers of a palette, and if its file has EXIF."""
+    is_numbered, has_exif = False, False
     if isinstance(opened, np.ndarray):
-        return _marked_values(opened.max(-1) if opened.ndim == 3 else opened), False
-    has_exif = opened.getexif().get(ORIENTATION, 1) != 1
-    deep = _deep_of(opened, name, None)
-    if deep is not None:
-        values = deep.values
-        if values.ndim == 3 and values.shape[-1] in (2, 4):  # what is clear marks nothing
-            values = np.where(values[..., -1:] > 0, values[..., :-1], 0)
-        values = values.max(-1) if values.ndim == 3 else values
-        return _marked_values(deep.white - values if deep.is_inverted else values), has_exif
-    image = ImageOps.exif_transpose(opened)
-    if image.mode in ("P", "PA") and not _is_grey_ramp(image):
-        numbers = np.asarray(image.getchannel(0) if image.mode == "PA" else image)
-        return (numbers != 0) & (numbers != VOID), has_exif
-    return _marked_values(_brightest(image)), has_exif
+        values = opened.max(-1) if opened.ndim == 3 else opened
+    else:
+        has_exif = opened.getexif().get(ORIENTATION, 1) != 1
+        if (deep := _deep_of(opened, name, None)) is not None:
+            values = deep.values
+            if values.ndim == 3 and values.shape[-1] in (2, 4):  # what is clear marks nothing
+                values = np.where(values[..., -1:] > 0, values[..., :-1], 0)
+            values = values.max(-1) if values.ndim == 3 else values
+            values = deep.white - values if deep.is_inverted else values
+        else:
+            image = ImageOps.exif_transpose(opened)
+            is_numbered = image.mode in ("P", "PA") and not _is_grey_ramp(image)
+            values = np.asarray(image.getchannel(0)) if is_numbered else _brightest(image)
+    if not np.isfinite(values).all():
+        raise ImageError("has values that are not finite (NaN or infinite): replace them, or leave the image out.")
+    return values, is_numbered, has_exif
 
 
 def _is_grey_ramp(image: Image.Image) -> bool:
     """Whether the colors of a palette are grey values that rise with their numbers, so that the picture is a grey one."""
-    used = [number for _, number in image.getchannel(0).getcolors(256)] if image.mode == "P" else [0]
-    palette = np.frombuffer(image.palette.tobytes() if image.mode == "P" else b"", np.uint8)
+    used = [number for _, number in image.getchannel(0).getcolors(256)]
+    palette = np.frombuffer(image.palette.tobytes(), np.uint8)
     colors = palette[: len(palette) // 3 * 3].reshape(-1, 3)[sorted(used)] if image.palette.mode == "RGB" else []
     return len(colors) > 1 and bool((colors == colors[:, :1]).all() and (np.diff(colors[:, 0].astype(int)) > 0).all())
 
@@ -522,8 +547,6 @@ def _brightest(image: Image.Image) -> np.ndarray:
 
 def _marked_values(values: np.ndarray) -> np.ndarray:
     """Say which grey values (height, width) mark: see [`load_mask`]."""
-    if not np.isfinite(values).all():
-        raise ImageError("has values that are not finite (NaN or infinite): replace them, or leave the image out.")
     highest = values.max()
     whites = WHITES if values.dtype.kind == "f" else WHITES[1:]
     half = next((white for white in whites if highest <= white), highest) / 2
@@ -552,10 +575,15 @@ def _are_labels(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
 
 
 def _orientation_of(photograph: ImageSource) -> int:
-    """Read the EXIF orientation of a photograph, 1 where it has none."""
-    if isinstance(photograph, (np.ndarray, torch.Tensor)):
+    """Read the EXIF orientation of a photograph, 1 where it has none, or was a stream that cannot be read again."""
+    if isinstance(photograph, (np.ndarray, torch.Tensor)) or _is_spent(photograph):
         return 1
     return _load(photograph, lambda image, name: image.getexif().get(ORIENTATION, 1))
+
+
+def _is_spent(source: ImageSource) -> bool:
+    """Whether what was read once cannot be read again: a stream that cannot go back."""
+    return hasattr(source, "read") and not (hasattr(source, "seekable") and source.seekable())
 
 
 def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], name: str) -> np.ndarray:
@@ -579,44 +607,90 @@ def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], nam
 PRINT_SIDE = 16
 # Of 255: what JPEG and WebP change, down to quality 75; two parts differ by 1.8 and 12 at least.
 SAME_MEAN, SAME_MOST = 1.0, 6.0
+WINDOW_SIDE = 64  # pixels as they are, where the small picture cannot tell: fine grain has one mean everywhere
+WINDOWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 3))  # fourths of what is left of height and width
+# Of fine grain JPEG and WebP change, down to quality 50, 2.9 of 255 at most (deviation), or 0.5 of both pictures' own
+# squares; that of other photographs differs by all of these, 1.0.
+SAME_GRAIN, SAME_SHARE = 3.0, 0.6
 FLAT = 1.0  # of 255: a photograph whose values differ by no more shows nothing
 DARK, DARK_NOISE = 24, 16  # of 255: how bright, and how noisy, a covered camera is
-STRAY = 0.1  # percent of pixels that may be any
+STRAY = 1e-5  # share of pixels that may be any, and as many as these in all: a few are broken, a small part has more
+STRAY_PIXELS = 4
 TAKEN = (36867, 36868, 306)  # tags of EXIF: when it was taken, digitized, written
 
 
-def print_of(photograph: Image.Image) -> np.ndarray:
-    """Reduce an RGB photograph to what is left of it in a small picture: float32 (side, side, 3)."""
-    return np.asarray(photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX), dtype=np.float32)
+@dataclass
+class PicturePrint:
+    """
+    What is kept of a photograph to find it again.
+
+    Args:
+        size: width and height.
+        small: float32 (side, side, 3), all of it.
+        windows: float32 (windows, side, side), some places at half its own scale, without their mean.
+    """
+
+    size: tuple[int, int]
+    small: np.ndarray
+    windows: np.ndarray
+
+    def has_grain_of(self, other: "PicturePrint") -> bool:
+        """Whether the fine grain is the same too, and not only what is left in a small picture; not told of two sizes."""
+        if self.size != other.size:
+            return True
+        apart = ((self.windows - other.windows) ** 2).mean((1, 2))
+        own = (self.windows**2 + other.windows**2).mean((1, 2))
+        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * own)).all())
 
 
-def same_pictures(prints: Sequence[np.ndarray]) -> dict[int, int]:
-    """Find photographs that are another one once more, in another file format for instance: number -> an earlier one's."""
+def print_of(photograph: Image.Image) -> PicturePrint:
+    """Reduce an RGB photograph to what tells it from others."""
+    small = photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX)
+    (width, height), windows = photograph.size, []
+    across, down = min(WINDOW_SIDE, width), min(WINDOW_SIDE, height)
+    for row, column in WINDOWS:
+        left, top = (width - across) * column // 4, (height - down) * row // 4
+        window = photograph.crop((left, top, left + across, top + down)).convert("L")
+        half = window.resize(((across + 1) // 2, (down + 1) // 2), Image.Resampling.BOX)
+        values = np.asarray(half, dtype=np.float32)
+        windows.append(values - values.mean())
+    return PicturePrint(photograph.size, np.asarray(small, dtype=np.float32), np.stack(windows))
+
+
+def same_pictures(prints: Sequence[PicturePrint]) -> dict[int, int]:
+    """
+    Find photographs that are another one once more, in another file format for instance: number -> an earlier one's.
+
+    The earlier one is none of those found: photographs that change little by little are not all the first one.
+    """
     if len(prints) < 2:
         return {}
-    flat = torch.from_numpy(np.stack(prints)).flatten(1)
-    coarse = F.avg_pool2d(torch.from_numpy(np.stack(prints)).permute(0, 3, 1, 2), 4).flatten(1)
+    small = torch.from_numpy(np.stack([each.small for each in prints]))
+    flat, coarse = small.flatten(1), F.avg_pool2d(small.permute(0, 3, 1, 2), 4).flatten(1)
     found: dict[int, int] = {}
     for number in range(1, len(prints)):
         # means of squares differ by no more than their pixels do, so this leaves few to be compared
         near = ((coarse[:number] - coarse[number]).abs().mean(1) <= SAME_MEAN).nonzero()[:, 0]
         apart = (flat[near] - flat[number]).abs()
         same = near[(apart.mean(1) <= SAME_MEAN) & (apart.amax(1) <= SAME_MOST)] if len(near) else near
-        if len(same):
-            found[number] = int(same[0])
+        for first in same.tolist():
+            if first not in found and prints[first].has_grain_of(prints[number]):
+                found[number] = first
+                break
     return found
 
 
 def is_flat(photograph: Image.Image) -> bool:
     """Whether a photograph shows nothing: one color, or the noise of a camera with its lens cap on; stray pixels aside."""
-    grey = np.asarray(photograph.convert("L"))
-    low, high = np.percentile(grey, (STRAY, 100 - STRAY))
+    counts = np.array(photograph.convert("L").histogram())
+    stray = max(STRAY_PIXELS, STRAY * counts.sum())
+    low, high = (counts.cumsum() > stray).argmax(), 255 - (counts[::-1].cumsum() > stray).argmax()
     return bool(high - low <= (DARK_NOISE if high <= DARK else FLAT))
 
 
 def taken_at(source: ImageSource) -> str | None:
-    """Read when a photograph was taken, as `YYYY:MM:DD HH:MM:SS`; `None` where its file does not say so."""
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    """Read when a photograph was taken, as `YYYY:MM:DD HH:MM:SS`; `None` where its file does not say so, or cannot."""
+    if isinstance(source, (np.ndarray, torch.Tensor)) or _is_spent(source):
         return None
 
     def read(image: Image.Image, name: str) -> str | None:
@@ -624,7 +698,10 @@ def taken_at(source: ImageSource) -> str | None:
         inside = {**exif, **exif.get_ifd(0x8769)}
         return next((str(inside[tag]) for tag in TAKEN if inside.get(tag)), None)
 
-    return _load(source, read)
+    try:
+        return _load(source, read)
+    except ImageError:  # a photograph that can be seen needs no date
+        return None
 
 
 # --- Whatever holds photographs - a file, a folder, an array, a list, a table, a camera - as a stream of them ---
@@ -658,8 +735,39 @@ IMAGE_EXTENSIONS = frozenset(
 # Folders of these names, in any case, hold no photographs: masks, and what programs leave behind.
 MASK_FOLDERS = {"ground_truth", "groundtruth", "mask", "masks", "gt", "label", "labels", "annotation", "annotations"}
 OTHER_FOLDERS = {"results", "@eadir", "__macosx"}
-MASK_WORDS = r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?|anno(?:tation)?s?)"
-MASK_BESIDE = re.compile(rf"(?:{MASK_WORDS}[_\- ]+(?P<after>.+)|(?P<before>.+)[_\- .]+{MASK_WORDS})", re.IGNORECASE)
+
+
+def _beside(words: str) -> re.Pattern:
+    """Match file names of masks that lie beside their photographs, by the words that say so."""
+    return re.compile(rf"(?:{words}[_\- ]+(?P<after>.+)|(?P<before>.+)[_\- .]+{words})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PassedNames:
+    """
+    What is no photograph, by its name.
+
+    Args:
+        masks, others: folders of masks, and of other things, in small letters.
+        beside: what the name of a mask beside its photograph is like.
+    """
+
+    masks: Set[str]
+    others: Set[str]
+    beside: re.Pattern
+
+
+# Of a data set, whose photographs have masks; and of any folder, where a label may be what the camera looks at.
+OF_DATA = PassedNames(
+    MASK_FOLDERS,
+    OTHER_FOLDERS,
+    _beside(r"(?:ground_?truth|masks?|gt|labels?|seg(?:mentation)?|anno(?:tation)?s?)"),
+)
+UNMISTAKABLE = PassedNames(
+    {"ground_truth", "groundtruth", "mask", "masks", "gt"},
+    {"@eadir", "__macosx"},
+    _beside(r"(?:ground_?truth|masks?|gt)"),
+)
 RESULTS = "results.jsonl"  # what `anople predict --output` writes, a line for each photograph
 RESULT_KEYS = ("path", "class", "score", "label")
 
@@ -736,8 +844,9 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     """
     Name all photographs: files as they are, folders with the image files below them, sorted.
 
-    What else lies in a folder is passed over and counted: other endings, masks, results of this program. Hidden files are
-    passed over. A linked folder is followed once.
+    What else lies in a folder is passed over and counted: other endings, what is called a mask and can be nothing else
+    (`x_mask`, `x_gt`, `ground_truth`), results of this program. Hidden files are passed over. A linked folder is followed
+    once.
 
     Raises:
         ValueError: for a folder without image files, an address, or an empty name.
@@ -750,7 +859,7 @@ def list_images(places: Sequence[str | os.PathLike]) -> list[Path]:
     for place in map(Path, places):
         if os.path.isdir(place):  # of a name that no file can have, Path raises
             passed: Counter[str] = Counter()
-            inside = sorted(walk_images(place, passed))
+            inside = sorted(walk_images(place, passed, UNMISTAKABLE))
             if (
                 not inside and (place / RESULTS).is_file()
             ):  # its own pictures are all that it holds: they are asked for
@@ -771,42 +880,46 @@ def describe_counts(passed: Counter[str]) -> str:
     return f"{passed.total()} file{'s' if passed.total() > 1 else ''} ({parts})"
 
 
-def walk_images(place: Path, passed: Counter[str]) -> Iterator[Path]:
+def walk_images(place: Path, passed: Counter[str], names: PassedNames = OF_DATA) -> Iterator[Path]:
     """Name the photographs below a folder, and count what else there is; each folder is entered once, however linked."""
     entered = set()
-    for name, folders, _ in os.walk(place, followlinks=True) if place.is_dir() else ():
-        folder, found = Path(name), os.stat(name)
+    for path, folders, _ in os.walk(place, followlinks=True) if place.is_dir() else ():
+        folder, found = Path(path), os.stat(path)
         if (found.st_dev, found.st_ino) in entered:
             folders.clear()
             continue
         entered.add((found.st_dev, found.st_ino))
-        yield from image_files(folder, passed)
+        yield from image_files(folder, passed, names=names)
         kept = []
         for each in sorted(folders, key=lambda each: (os.path.islink(folder / each), each)):  # links last
             if each.startswith("."):
                 continue
-            if (why := why_no_photographs(folder / each)) is None:
+            if (why := why_no_photographs(folder / each, names)) is None:
                 kept.append(each)
-            else:
-                passed.update({why: sum(len(files) for _, _, files in os.walk(folder / each))})
+            elif count := sum(len(files) for _, _, files in os.walk(folder / each)):
+                passed[why] += count
         folders[:] = kept
 
 
-def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool = False) -> list[Path]:
+def image_files(
+    folder: Path, passed: Counter[str] | None = None, *, masks: bool = False, names: PassedNames = OF_DATA
+) -> list[Path]:
     """
     List the photographs that lie directly in a folder, sorted; none where it does not exist.
 
     Args:
         passed: counts what is passed over: other endings, masks beside their photographs, pictures of this program.
         masks: whether masks are asked for, whatever they are called.
+        names: what masks are called.
     """
-    names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
-    names = sorted(name for name in names if not name.startswith("."))
-    images = [name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
+    files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
+    files = sorted(name for name in files if not name.startswith("."))
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     passed = Counter() if passed is None else passed
-    passed.update(Path(name).suffix.lower() or "without ending" for name in set(names).difference(images))
+    passed.update(Path(name).suffix.lower() or "without ending" for name in set(files).difference(images))
     if not masks:
-        beside, ours = {*masks_beside(images).values()}, _own_pictures(folder) if RESULTS in names else set()
+        beside = {*masks_beside(images, names).values()}
+        ours = _own_pictures(folder) if RESULTS in files else set()
         passed.update(
             {"masks beside their photographs": len(beside), "pictures that anople drew": len(ours & {*images})}
         )
@@ -816,29 +929,29 @@ def image_files(folder: Path, passed: Counter[str] | None = None, *, masks: bool
     return [folder / name for name in images]
 
 
-def masks_beside(names: Iterable[str]) -> dict[str, str]:
+def masks_beside(files: Iterable[str], names: PassedNames = OF_DATA) -> dict[str, str]:
     """Find masks by their names among the photographs they lie beside: photograph -> mask, as `a.png` -> `a_GT.png`."""
-    stems = {Path(name).stem.casefold(): name for name in names}
-    owners = {name: stems.get(owner_stem(name)) for name in stems.values()}
+    stems = {Path(name).stem.casefold(): name for name in files}
+    owners = {name: stems.get(owner_stem(name, names)) for name in stems.values()}
     return {owner: name for name, owner in owners.items() if owner not in (None, name)}
 
 
-def owner_stem(name: str) -> str:
+def owner_stem(name: str, names: PassedNames = OF_DATA) -> str:
     """Return the stem, in small letters, of the photograph whose mask has this file name: that of 0.png for 0.png_GT.tif."""
     stem = Path(unicodedata.normalize("NFC", name)).stem.casefold()
-    found = MASK_BESIDE.fullmatch(stem)
+    found = names.beside.fullmatch(stem)
     stem = (found["after"] or found["before"]) if found else stem
     return Path(stem).stem if Path(stem).suffix in IMAGE_EXTENSIONS else stem
 
 
-def why_no_photographs(folder: Path) -> str | None:
+def why_no_photographs(folder: Path, names: PassedNames = OF_DATA) -> str | None:
     """Say why a folder inside another one holds no photographs: by its name, or as results of this program; else `None`."""
     name = folder.name.casefold()
     if name in ("masks", "maps") and (folder.parent / RESULTS).is_file():
         return f"results of anople in {folder.name}"
-    if name in MASK_FOLDERS:
+    if name in names.masks:
         return f"masks in {folder.name}"
-    if name in OTHER_FOLDERS:
+    if name in names.others:
         return f"files in {folder.name}"
     if (folder / RESULTS).is_file():
         judged = {Path(line["path"]).name for line in own_results(folder)}
@@ -876,24 +989,29 @@ NOTHING = "none"  # an ignore_mask by which all counts
 MOSTLY = 0.5  # a patch is ignored where more than this share of it is
 
 
-def load_ignore_mask(source: MaskSource, size: tuple[int, int]) -> np.ndarray:
+def load_ignore_mask(
+    source: MaskSource, size: tuple[int, int] | None = None, *, photograph: ImageSource | None = None
+) -> np.ndarray:
     """
-    Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored.
+    Open a mask of the places to ignore as booleans (height, width); whatever is above 0 is ignored, however faint.
 
     Args:
-        source: anything that [`load_image`] opens; `"none"`, by which nothing is ignored; or a function of the size.
-        size: (height, width) of its photograph.
+        source: anything that [`load_image`] opens; `"none"`, by which nothing is ignored, or a function of the size, where a
+            size is given.
+        size: (height, width) of its photograph; any where it is not given.
+        photograph: whose EXIF orientation is applied to a mask that was drawn on the stored pixels.
 
     Raises:
-        ImageError: if it cannot be read or has another size.
+        ImageError: if it cannot be read, has another size, or may or may not have been drawn on turned pixels.
     """
-    if isinstance(source, str) and source == NOTHING:
-        return np.zeros(size, dtype=bool)
-    if callable(source):
-        return source(size)
-    if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.shape == tuple(size):
-        return source
-    return load_mask(source, size=size)
+    if size is not None:
+        if isinstance(source, str) and source == NOTHING:
+            return np.zeros(size, dtype=bool)
+        if callable(source):
+            return source(size)
+        if isinstance(source, np.ndarray) and source.dtype == np.bool_ and source.shape == tuple(size):
+            return source
+    return _open_mask(source, size, photograph, _touched)
 
 
 def fill_ignored(photograph: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -960,6 +1078,7 @@ __all__ = [
     "ImageSource",
     "MaskSource",
     "ImageError",
+    "PicturePrint",
     "NOTHING",
     "WHITE_RANGE",
     "act_on_each",

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .calibration_anople import frame_numbers
 from .images_anople import (
@@ -105,7 +104,8 @@ def open_batches(
 def _open_mask(opened: OpenedImage, mask: MaskSource | None) -> None:
     """Open the mask that was given with an image, in place; one that cannot be used is an error of the image."""
     try:
-        opened.ignore_mask = None if mask is None else load_ignore_mask(mask, opened.image.size[::-1])
+        if mask is not None:
+            opened.ignore_mask = load_ignore_mask(mask, opened.image.size[::-1], photograph=opened.source)
         if opened.ignore_mask is not None and opened.ignore_mask.all():
             raise ImageError("The ignore_mask ignores the whole image: mark only what shall not count.")
     except ImageError as error:
@@ -171,6 +171,7 @@ class TiledImage:
         self.class_id: int | None = None
         self.identified = False
         self._prepared: tuple[Tensor, Tensor | None] | None = None
+        self._frame: list[float] | None = None
 
     @classmethod
     def of(
@@ -184,16 +185,39 @@ class TiledImage:
         if self.reopen is not None:
             self.image, self._prepared = None, None
         elif self.layout is None and self.image is not None:
-            self._prepared, self.image = self.prepare([0]), None
+            self._prepared = self.prepare([0])
+            self.frame(self._prepared[0][0])
+            self.image = None
         return self
+
+    def open(self) -> Image.Image | None:
+        """Return the image, opened again where it was let go; `None` where only what the model sees of it is held."""
+        if self.image is None and self.reopen is not None:
+            self.image = self.reopen()
+        return self.image
 
     def whole(self) -> "TiledImage":
         """Return the same image as one whole."""
         if self.layout is None:
             return self
-        if self.image is None and self.reopen is not None:
-            self.image = self.reopen()
-        return TiledImage(self.image, self.processor, None, self.ignore_mask)
+        return TiledImage(self.open(), self.processor, None, self.ignore_mask)
+
+    def frame(self, pixels: Tensor) -> list[float]:
+        """
+        Describe the image as a whole, what is ignored on it included: see [`frame_numbers`].
+
+        A frame is that of the camera: light and sharpness must not change with a mask that is given or dropped later.
+
+        Args:
+            pixels: (3, side, side), the whole as it is prepared, taken where nothing is painted over.
+        """
+        if self._frame is None:
+            if self.ignore_mask is not None and self.ignore_mask.any():
+                pixels = self.processor([self.open()])["pixel_values"][0]
+            seen = self.processor.image_processor
+            mean, deviation = (torch.tensor(each)[:, None, None] for each in (seen.image_mean, seen.image_std))
+            self._frame = frame_numbers(pixels.float().cpu() * deviation + mean)
+        return self._frame
 
     @property
     def boxes(self) -> Sequence[tuple[int, int, int, int]]:
@@ -202,16 +226,15 @@ class TiledImage:
 
     def crop(self, number: int) -> tuple[Image.Image, np.ndarray | None]:
         """Cut one tile, and mark on it what is ignored or lies beyond the border; `None` where all of it counts."""
-        if self.image is None and self.reopen is not None:
-            self.image = self.reopen()
+        image = self.open()
         if self.layout is None:
-            return self.image, self.ignore_mask
+            return image, self.ignore_mask
         left, top, right, bottom = self.boxes[number]
         mask = np.ones((bottom - top, right - left), dtype=bool)
         inside = (slice(max(0, -top), self.size[0] - top), slice(max(0, -left), self.size[1] - left))
         shown = (slice(max(0, top), bottom), slice(max(0, left), right))
         mask[inside] = False if self.ignore_mask is None else self.ignore_mask[shown]
-        return self.image.crop(self.boxes[number]), mask if mask.any() else None
+        return image.crop(self.boxes[number]), mask if mask.any() else None
 
     def pictures(self) -> Iterator[Image.Image]:
         """Cut the tiles one by one, with what is ignored, or beyond the border, painted over softly."""
@@ -290,6 +313,8 @@ def prepare_tiles(tiles: Sequence[tuple[TiledImage, int]]) -> tuple[Tensor, Tens
     Returns:
         `pixel_values` (tiles, 3, side, side), and `ignore_masks` (tiles, side, side) where anything is ignored.
     """
+    for image, _ in tiles:
+        image.open()  # once, before several threads ask for it
     parts = act_on_each(lambda tile: tile[0].prepare([tile[1]]), tiles)
     pixels = torch.cat([part for part, _ in parts])
     if all(mask is None for _, mask in parts):
@@ -357,7 +382,7 @@ def predict_tiles(
         pixels, masks = prepare_tiles([(images[place], number) for place, number in chunk])
         for (place, _), tile in zip(chunk, pixels, strict=True):
             if images[place].layout is None:
-                frames[place] = _frame_of(tile, detector)
+                frames[place] = images[place].frame(tile)
         rows = torch.stack([copies(tile) for tile in pixels.to(detector.device, detector.dtype)])
         masks = None if masks is None else masks.to(detector.device)
         # 2. What the detector says of each.
@@ -443,7 +468,7 @@ def _join(
         output.memory_maps = torch.cat([tile.output.memory_maps for tile in tiles], dim=1)[:, None]
     if image.layout:
         pixels, _ = image.whole().prepare([0])
-        frame = _frame_of(pixels[0], detector)
+        frame = image.frame(pixels[0])
         output.image_embeds = detector.embed_image(copies(pixels[0].to(detector.device, detector.dtype)))
     detector.apply_thresholds(output)
     part = torch.stack([tile.part_scores for tile in counted]).amax(0)
@@ -465,21 +490,15 @@ NAMED_REACH = 1.5  # of the thresholds of unknown products: 1 % of good photogra
 
 def _reason(detector: Detector, judged: JudgedImage, known: Tensor | None) -> str | None:
     """Say why an image is no photograph of the product it was judged as, by its frame and by its distance to the product."""
-    if judged.output.class_ids is None:
-        return None
+    if judged.output.class_ids is None:  # pooled: any of them may be shown
+        every = [product.record.frame for product in detector.products]
+        faults = [limits and limits.fault(judged.frame) for limits in every]
+        return faults[0] if all(faults) else None
     limits = detector.products[int(judged.output.class_ids[0])].record.frame
     fault = None if limits is None else limits.fault(judged.frame)
     if fault is not None or known is None or bool(known.all()):
         return fault
     return (limits and limits.fault(judged.frame, suspected=True)) or NOTHING_LIKE
-
-
-def _frame_of(pixels: Tensor, detector: Detector) -> list[float]:
-    """Describe the frame of a whole image by what the detector sees of it: normalized pixels (3, side, side)."""
-    mean = detector.config.image_mean or OPENAI_CLIP_MEAN
-    deviation = detector.config.image_std or OPENAI_CLIP_STD
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in (mean, deviation))
-    return frame_numbers(pixels.float().cpu() * deviation + mean)
 
 
 def part_scores(detector: Detector, output: AnoPLeOutput, part: Part) -> tuple[Tensor, Tensor | None]:

@@ -174,7 +174,7 @@ class AnoPLeProcessor(ProcessorMixin):
         photographs = [load_image(image, white_value=self.white_value) for image in images]
         kwargs.pop("return_tensors", None)
         if ignore_masks is not None:
-            photographs, hidden = self._ignore(photographs, ignore_masks)
+            photographs, hidden = self._ignore(photographs, images, ignore_masks)
         data = self._to_tensors(photographs, kwargs)
         if ignore_masks is not None:
             data["ignore_masks"] = hidden
@@ -209,7 +209,7 @@ class AnoPLeProcessor(ProcessorMixin):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _ignore(
-        self, photographs: list, ignore_masks: MaskSource | Sequence[MaskSource | None]
+        self, photographs: list[Image.Image], sources: list, ignore_masks: MaskSource | Sequence[MaskSource | None]
     ) -> tuple[list, torch.Tensor]:
         """Paint over what is ignored, and bring the masks to the square that the model sees."""
         given = ignore_masks if isinstance(ignore_masks, (list, tuple)) else [ignore_masks] * len(photographs)
@@ -218,8 +218,9 @@ class AnoPLeProcessor(ProcessorMixin):
                 f"{len(photographs)} images were given with {len(given)} ignore_masks: give one for all, or for each."
             )
         filled, hidden = [], []
-        for photograph, source in zip(photographs, given, strict=True):
-            mask = None if source is None else load_ignore_mask(source, photograph.size[::-1])
+        for photograph, source, mask in zip(photographs, sources, given, strict=True):
+            if mask is not None:
+                mask = load_ignore_mask(mask, photograph.size[::-1], photograph=source)
             filled.append(photograph if mask is None else fill_ignored(photograph, mask))
             hidden.append(mask_tensor(mask, self.image_size))
         return filled, torch.stack(hidden)
@@ -232,7 +233,11 @@ class AnoPLeProcessor(ProcessorMixin):
         return torch.from_numpy(np.asarray(marked) > 0).float()
 
     def post_process_anomaly_detection(
-        self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None, threshold: float = 0.5
+        self,
+        outputs,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.5,
+        regions: bool = False,
     ) -> list[dict]:
         """
         Turn a model's answer into one result per photograph.
@@ -241,15 +246,17 @@ class AnoPLeProcessor(ProcessorMixin):
             outputs: an [`AnoPLeOutput`].
             target_sizes: (height, width) of each photograph; its map is brought to that size. Without it, the model's.
             threshold: calibrated score above which a photograph is anomalous; usually `model.config.threshold`.
+            regions: whether the regions above the threshold are listed.
 
         Returns:
             Dictionaries with `score` (calibrated, 0.5 is the line), `label` ("normal" or "anomalous"), `unsure` (whether it
             is normal, and yet odder than every good photograph behind an extrapolated line), `raw_score`, `p_value` (see
             [`p_value`]; `None` where there is none), `anomaly_map` (float32 array, 0.5 is the line), `class_name`, and
-            `regions` above the threshold (see [`find_regions`]; `None` without calibration). Without calibration `score` is
-            the raw score, the map is raw and `label` is `None`. Where the class was predicted and the photograph shows none of the products, `label` is "unknown product" and
-            `class_name` is `None`; score, p-value and map are as the nearest one. `error` is `None`, or says which number
-            is not finite; all else is `None` then.
+            `regions` above the threshold (see [`find_regions`]; `None` without calibration, or where they were not asked
+            for). Without calibration `score` is the raw score, the map is raw and `label` is `None`. Where the class was
+            predicted and the photograph shows none of the products, `label` is "unknown product" and `class_name` is
+            `None`; score, p-value and map are as the nearest one. `error` is `None`, or says which number is not finite;
+            all else is `None` then.
         """
         count = len(outputs.image_scores)
         if target_sizes is not None and len(target_sizes) != count:
@@ -281,7 +288,7 @@ class AnoPLeProcessor(ProcessorMixin):
                     "raw_score": outputs.image_scores[number].item(),
                     "p_value": p_values[number],
                     "anomaly_map": anomaly_map,
-                    "regions": find_regions(anomaly_map, threshold) if calibrated else None,
+                    "regions": find_regions(anomaly_map, threshold) if calibrated and regions else None,
                     "class_name": None if nameless else self.class_names[int(outputs.class_ids[number])],
                     "error": None,
                 }
@@ -295,9 +302,12 @@ RESULTS = ("score", "label", "unsure", "raw_score", "p_value", "anomaly_map", "r
 # --- Every region of a map above the threshold ---
 
 
+MOST_REGIONS = 1000  # that are listed of one map
+
+
 def find_regions(anomaly_map: np.ndarray, threshold: float, *, min_area: int = 1) -> list[dict]:
     """
-    List the regions of a map (height, width) above a threshold, the largest peak first.
+    List the regions of a map (height, width) above a threshold, the largest peak first, and no more than 1,000 of them.
 
     What touches, also at a corner, is one region.
 
@@ -332,12 +342,12 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, *, min_area: int = 1
             "peak": round(float(peak[number]), 6),
             "centroid": [round(float(across[number]), 1), round(float(down[number]), 1)],
         }
-        for number in order
+        for number in order[:MOST_REGIONS]
     ]
 
 
 def mark_regions(anomaly_map: np.ndarray, threshold: float, *, min_area: int = 1) -> np.ndarray:
-    """Mark the regions that [`find_regions`] lists: booleans of the map's size."""
+    """Mark the regions that [`find_regions`] lists, and those beyond its 1,000: booleans of the map's size."""
     runs = _runs_of(np.asarray(anomaly_map) > threshold)
     if runs is None:
         return np.zeros(np.shape(anomaly_map), dtype=bool)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessor
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
 from modeling_anople.fitting_anople import calibrate_product, remember
@@ -39,15 +40,20 @@ class PixelImage(TiledImage):
     """An image of which only the normalized pixels (3, side, side) exist."""
 
     def __init__(self, pixels: torch.Tensor):
-        super().__init__(Image.new("RGB", pixels.shape[:0:-1]), _stack, None)
+        super().__init__(Image.new("RGB", pixels.shape[:0:-1]), _Stack(), None)
         self.pixels = pixels
 
     def crop(self, number: int) -> tuple[torch.Tensor, None]:
         return self.pixels, None
 
 
-def _stack(pixels: list[torch.Tensor], ignore_masks: None = None) -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.stack(pixels)}
+class _Stack:
+    """Takes normalized pixels as they are."""
+
+    image_processor = CLIPImageProcessor()
+
+    def __call__(self, pixels: list[torch.Tensor], ignore_masks: None = None) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.stack(pixels)}
 
 
 def pixel_images(pixels: torch.Tensor) -> list[TiledImage]:

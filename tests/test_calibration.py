@@ -530,6 +530,15 @@ def test_limits_of_frames_that_cannot_be_are_refused(change):
         dataclasses.replace(limits, **change)
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_a_frame_whose_number_is_not_one_is_at_fault(number):
+    frame = frame_numbers(textured(0))
+    limits = FrameLimits.of([frame])
+    assert limits.fault(frame) is None
+    frame[number] = math.nan
+    assert limits.fault(frame) and limits.fault(frame, suspected=True)
+
+
 def test_any_size_of_frame_has_numbers():
     for size in ((1, 1), (1, 9), (4, 3), (32, 32)):
         assert all(map(math.isfinite, frame_numbers(torch.rand(3, *size))))

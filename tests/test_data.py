@@ -374,10 +374,22 @@ def test_folders_of_masks_and_of_programs_are_neither_product_nor_defect(tmp_pat
         in caplog.text
     )
     assert {path: defect for path, (defect, _) in listed(tmp_path, "test").items()} == {"gear/bad/0.png": "bad"}
-    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])] == [
-        "gear/bad/0.png",
-        "gear/good/0.png",
-    ]
+    # of any folder, these may be what a camera looked at
+    shown = [f"{name}/0.png", "gear/bad/0.png", "gear/good/0.png", f"gear/good/{name}/7.png", f"gear/{name}/0.png"]
+    expected = shown if name in ("Labels", "annotations", "results") else shown[1:3]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])) == sorted(expected)
+
+
+def test_photographs_that_are_called_label_are_photographs_where_no_data_set_is_read(tmp_path, caplog):
+    names = ["front.png", "front_label.png", "label_12.png", "12.png", "label/1.png", "seg-12.png"]
+    pictures(tmp_path, *names, "front_mask.png", "12_GT.png", "ground_truth/front.png")
+    (tmp_path / "masks").mkdir()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])) == sorted(names)
+    assert "passed over 3 files (2 masks beside their photographs, 1 masks in ground_truth)" in caplog.text
+    caplog.clear()
+    pictures(tmp_path / "other", "a.png")
+    (tmp_path / "other/masks").mkdir()
+    assert [path.name for path in list_images([tmp_path / "other"])] == ["a.png"] and not caplog.text
 
 
 def test_what_this_program_wrote_is_never_read_as_photographs(tmp_path):

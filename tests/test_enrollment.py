@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import time
 import unicodedata
 from copy import deepcopy
 from datetime import datetime
@@ -16,7 +17,9 @@ from transformers import pipeline
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, enrollment_anople
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
-from modeling_anople.fitting_anople import calibrate_product
+from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.images_anople import is_flat, print_of, same_pictures, taken_at
+from modeling_anople.inference_anople import TiledImage, prepare_tiles
 from modeling_anople.pipeline_anople import predict
 
 from .contract import ANSWERS
@@ -501,6 +504,23 @@ def test_a_calibration_that_cannot_be_changes_nothing(detector, photograph, make
         unfitted.calibrate("bolt", max_false_alarm_rate=0.1)
 
 
+def test_what_is_remembered_twice_calibrates_twice(detector, photograph, caplog):
+    images = [photograph(seed, size=(384, 320)) for seed in range(3)]
+    images.append(Image.open(io.BytesIO(as_file(images[0], "JPEG", quality=75))).convert("RGB"))
+    model, processor = detector.model, detector.processor
+    detector.enroll("screw", images[:3], max_false_alarm_rate=0.4)
+    # an earlier version remembered the twin too
+    class_id = model.products.id_of("screw")
+    remember(model, wholes(images[3:], processor), class_id)
+    model.products.log("add_normals", "screw", files=[None], digests=[enrollment_anople.digest_of(images[3])])
+    threshold = detector.calibrate("screw", images, max_false_alarm_rate=0.4)
+    assert (threshold.image_count, threshold.held_out) == (4, 0) and "once more" not in caplog.text
+    new = [photograph(seed, size=(384, 320)) for seed in (7, 8)]
+    again = Image.open(io.BytesIO(as_file(new[0], "JPEG", quality=75))).convert("RGB")
+    assert detector.calibrate("screw", [*new, again]).held_out == 2
+    assert "1 of 3 good photographs are another one once more" in caplog.text
+
+
 def test_a_saved_threshold_keeps_its_statement(detector, photograph, tmp_path):
     detector.calibrate("nut", others(photograph, 2))
     detector.save_pretrained(tmp_path)
@@ -606,6 +626,27 @@ def test_one_picture_in_several_formats_counts_once(detector, photograph, caplog
     assert detector.model.products.named("rivet").bank.vectors.equal(apart)
 
 
+def grained(seed: int, side: int = 1024, light: float = 128) -> Image.Image:
+    """A fine-grained surface: no two places have the same pixels, and all of them the same mean."""
+    noise = np.random.default_rng(seed).normal(light, 20, (side, side)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(noise).convert("RGB")
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("PNG", 100), ("JPEG", 75), ("WEBP", 75)])
+def test_fine_grain_tells_photographs_apart_and_finds_those_of_another_format(kind, quality):
+    images = [grained(seed) for seed in range(3)]
+    again = Image.open(io.BytesIO(as_file(images[1], kind, quality=quality))).convert("RGB")
+    prints = [print_of(image) for image in (*images, again)]
+    assert (np.abs(prints[0].small - prints[1].small).mean()) < 1  # which a small picture does not see
+    assert same_pictures(prints) == {3: 1}
+
+
+def test_photographs_that_change_little_by_little_are_compared_with_those_kept(photograph):
+    image = np.asarray(photograph(0, size=(96, 80))).clip(0, 200)
+    steps = [Image.fromarray((image + np.uint8(number)).astype(np.uint8)) for number in range(4)]
+    assert same_pictures([print_of(step) for step in steps]) == {1: 0, 3: 2}
+
+
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_lens_cap_is_no_good_photograph(detector, photograph, value):
     caps = [Image.new("RGB", (48, 40), (value,) * 3) for _ in range(3)]
@@ -613,6 +654,49 @@ def test_a_lens_cap_is_no_good_photograph(detector, photograph, value):
         cap.putpixel((number, 0), (255 - value,) * 3)  # a pixel that is broken
     with pytest.raises(ImageError, match="3 of 4 images cannot be used, .* is of one color, as with the lens cap on"):
         detector.enroll("screw", [photograph(0), *caps])
+
+
+@pytest.mark.parametrize(("ground", "part"), [(255, 60), (0, 200)])
+def test_a_small_part_on_a_plain_ground_is_no_lens_cap(ground, part):
+    image = Image.new("RGB", (1000, 1000), (ground,) * 3)
+    image.paste((part,) * 3, (500, 500, 520, 520))  # 0.04 percent
+    assert not is_flat(image)
+    dark = np.random.default_rng(0).normal(4, 1.5, (1000, 1000)).clip(0, 255).astype(np.uint8)
+    dark[::500, ::250] = 255  # 8 of a million pixels are hot
+    assert is_flat(Image.fromarray(dark).convert("RGB"))
+
+
+def test_a_date_that_cannot_be_read_refuses_no_photograph(tmp_path, detector, photograph, monkeypatch):
+    images = normals_of(photograph, 2)
+    files = [
+        as_file(image, "JPEG", quality=95, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff") for image in images
+    ]
+    detector.enroll("gasket", files)
+    monkeypatch.setattr(Image.Exif, "get_ifd", broken)
+    assert taken_at(files[0]) is None
+    detector.enroll("screw", files)
+
+    class Stream(io.RawIOBase):
+        """Is read once."""
+
+        def __init__(self, data: bytes):
+            self.file, self.reads = io.BytesIO(data), 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            self.reads += 1
+            return self.file.readinto(buffer)
+
+    monkeypatch.undo()
+    streams = [Stream(file) for file in files]
+    detector.enroll("rivet", streams)
+    assert image_count(detector, "rivet") == image_count(detector, "gasket")
+
+
+def broken(*_) -> None:
+    raise OSError("damaged")
 
 
 def test_good_photographs_of_one_hour_get_a_hint(tmp_path, detector, photograph, caplog):
@@ -634,24 +718,71 @@ def test_a_threshold_below_that_of_any_product_is_warned_of(detector, photograph
         image[20 * step : 20 * step + 8, :8] += 12
     nearly = [np.clip(image + 3 * step, 0, 255).astype(np.uint8) for step in range(3)]
     threshold = detector.enroll("screw", nearly)
-    warned = "far below that of any product" in caplog.text
-    assert warned == (threshold.image_threshold < 0.01) and threshold.image_threshold > 0
+    assert 0 < threshold.image_threshold < 0.01
+    assert "The threshold of screw lies at 0.00" in caplog.text and "far below that of any product" in caplog.text
+    caplog.clear()
+    assert detector.enroll("rivet", others(photograph, 3), max_false_alarm_rate=0.4).image_threshold > 0.01
+    assert "far below that of any product" not in caplog.text
 
 
 def test_many_photographs_are_opened_again_and_not_held(tmp_path, detector, photograph, monkeypatch):
     images = normals_of(photograph, 2, 5)
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
-    detector.enroll("held", images)
+    products, learned = detector.model.products, []
+    detector.enroll("screw", images)
+    learned.append(products.named("screw"))
+    detector.forget("screw")
     monkeypatch.setattr(enrollment_anople, "HELD", 2)
     opened = enrollment_anople.open_normals(sorted(tmp_path.glob("*.png")), detector.processor)
     assert [image.reopen is None for image in opened.images] == [True, True, False, False, False]
     assert all(image.image is None for image in opened.images) and opened.images[4]._prepared is None
-    detector.enroll("opened", sorted(tmp_path.glob("*.png")))
-    products = detector.model.products
-    assert products.named("opened").bank.vectors.equal(products.named("held").bank.vectors)
-    first, second = (products.named(name).record.threshold.image_scores for name in ("held", "opened"))
-    assert len(first) == len(second) == 5
+    detector.enroll("screw", sorted(tmp_path.glob("*.png")))
+    learned.append(products.named("screw"))
+    assert learned[0].bank.vectors.equal(learned[1].bank.vectors)
+    first, second = (each.record.threshold.image_scores for each in learned)
+    assert first == second and len(first) == 5
+
+
+def test_photographs_that_calibrate_are_let_go_again(tmp_path, detector, photograph, monkeypatch):
+    for number, image in enumerate(others(photograph, 5)):
+        image.save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(enrollment_anople, "HELD", 2)
+    given = []
+    recalibrate = enrollment_anople.recalibrate_product
+    monkeypatch.setattr(
+        enrollment_anople,
+        "recalibrate_product",
+        lambda model, images, *rest, **more: given.extend(images) or recalibrate(model, images, *rest, **more),
+    )
+    detector.enroll("gasket", normals_of(photograph, 2))
+    detector.model.config.history.clear()  # of an earlier version: likeness to what is remembered is measured
+    detector.calibrate("gasket", sorted(tmp_path.glob("*.png")), max_false_alarm_rate=0.4)
+    assert [image.reopen is None for image in given] == [True, True, False, False, False]
+    assert all(image.image is None for image in given) and all(image._prepared is None for image in given[2:])
+
+
+def test_a_detector_without_frames_learns_none_from_a_part_of_its_photographs(detector, photograph):
+    images = normals_of(photograph, 2, 5)
+    detector.enroll("gasket", images[:3])
+    record = detector.model.products.named("gasket").record
+    record.frame = None  # of an earlier version
+    detector.add_normals("gasket", images[3:])
+    assert record.frame is None
+    detector.calibrate("gasket", images)  # all that it remembers
+    assert record.frame.count == 5
+    detector.add_normals("gasket", others(photograph, 1))
+    assert record.frame.count == 6
+
+
+def test_tiles_of_an_image_that_was_let_go_open_it_once(detector, photograph, monkeypatch):
+    opened = []
+    image = TiledImage.of(photograph(0, size=(64, 64)), detector.processor, (2, 2))
+    pixels = image.image
+    image.reopen = lambda: opened.append(1) or time.sleep(0.05) or pixels
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    prepare_tiles([(image.release(), number) for number in range(4)])
+    assert len(opened) == 1
 
 
 def test_no_refusal_names_more_than_five(detector, photograph):

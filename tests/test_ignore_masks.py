@@ -445,3 +445,23 @@ def test_the_demo_uses_the_kept_mask(tmp_path, small_clip_folder, photograph, ma
     first, second, other = inspect_images(session, [str(path) for path in paths], "bolt")
     [given] = detector(paths[:1], class_name="bolt", ignore_mask=marked)
     assert first.score == second.score == given["score"] and "keeps an ignore_mask" in other.error
+
+
+# --- What a frame is like, which no mask changes ---
+
+
+@pytest.mark.parametrize("tiling", [None, (1, 2)])
+def test_a_mask_that_is_given_or_dropped_later_changes_no_frame(detector, photograph, marked, tmp_path, tiling):
+    images = normals_of(photograph, 5, 5)
+    for image in images:  # what is ignored makes up most of the light
+        image.paste(Image.new("RGB", (48, 36), "white"), (0, 0))
+    ignored = np.zeros((40, 48), dtype=bool)
+    ignored[:36] = True
+    ignored[30:36, :24] = False
+    detector.enroll("plain", images[:4], tiling=tiling)
+    detector.enroll("hidden", images[:4], tiling=tiling, ignore_mask=ignored)
+    plain, hidden = (detector.model.products.named(name).record.frame for name in ("plain", "hidden"))
+    assert plain == hidden
+    for name, mask in (("plain", ignored), ("hidden", "none")):
+        [answer] = predict(detector.model, detector.processor, images[4:], class_names=name, ignore_mask=mask)
+        assert answer.reason in (None, "nothing like the product"), answer.reason

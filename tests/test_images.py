@@ -12,7 +12,7 @@ import torch
 from PIL import Image, features
 
 from modeling_anople import ImageError, load_image
-from modeling_anople.images_anople import act_on_each, heif_is_installed, load_mask
+from modeling_anople.images_anople import act_on_each, heif_is_installed, load_ignore_mask, load_mask
 
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # a ramp from 0 to 235
@@ -477,6 +477,15 @@ def numbered(values: np.ndarray, colours: list[int]) -> Image.Image:
     return image
 
 
+def numbered_with_alpha(values: np.ndarray, colours: list[int]) -> Image.Image:
+    """A picture of mode PA, which no file that Pillow writes has."""
+    image = Image.new("PA", values.shape[::-1])
+    both = np.dstack([values.astype(np.uint8), np.full(values.shape, 255, np.uint8)])
+    image.frombytes(both.tobytes())
+    image.putpalette(colours + [0] * (768 - len(colours)))
+    return image
+
+
 MASKS = {  # file name: picture, what it marks
     "ones.png": (Image.fromarray(MARKED.astype(np.uint8)), MARKED),
     "labels.png": (Image.fromarray(MARKED.astype(np.uint16)), MARKED),
@@ -507,6 +516,11 @@ MASKS = {  # file name: picture, what it marks
         numbered(MARKED * np.uint8(255), [value for grey in range(256) for value in (grey,) * 3]),
         MARKED,
     ),
+    "numbers and alpha.tif": (numbered_with_alpha(MARKED, [0, 0, 0, 128, 0, 0]), MARKED),
+    "grey ramp and alpha.tif": (
+        numbered_with_alpha(MARKED * np.uint8(255), [value for grey in range(256) for value in (grey,) * 3]),
+        MARKED,
+    ),
     "nothing.png": (Image.fromarray(0 * NOISE), MARKED & False),
 }
 
@@ -514,6 +528,9 @@ MASKS = {  # file name: picture, what it marks
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_mark_what_their_kind_means(tmp_path, name):
     image, expected = MASKS[name]
+    if image.mode == "PA":
+        assert (load_mask(image, size=(64, 80)) == expected).all()
+        return
     image.save(tmp_path / name)
     assert (load_mask(tmp_path / name, size=(64, 80)) == expected).all()
 
@@ -524,6 +541,51 @@ def test_soft_masks_mark_from_half_of_white_on(tmp_path, name, options):
     image.save(tmp_path / name, **options)
     mask = load_mask(tmp_path / name)
     assert (mask & MARKED).sum() / (mask | MARKED).sum() > 0.9
+
+
+@pytest.mark.parametrize("name", ["faint.png", "faint.jpg", "deep.png", "shares.tif", "numbers.png", "folder"])
+def test_whatever_is_above_0_is_ignored(tmp_path, name):
+    grey = np.where(MARKED, 255, np.where(BAR, 40, 0)).astype(np.uint8)
+    image = {
+        "deep.png": Image.fromarray(grey.astype(np.uint16)),
+        "shares.tif": Image.fromarray(grey / np.float32(255)),
+        "numbers.png": numbered(grey, [255, 255, 255] + [0] * 765),
+    }.get(name, Image.fromarray(grey))
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        image.save(path / "0.png")
+    else:
+        image.save(path, **({"quality": 95} if name.endswith("jpg") else {}))
+    ignored = load_ignore_mask(path, (64, 80))
+    assert ignored[MARKED | BAR].all() and (name.endswith("jpg") or not ignored[~(MARKED | BAR)].any())
+    assert (load_ignore_mask(path) == ignored).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_ignore_mask_on_stored_pixels_is_turned_along_with_its_photograph(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(MARKED * np.uint8(40))
+    stored.convert("RGB").save(tmp_path / "photo.png", exif=exif)
+    stored.save(tmp_path / "mask.png")
+    upright = load_image(tmp_path / "photo.png")
+    given = {"size": upright.size[::-1], "photograph": tmp_path / "photo.png"}
+    if orientation == 3:
+        with pytest.raises(ImageError, match="turned by its EXIF orientation"):
+            load_ignore_mask(tmp_path / "mask.png", **given)
+    else:
+        assert (load_ignore_mask(tmp_path / "mask.png", **given) == (np.asarray(upright)[..., 0] > 0)).all()
+
+
+@pytest.mark.parametrize("white", [255, 4095])
+def test_a_loaded_picture_of_a_ppm_opens(white):
+    values = np.arange(36).reshape(3, 4, 3) * white // 35
+    data = f"P6 4 3 {white}\n".encode() + values.astype(np.uint8 if white == 255 else ">u2").tobytes()
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    found = np.asarray(load_image(loaded)).astype(int)
+    assert np.abs(found - values * 255 / white).max() <= 1
 
 
 def test_a_folder_of_masks_marks_what_any_of_them_does(tmp_path):

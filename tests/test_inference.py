@@ -91,6 +91,15 @@ def test_frames_that_show_no_part_are_anomalous_with_the_reason_though_the_produ
     assert again(frames["blurred"], class_name="screw")["reason"] in (None, "nothing like the product")
 
 
+def test_pooled_products_refuse_a_frame_that_all_of_them_would(make_detector, photograph):
+    detector = detector_of(*make_detector(class_identity="pooled"))
+    assert detector(normals_of(photograph, 0, 4)[3])["reason"] is None
+    black = Image.new("RGB", (48, 40))
+    assert detector(black)["reason"] == "too dark" and detector(black)["label"] == "anomalous"
+    detector.model.products.named("nut").record.frame = None  # of which nothing is known
+    assert detector(black)["reason"] is None
+
+
 def alike(each: Prediction, other: Prediction) -> None:
     """Compare all that two predictions say; the last digits depend on the batch."""
     assert (each.error, each.size, each.label, each.class_name) == (

@@ -74,7 +74,7 @@ def test_results_are_the_models_own_at_the_images_own_size(folder, images, expec
     for image, result in zip(images, expected, strict=True):
         with torch.inference_mode():
             outputs = model(**processor(image, class_names="nut"))
-        [own] = processor.post_process_anomaly_detection(outputs, target_sizes=[image.size[::-1]])
+        [own] = processor.post_process_anomaly_detection(outputs, target_sizes=[image.size[::-1]], regions=True)
         assert result.keys() == {*own, "path", "error", "reason"} and result["path"] is None
         assert result["score"] == own["score"] and result["raw_score"] == own["raw_score"]
         assert result["anomaly_map"].shape == image.size[::-1] and result["anomaly_map"].dtype == np.float32

@@ -14,9 +14,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from modeling_anople import AnoPLeModel, AnoPLeOutput, AnoPLeProcessor, ImageError
+from modeling_anople.pipeline_anople import predict
 from modeling_anople.processing_anople import find_regions, mark_regions
 
-from .detectors import write_detector
+from .detectors import detector_of, write_detector
 
 
 def test_pixel_values_are_those_of_the_clip_image_processor(make_processor, photograph):
@@ -224,11 +225,29 @@ def test_regions_are_those_that_touch(seed, size, min_area):
     found = find_regions(values, 0.5, min_area=min_area)
     peaks = [region["peak"] for region in found]
     assert peaks == sorted(peaks, reverse=True)
-    assert sorted((*(region[key] for key in ("peak", "area", "box", "centroid")),) for region in found) == sorted(
-        expected
-    )
+    expected.sort(key=lambda each: (-each[0], each))
+    told = [(*(region[key] for key in ("peak", "area", "box", "centroid")),) for region in found]
+    assert sorted(told, key=lambda each: (-each[0], each)) == expected[:1000]
     kept = np.isin(labels, [n for n in range(1, count + 1) if (labels == n).sum() >= min_area])
     assert (mark_regions(values, 0.5, min_area=min_area) == kept).all() and (values > 0.5).sum() == marked.sum()
+
+
+def test_no_more_than_a_thousand_regions_are_listed_the_largest_peaks_first():
+    values = np.zeros((200, 200), dtype=np.float32)
+    values[::2, ::2] = 0.6 + np.random.default_rng(0).permutation(10_000).reshape(100, 100) / 40_000
+    found = find_regions(values, 0.5)
+    assert len(found) == 1000 and found[0]["peak"] == pytest.approx(values.max())
+    assert found[-1]["peak"] == pytest.approx(np.sort(values.ravel())[-1000], abs=1e-6)
+    assert mark_regions(values, 0.5).sum() == 10_000
+
+
+def test_regions_are_found_once_and_only_where_they_are_wanted(make_detector, photograph, monkeypatch):
+    detector, found = detector_of(*make_detector()), []
+    for module in ("pipeline_anople", "processing_anople"):
+        monkeypatch.setattr(f"modeling_anople.{module}.find_regions", lambda *_, **__: found.append(1) or [])
+    list(predict(detector.model, detector.processor, [photograph(0)], class_names="bolt", explain=True))
+    assert not found
+    assert detector(photograph(0), class_name="bolt", explain=True)["regions"] == [] and len(found) == 1
 
 
 def test_a_map_below_the_threshold_has_no_region():

@@ -114,6 +114,7 @@ def test_what_is_left_is_shared_anew_and_a_bad_photograph_ends_no_other_process(
     [
         ([], "add --output FOLDER"),
         (["--output", "{}", "--explain", "--tiling", "auto"], "--explain, --tiling cannot be had with shards"),
+        (["--output", "{}", "--map_format", "npy"], "--map_format cannot be had with shards"),
         (["--output", "{}", "--class_column", "kind"], "has no column 'kind'"),
         (["--output", "{}", "--image_column", "path"], r"of which \['picture'\] hold images"),
         (["--output", "{}", "--class", "nut", "--class_column", "product"], "not both"),
@@ -166,6 +167,19 @@ def test_a_run_that_is_repeated_ends_as_before(detector, shards, tmp_path, caplo
     arguments = ["predict", str(detector), str(shards / "1.parquet"), "--class", "nut", "--output", str(tmp_path)]
     assert main(arguments) == 1 and main(arguments) == 1
     assert caplog.text.count("1 photographs could not be read or are") == 1 and "is answered already" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [["reason"], ["unsure", "reason"]])
+def test_answers_of_an_earlier_version_are_answers(detector, shards, tmp_path, caplog, missing):
+    caplog.set_level("INFO")
+    arguments = ["predict", str(detector), str(shards / "1.parquet"), "--class", "nut", "--output", str(tmp_path)]
+    assert main(arguments) == 1
+    [target] = tmp_path.iterdir()
+    pq.write_table(pq.read_table(target).drop_columns(missing), target)
+    caplog.clear()
+    assert main(arguments) == 1 and "is answered already" in caplog.text  # one photograph could not be read
+    pq.write_table(pq.read_table(target).drop_columns(["error"]), target)
+    assert main(arguments) == 2
 
 
 def test_shards_of_one_name_are_refused(shards, tmp_path):

@@ -532,6 +532,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
 
     given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
     given |= {"--tiling": options.tiling != "same", "--save": options.save, "--min_area": options.min_area > 1}
+    given["--map_format"] = options.map_format != "png16"
     if unused := [name for name, value in given.items() if value]:
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
     if options.output is None:

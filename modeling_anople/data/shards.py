@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         "seconds": pa.float32(),
     }
 )
+EARLIEST = [name for name in SCHEMA.names if name not in ("unsure", "reason")]  # columns of every version
 
 
 def predict_shards(
@@ -127,8 +128,11 @@ def _is_answered(shard: Shard, target: Path) -> bool:
     if not target.exists():
         return False
     schema = _schema_in(target)
-    if schema is None or schema.names != SCHEMA.names:
-        raise ValueError(f"{target} is there already and holds no answers: give another folder.")
+    # earlier versions wrote fewer columns
+    if schema is None or not {*EARLIEST} <= {*schema.names} <= {*SCHEMA.names}:
+        raise ValueError(
+            f"{target} is there already and holds no answers that this version knows: give another folder."
+        )
     known = schema.metadata or {}
     if known.get(CONTENT, b"").decode() != shard.content:
         answered = known.get(ADDRESS, b"a file on disk").decode()
@@ -150,7 +154,8 @@ def _schema_in(target: Path) -> pa.Schema | None:
 
 def _unread_in(target: Path) -> int:
     """Count the rows of a file of answers that have an error, by what parquet says of that column."""
-    found, number = pq.read_metadata(target), SCHEMA.get_field_index("error")
+    found = pq.read_metadata(target)
+    number = found.schema.names.index("error")
     groups = [found.row_group(group) for group in range(found.num_row_groups)]
     return sum(group.num_rows - group.column(number).statistics.null_count for group in groups)
 

@@ -23,7 +23,6 @@ from ..images_anople import (
     list_images,
     load_ignore_mask,
     load_image,
-    load_mask,
     print_of,
     same_pictures,
 )
@@ -579,7 +578,7 @@ def read_ignore_masks(folder: str | None, names: list[str]) -> dict[str, np.ndar
     Raises:
         ValueError: for a picture of no product.
     """
-    masks = {composed(path.stem): load_mask(path) for path in (list_images([folder]) if folder else [])}
+    masks = {composed(path.stem): load_ignore_mask(path) for path in (list_images([folder]) if folder else [])}
     if unknown := sorted(masks.keys() - names):
         raise ValueError(f"{folder} holds ignore masks of {unknown}, which are not fitted; products are {names}.")
     return {name: mask for name, mask in masks.items() if mask.any()}
