@@ -70,7 +70,7 @@ def test_enrolled_images_are_named_and_the_place_is_told(tmp_path, make_detector
     detector = detector_of(*make_detector(memory_limit=limit))
     for number, image in enumerate(normals_of(photograph, 7)):
         image.save(tmp_path / f"gasket{number}.png")
-    detector.enroll("gasket", tmp_path)
+    detector.enroll("gasket", tmp_path, max_false_alarm_rate=0.4)
     bad = blemished(Image.open(tmp_path / "gasket1.png").convert("RGB"), (24, 10, 36, 20))
     output = detector.model(**detector.processor(bad, class_names="gasket"))
     found = explain(detector, bad, "gasket")
