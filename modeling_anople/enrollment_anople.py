@@ -145,7 +145,7 @@ def refuse_flat(image: Image.Image, source: ImageSource) -> None:
     """Refuse, by an `ImageError`, a good photograph that shows nothing."""
     if is_flat(image):
         raise ImageError(
-            f"{source_path(source) or 'an image'}: is of one color, as with the lens cap on: leave it out."
+            f"{source_path(source) or 'an image'}: is of one color, as with the lens cap on: leave it out, or, of a camera of 10 to 14 bits, say which value is white."
         )
 
 

@@ -67,7 +67,8 @@ def test_a_remembered_image_is_its_own_nearest(make_model, make_processor, photo
 
 @pytest.mark.parametrize("limit", [None, 20])
 def test_enrolled_images_are_named_and_the_place_is_told(tmp_path, make_detector, photograph, limit):
-    detector = detector_of(*make_detector(memory_limit=limit))
+    detector = detector_of(*make_detector())
+    detector.model.config.memory_limit = limit
     for number, image in enumerate(normals_of(photograph, 7)):
         image.save(tmp_path / f"gasket{number}.png")
     detector.enroll("gasket", tmp_path, max_false_alarm_rate=0.4)

@@ -267,7 +267,8 @@ def draw_files(
         marked = mark_regions(full_map, prediction.threshold, min_area=options.min_area)
         Image.fromarray(marked.astype(np.uint8) * 255).save(line["mask"])
     if "map" in line and options.map_format == "npy":
-        np.save(line["map"], full_map.astype(np.float32))
+        with open(line["map"], "wb") as file:
+            np.lib.format.write_array(file, full_map.astype(np.float32), allow_pickle=False)
     elif "map" in line:
         white, dtype = (255, np.uint8) if options.map_format == "png8" else (65535, np.uint16)
         Image.fromarray(np.rint(full_map * white).astype(dtype)).save(line["map"])

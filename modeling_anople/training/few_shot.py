@@ -545,7 +545,9 @@ def _draw_distinct(paths: list[str], source_of: Callable[[str], dict], config: T
             shown,
         )
     if not drawn:
-        raise ValueError(f"All good photographs of {name} are of one color, as with the lens cap on: give others.")
+        raise ValueError(
+            f"All good photographs of {name} are of one color, as with the lens cap on: give others, or, of a camera of 10 to 14 bits, --white_value."
+        )
     return sorted(drawn)
 
 

@@ -211,7 +211,7 @@ def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> Decoder
 
 
 MEASURED_IMAGES = 64  # at most, of all products together
-CHANCE = 0.55  # AUROC from which on a part is believed to see anything
+CERTAINTY = 1.645  # standard deviations of an AUROC by chance, beyond which a part is believed to see anything: 5 %
 LARGEST_AUROC = 0.999  # none of so few images is perfect
 PIXEL_STEP = 4  # pixels of a map between two that are compared
 
@@ -223,16 +223,20 @@ class PartHealth:
 
     Args:
         auroc: within 0 and 1, 0.5 is chance.
+        chance: what one in twenty parts that see nothing would reach on as many images.
         spread: standard deviation of the log odds of its answers on good photographs.
     """
 
     auroc: float
+    chance: float
     spread: float
 
     @property
     def evidence(self) -> float:
         """What a unit of its log odds says: its distance between defects and good ones, in spreads, by its spread."""
-        distance = math.sqrt(2) * NormalDist().inv_cdf(min(self.auroc, LARGEST_AUROC)) if self.auroc >= CHANCE else 0.0
+        distance = (
+            math.sqrt(2) * NormalDist().inv_cdf(min(self.auroc, LARGEST_AUROC)) if self.auroc > self.chance else 0.0
+        )
         return distance / max(self.spread, SMALLEST_SPREAD)
 
 
@@ -292,12 +296,16 @@ def measure_parts(
     spoiled, (at, good) = np.concatenate(images), np.concatenate(pixels, axis=1)
     if not at.any():
         return {}
+    # of Mann and Whitney's statistic; pixels of an image are of one kind with each other, and do not count for more
+    bad, whole = int(spoiled.sum()), len(spoiled)
+    chance = 0.5 + CERTAINTY * math.sqrt((whole + 1) / (12 * bad * (whole - bad)))
     health = {}
     for name, parts in logits.items():
         values, marked, normal = np.concatenate(parts), spoiled, ~spoiled
         if name.endswith("map"):
             marked, normal = at, good
-        health[name] = PartHealth(auroc=float(roc_auc_score(marked, values)), spread=float(values[normal].std()))
+        auroc, spread = float(roc_auc_score(marked, values)), float(values[normal].std())
+        health[name] = PartHealth(auroc, chance, spread)
     return health
 
 

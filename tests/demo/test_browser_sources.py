@@ -121,7 +121,7 @@ def test_a_picture_is_pasted_by_the_keyboard_again_and_again(chrome, address, ex
     press_paste(page)
     page.wait(lambda: "as wooden board" in page.text("verdict"))
     page.open_tab("Judge")
-    page.wait_for("measurements of 4 good photographs")
+    page.wait_for("measurements of 8 good photographs")
     copy_picture(page, examples.to_inspect[0])
     page.click_when(lambda: page.all("#was-fine button[aria-label='Remove Image']")[0])
     page.wait(lambda: not page.all("#was-fine img"))

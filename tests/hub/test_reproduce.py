@@ -127,7 +127,7 @@ def test_a_record_says_how_it_came_to_be(run, tmp_path):
     assert all(len(files) == 1 and "/train/good/" in files[0] for files in record["files"].values())
     assert record["versions"].keys() >= {"python", "torch", "transformers"} and record["date"].startswith("20")
     assert str(tmp_path) not in json.dumps(record)
-    assert record["command"].startswith("anople fit data --clip small --seed 0 --shots 1 --max_steps 1")
+    assert record["command"].startswith("anople fit data --recipe paper --clip small --seed 0 --shots 1 --max_steps 1")
     table = (tmp_path / "out/main.md").read_text(encoding="utf-8")
     assert "**A trial run of 1 steps" in table
     assert f"| {100 * record['mean']['image_auroc']:.1f} |" in table and "not run" in table
@@ -151,7 +151,8 @@ def test_peers_need_no_step(run, tmp_path):
     )
     assert {record["max_steps"] for record in (memory, alone, both)} == {0}
     assert alone["mean"]["pixel_auroc"] is None  # text has no map
-    assert both["mean"]["pixel_auroc"] == pytest.approx(memory["mean"]["pixel_auroc"])
+    # the same map, but for its way over the decoder's grid
+    assert both["mean"]["pixel_auroc"] == pytest.approx(memory["mean"]["pixel_auroc"], abs=1e-3)
     assert alone["mean"] != both["mean"]
 
 
