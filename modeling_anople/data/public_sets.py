@@ -62,14 +62,8 @@ MVTEC = {
     "wood": (247, 19, 60),
     "zipper": (240, 32, 119),
 }
-# of the paper, table 1: 1,772 train, 304 validation (not counted here), 575 + 993 test in all
-MVTEC_LOCO = {
-    "breakfast_box": (351, 102, 173),
-    "juice_bottle": (335, 94, 236),
-    "pushpins": (372, 138, 172),
-    "screw_bag": (360, 122, 219),
-    "splicing_connectors": (354, 119, 193),
-}
+# 304 photographs to validate on are counted with none of the three; the counts of each class could not be read anywhere
+MVTEC_LOCO = ["breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"]
 MVTEC_AD_2 = ["can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"]
 # by the authors' table of their split, 1cls.csv: 8,659 train, 962 + 1,200 test in all
 VISA = {
@@ -157,7 +151,7 @@ SETS = {
         "CC BY-NC-SA 4.0",
         "CLASS/train/good, CLASS/test/{good, logical_anomalies, structural_anomalies}, CLASS/ground_truth/DEFECT/STEM/*.png, "
         "CLASS/defects_config.json",
-        classes=dict(MVTEC_LOCO),
+        classes=dict.fromkeys(MVTEC_LOCO),
         totals=(1772, 575, 993),
     ),
     "mvtec_ad2": PublicSet(
