@@ -39,7 +39,7 @@ def joined(words: Sequence[str], last: str = "and") -> str:
 
 
 def in_percent(share: float, digits: int = 1) -> str:
-    """Write a share of 1 in in_percent."""
+    """Write a share of 1 in percent."""
     return f"{100 * share:.{digits}f}"
 
 
@@ -348,7 +348,7 @@ class Results:
             rows.append([title, *cells, str(counts["normal"]), str(counts["anomalous"])])
         columns = ["product", *(COLUMNS[metric] for metric in metrics), "good", "defective"]
         meanings = [text for column, text in MEANINGS.items() if column in columns]
-        legend = f"In in_percent. {'; '.join(meanings)}. *good* and *defective* count the test photographs."
+        legend = f"In percent. {'; '.join(meanings)}. *good* and *defective* count the test photographs."
         return {"text": self._text(dataset), "columns": columns, "rows": rows, "legend": legend}
 
     def _text(self, dataset: str | None) -> str:
