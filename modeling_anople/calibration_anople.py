@@ -539,7 +539,7 @@ class FrameNumber(NamedTuple):
     most: float
 
 
-# Margins: from the good photographs and the dead frames of docs/any_image.md.
+# Margins: from good photographs of five products, and frames without light, without a part and out of focus.
 FRAME_NUMBERS = (
     FrameNumber("too dark", "brighter than anything taught", 0.5, 1.5),  # stops
     FrameNumber("less contrast than anything taught", None, 1.0, 3.0),  # halvings
@@ -570,9 +570,10 @@ def frame_numbers(pixels: Tensor) -> list[float]:
 
 
 def _box_blur(grey: Tensor, side: int) -> Tensor:
-    side = min(side, 2 * min(grey.shape) - 1)  # of which no more than the image can be mirrored
-    padded = F.pad(grey[None, None], (side // 2,) * 4, mode="reflect")
-    return F.avg_pool2d(padded, side, stride=1)[0, 0]
+    (height, width), side = grey.shape, min(side, 2 * min(grey.shape) - 1)  # no more of an image can be mirrored
+    padded = F.pad(grey[None, None], (side // 2,) * 4, mode="reflect")[0, 0]
+    rows = sum(padded[place : place + height] for place in range(side))
+    return sum(rows[:, place : place + width] for place in range(side)) / side**2
 
 
 @dataclass(frozen=True)

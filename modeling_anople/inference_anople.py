@@ -475,12 +475,13 @@ def _join(
     maps = None if tiles[0].part_maps is None else blended([tile.part_maps for tile in tiles])
     judged = JudgedImage(output, part, maps, frame)
     if not class_is_known:
-        seen, reach = (output.memory_maps, output.image_embeds, output.class_ids), 1.0
-        if detector.must_identify(image.class_id is not None and not image.identified):
-            output.is_known_class = detector.is_known_class(*seen)
-        else:  # a user says that it is of this product: it takes more to gainsay that
-            reach = NAMED_REACH
-        judged.reason = _reason(detector, judged, detector.is_known_class(*seen, reach=reach))
+        predicted = detector.must_identify(image.class_id is not None and not image.identified)
+        # where a user says that it is of this product, it takes more to gainsay that
+        reach = 1.0 if predicted else NAMED_REACH
+        known = detector.is_known_class(output.memory_maps, output.image_embeds, output.class_ids, reach=reach)
+        if predicted:
+            output.is_known_class = known
+        judged.reason = _reason(detector, judged, known)
     return judged
 
 
