@@ -185,6 +185,13 @@ def test_a_recipe_sets_defaults_and_single_options_override_it():
     }
 
 
+def test_the_best_recipe_looks_closer_where_the_memory_has_an_encoder():
+    assert parse("--recipe", "best", "--memory_encoder", "some/encoder")[1]["memory_image_size"] == 448
+    assert "memory_image_size" not in parse("--recipe", "standard", "--memory_encoder", "some/encoder")[1]
+    chosen = parse("--recipe", "best", "--memory_encoder", "some/encoder", "--memory_image_size", "224")[1]
+    assert chosen["memory_image_size"] == 224
+
+
 def test_an_unknown_recipe_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse("--recipe", "worst")

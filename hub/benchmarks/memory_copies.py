@@ -1,7 +1,7 @@
 """
 What copies of good photographs do to the memory: `python -m hub.benchmarks.memory_copies DATA --shots 1`.
 
-The memory alone on the embedded CLIP, nothing fitted. Only the train split is read: a few photographs of each product are
+The memory alone on the embedded CLIP, or on an encoder of its own (`--memory_encoder`), nothing fitted. Only the train split is read: a few photographs of each product are
 remembered, with moved copies or without, others are held out, and on half of those a defect is drawn (as
 `hub.reproduce.drawn_defects` draws). AUROC of images (maximum of the map) and pixels, mean over products and seeds.
 """
@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn import functional as F
 
 from hub.reproduce.drawn_defects import damage
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.data import read_source
 from modeling_anople.memory_anople import nearest_distance
-from modeling_anople.prompting_anople import encode_image
 from modeling_anople.scoring_anople import smooth_maps
 from modeling_anople.tiling_anople import move
 from modeling_anople.training.few_shot import sample_few_shot
@@ -54,20 +52,29 @@ COPIES = {
 }
 
 
-def start(data: str) -> tuple[dict[str, dict[str, dict]], AnoPLeModel, AnoPLeProcessor]:
-    """Read the good train photographs of each product, by their paths, and begin a detector of these products."""
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Let a person choose whose patches are remembered."""
+    parser.add_argument("--memory_encoder", help="Folder or Hub id of a vision transformer; by default the mini CLIP.")
+    parser.add_argument("--memory_image_size", type=int, help="Side in pixels that the encoder sees.")
+    parser.add_argument("--memory_layers", type=int, nargs="+", help="Blocks that are remembered, from 0.")
+
+
+def start(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict]], AnoPLeModel, AnoPLeProcessor]:
+    """Read the good train photographs of each product, by their paths, and begin a detector without prompts of them."""
     rows: dict[str, dict[str, dict]] = {}
-    for row in read_source(data, split="train"):
+    for row in read_source(options.data, split="train"):
         if row["label"] == 0:
             rows.setdefault(row["class_name"], {})[row["path"]] = row
-    return rows, AnoPLeModel.from_clip("mini", sorted(rows)), AnoPLeProcessor.from_clip("mini", sorted(rows))
+    seen = {name: getattr(options, name) for name in ("memory_encoder", "memory_image_size", "memory_layers")}
+    seen = {name: value for name, value in seen.items() if value is not None}
+    model = AnoPLeModel.from_clip("mini", sorted(rows), coupling="none", prefix="none", **seen)
+    return rows, model, AnoPLeProcessor.from_clip("mini", sorted(rows), image_size=model.config.input_size)
 
 
 @torch.no_grad()
-def features(model: AnoPLeModel, pixels: Tensor, layers: list[int]) -> dict[int, Tensor]:
-    """Encode photographs: layer -> (photographs, patches, width), of unit length."""
-    parts = [encode_image(model.clip, part, out_indices=layers).intermediate for part in pixels.split(16)]
-    return {layer: F.normalize(torch.cat([part[layer] for part in parts]), dim=-1) for layer in layers}
+def features(model: AnoPLeModel, pixels: Tensor) -> Tensor:
+    """Encode photographs as the memory does: (layers, photographs, patches, width), of unit length."""
+    return torch.cat([model.memory_features(part) for part in pixels.split(4)], dim=1)
 
 
 def split(rows: dict[str, dict], name: str, shots: int, seed: int, count: int) -> tuple[list, list, list]:
@@ -88,10 +95,17 @@ def split(rows: dict[str, dict], name: str, shots: int, seed: int, count: int) -
     return [load_image(rows[path]["image"]) for path in chosen], pictures, masks
 
 
-def judge(found: dict[int, Tensor], banks: dict[int, Tensor], masks: list, side: int) -> tuple[float, float]:
-    """Return image and pixel AUROC of the distances, mean over layers."""
+def judge(found: Tensor, bank: Tensor, masks: list, side: int) -> tuple[float, float]:
+    """
+    Return image and pixel AUROC of the distances, mean over layers.
+
+    Args:
+        found: (layers, photographs, patches, width).
+        bank: (layers, vectors, width).
+    """
     count = len(masks)
-    maps = sum(nearest_distance(found[layer].flatten(0, 1), banks[layer]) for layer in found) / len(found)
+    asked = found.flatten(1, 2)
+    maps = sum(nearest_distance(*pair, rows=count * 64) for pair in zip(asked, bank, strict=True)) / len(found)
     maps = maps.view(count, math.isqrt(len(maps) // count), -1)
     marked = [
         np.zeros((side, side), bool)
@@ -114,22 +128,23 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--test_images", type=int, default=12, help="Good, and as many defective, per product.")
+    add_encoder_options(parser)
     options = parser.parse_args()
-    rows, model, processor = start(options.data)
-    layers = list(model.config.memory_layers)
+    rows, model, processor = start(options)
     figures: dict[str, list[tuple[float, float]]] = {}
     for seed in options.seeds:
         for name in sorted(rows):
             shots, pictures, masks = split(rows[name], name, options.shots, seed, options.test_images)
-            found = features(model, processor(pictures)["pixel_values"], layers)
-            pixels, banks = processor(shots)["pixel_values"], {}
+            found = features(model, processor(pictures)["pixel_values"])
+            pixels = processor(shots)["pixel_values"]
+            still = features(model, pixels).flatten(1, 2)
+            banks = {}
             for kind, moves in COPIES.items():
                 moved = [move(pixels, torch.tensor(each).float().expand(len(pixels), -1, -1)) for each in moves]
-                taps = features(model, torch.cat([pixels, *moved]), layers)
-                banks[kind] = {layer: taps[layer].flatten(0, 1) for layer in layers}
-            banks["all of these"] = {layer: torch.cat([bank[layer] for bank in banks.values()]) for layer in layers}
+                banks[kind] = torch.cat([still, *(features(model, each).flatten(1, 2) for each in moved)], dim=1)
+            banks["all of these"] = torch.cat(list(banks.values()), dim=1)
             for kind, bank in banks.items():
-                figures.setdefault(kind, []).append(judge(found, bank, masks, model.config.image_size))
+                figures.setdefault(kind, []).append(judge(found, bank, masks, model.config.input_size))
         sys.stderr.write(f"seed {seed} is done\n")
     plain = [100 * statistics.fmean(values) for values in zip(*figures["none"], strict=True)]
     print(f"| {options.shots} shot(s), seeds {options.seeds} | I | P | to none |\n|---|---|---|---|")

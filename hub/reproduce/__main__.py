@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 def cells_of(table: Table, options: ReproduceOptions, blocks: int) -> list[Cell]:
-    """Return the cells to run: those that this CLIP can tell apart, or the first few of them."""
-    cells = [cell for cell in table.cells if cell.blocks <= blocks]
+    """Return the cells to run: those that this CLIP can tell apart, on what there is, or the first few of them."""
+    cells = [cell for cell in table.cells if cell.blocks <= blocks and (options.memory_encoder or not cell.encoder)]
     return cells[: options.cells or None]
 
 

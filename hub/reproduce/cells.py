@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.backbone_anople import name_of
+from modeling_anople.backbone_anople import load_encoder_config, name_of
 from modeling_anople.data import read_source, source_classes
 from modeling_anople.enrollment_anople import enroll, forget
 from modeling_anople.evaluation import METRICS, evaluate, test_rows
@@ -34,7 +35,7 @@ from modeling_anople.training import main as fit
 from modeling_anople.training.few_shot import sample_few_shot
 
 from .options import ReproduceOptions, clip_weights
-from .tables import Cell
+from .tables import LAST_BLOCK, Cell
 
 
 # --- Class embeddings from written prompts: the text side of WinCLIP, for comparison with learned ones ---
@@ -57,6 +58,46 @@ def write_prompts(model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
             vectors = torch.nn.functional.normalize(encode_text(model.clip, ids), dim=-1)
             rows.append(torch.nn.functional.normalize(vectors.mean(0), dim=-1))
         product.text_embeddings = torch.stack(rows).to(product.text_embeddings)  # (2, width)
+
+
+# --- What a principal subspace leaves over, for comparison with the nearest remembered patch ---
+
+
+KEPT_VARIANCE = 0.99
+
+
+class SubspaceModel(AnoPLeModel):
+    """
+    A detector whose memory answers how far a patch lies off the subspace of the remembered ones.
+
+    As in SubspaceAD (CVPR 2026): of each product the principal directions that hold 99 % of the variance, of patches that are
+    the mean over layers; the squared length of what they leave over.
+    """
+
+    @torch.no_grad()
+    def memory_maps(
+        self, features: Tensor, class_ids: Tensor | None, exclude: tuple[int, slice] | None = None
+    ) -> Tensor:
+        """Measure patches (layers, batch, patches, width): squared lengths (batch, grid, grid), within 0 and 1."""
+        if exclude is not None:  # thresholds are fitted to distances, and not looked at here
+            return super().memory_maps(features, class_ids, exclude)
+        side, rest = self.config.memory_grid_size, []
+        for patches, class_id in zip(features.mean(0), class_ids.tolist(), strict=True):
+            center, directions = self.subspace(class_id)
+            off = patches - center
+            rest.append((off - off @ directions @ directions.T).square().sum(1) / 4)
+        return torch.stack(rest).clamp(0, 1).unflatten(1, (side, side))
+
+    def subspace(self, class_id: int) -> tuple[Tensor, Tensor]:
+        """Return the mean (width,) of a product's patches, and their principal directions (width, count)."""
+        known = vars(self).setdefault("_subspaces", {})
+        if class_id not in known:
+            patches = self.products[class_id].bank.vectors.mean(0)
+            center = patches.mean(0)
+            _, lengths, directions = torch.linalg.svd(patches - center, full_matrices=False)
+            held = lengths.square().cumsum(0) / lengths.square().sum()
+            known[class_id] = center, directions[: int((held < KEPT_VARIANCE).sum()) + 1].T
+        return known[class_id]
 
 
 # --- Fit what a cell asks for and measure it; test photographs are opened only once its weights are on the disk ---
@@ -123,9 +164,9 @@ def _enroll(model: AnoPLeModel, processor: AnoPLeProcessor, name: str, root: str
 def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classes: list[str] | None) -> Path:
     """Fit one detector, unless another cell has done so."""
     # the folder is named by all that decides the weights, so that cells of other tables find it
-    chosen = fit_words(cell, seed, options, options.clip)
+    chosen = fit_words(cell, seed, options, options.clip, options.memory_encoder)
     chosen += ["--classes", *classes] if classes else []
-    sources = {"data": os.path.abspath(root), "clip_weights": clip_weights(options.clip)}
+    sources = {"data": os.path.abspath(root), "clip_weights": clip_weights(options.clip)} | _encoder_of(cell, options)
     key = json.dumps({**sources, "fit": chosen}, sort_keys=True)
     folder = Path(options.output_dir) / "fits" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if not (folder / "processor_config.json").exists():  # written last
@@ -135,7 +176,15 @@ def fit_cell(cell: Cell, seed: int, options: ReproduceOptions, root: str, classe
     return folder
 
 
-def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> list[str]:
+def _encoder_of(cell: Cell, options: ReproduceOptions) -> dict:
+    """Tell a cell's encoder by its name and a hash of its weights; nothing where it has none."""
+    if not cell.encoder:
+        return {}
+    encoder = options.memory_encoder
+    return {"memory_encoder": name_of(encoder), "memory_encoder_weights": clip_weights(encoder)}
+
+
+def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str, encoder: str | None) -> list[str]:
     """Write the options with which `anople fit` makes a cell's detector."""
     steps = options.max_steps if cell.trained else 0
     values = {"recipe": "paper", "clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}
@@ -144,17 +193,25 @@ def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str) -> li
         values["view_pattern"] = options.view_pattern
     if options.mixed_precision != "no":
         values["mixed_precision"] = options.mixed_precision
-    return [*(word for name, value in values.items() for word in (f"--{name}", str(value))), *cell.fit]
+    own = list(cell.fit)
+    if cell.encoder:
+        values["memory_encoder"] = encoder
+        if LAST_BLOCK in own:
+            last = load_encoder_config(options.memory_encoder).num_hidden_layers - 1
+            own[own.index(LAST_BLOCK)] = str(last)
+    return [*(word for name, value in values.items() for word in (f"--{name}", str(value))), *own]
 
 
 def fit_command(cell: Cell, seed: int, options: ReproduceOptions) -> str:
     """Write the command of a cell's fit, folders by their names alone; what is left out then is told by its settings."""
     root = options.transfer_root[0] if cell.kind == "target" else options.data_root
-    return f"anople fit {name_of(root)} {' '.join(fit_words(cell, seed, options, name_of(options.clip)))}"
+    encoder = options.memory_encoder and name_of(options.memory_encoder)
+    return f"anople fit {name_of(root)} {' '.join(fit_words(cell, seed, options, name_of(options.clip), encoder))}"
 
 
 def _load(folder: Path, cell: Cell, options: ReproduceOptions) -> tuple[AnoPLeModel, AnoPLeProcessor]:
-    model, processor = AnoPLeModel.from_pretrained(folder, **cell.changes), AnoPLeProcessor.from_pretrained(folder)
+    kind = SubspaceModel if cell.kind == "subspace" else AnoPLeModel
+    model, processor = kind.from_pretrained(folder, **cell.changes), AnoPLeProcessor.from_pretrained(folder)
     if cell.kind == "hand_written":
         write_prompts(model, processor)
     return model.to(computing_device(options.device)), processor
@@ -265,6 +322,7 @@ def cell_settings(cell: Cell, seed: int, options: ReproduceOptions) -> dict:
         own["view_pattern"] = options.view_pattern
     if cell.kind in ("transfer", "target"):
         own["transfer"] = [name_of(root) for root in options.transfer_root or ()]
+    own |= _encoder_of(cell, options)
     steps = {} if cell.trained else {"max_steps": 0}
     return {**options.settings(), **own, **steps, "shots": cell.shots or options.shots, "seed": seed}
 

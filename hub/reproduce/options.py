@@ -44,6 +44,10 @@ class ReproduceOptions:
         default=None,
         metadata={"help": "As for `anople fit`, _(C[1-5])_ for Real-IAD; the table views needs it."},
     )
+    memory_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id, as for `anople fit`; rows on an encoder of the memory's own need it."},
+    )
     cells: int = field(default=0, metadata={"help": "Run only the first so many cells of each table; 0: all."})
     overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     collect: bool = field(
@@ -71,7 +75,7 @@ class ReproduceOptions:
     @property
     def given(self) -> list[str]:
         """The options that tables may need and that were given."""
-        return [name for name in ("transfer_root", "view_pattern") if getattr(self, name)]
+        return [name for name in ("transfer_root", "view_pattern", "memory_encoder") if getattr(self, name)]
 
     def settings(self) -> dict:
         """Return what a cell's figure depends on, folders by their names alone."""
@@ -92,6 +96,7 @@ class ReproduceOptions:
         words += [f"--test_images {self.test_images}"] if self.test_images else []
         words += [f"--transfer_root {' '.join(map(name_of, self.transfer_root))}"] if self.transfer_root else []
         words += [f"--view_pattern '{self.view_pattern}'"] if self.view_pattern else []
+        words += [f"--memory_encoder {name_of(self.memory_encoder)}"] if self.memory_encoder else []
         words += [f"--mixed_precision {self.mixed_precision}"] if self.mixed_precision != "no" else []
         words += [f"--classes {' '.join(self.classes)}"] if self.classes else []
         return f"python -m hub.reproduce {table} --data_root {name_of(self.data_root)} {' '.join(words)}"
@@ -99,7 +104,7 @@ class ReproduceOptions:
 
 @functools.cache
 def clip_weights(clip: str) -> str | None:
-    """Hash the weights of a CLIP on disk (of `mini` they change with the package); `None` of one on the Hub."""
+    """Hash the weights of a CLIP, or an encoder, on disk (of `mini` they change with the package); `None` of one on the Hub."""
     digest = hashlib.sha256()
     for path in (files := sorted(Path(clip_source(clip)).glob("*.safetensors"))):
         digest.update(path.read_bytes())

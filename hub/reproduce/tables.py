@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-Kind = Literal["known", "left_out", "hand_written", "transfer", "target"]
+Kind = Literal["known", "left_out", "hand_written", "subspace", "transfer", "target"]
 Defects = Literal["together", "alone", "worst"]
 
 
@@ -22,12 +22,14 @@ class Cell:
         shots: good photographs per product, where the row fixes them.
         trained: whether there are any steps; without, the CLIP stays as it is.
         kind: `known` measures the products fitted on; `left_out` fits once for each product without it, enrolls it from
-            its shots and measures it alone; `hand_written` measures with an ensemble of written prompts; `transfer` fits
-            the products and enrolls those of `transfer_root` from their shots; `target` fits only the latter.
+            its shots and measures it alone; `hand_written` measures with an ensemble of written prompts; `subspace` measures
+            what a principal subspace of the remembered patches leaves over; `transfer` fits the products and enrolls those
+            of `transfer_root` from their shots; `target` fits only the latter.
         defects: all kinds of defect of a product `together` against its good photographs; or each kind `alone`, the mean
             over kinds; or the `worst` of them by image AUROC.
         per_view: draw so many shots of each view.
         blocks: blocks that a vision tower must have for the row to differ from others.
+        encoder: whether the memory holds patches of `--memory_encoder`; without that option the row is left out.
         paper: image AUROC that the paper reports at one shot, percent, by data set (paper.md 2.1 and 2.2).
     """
 
@@ -41,6 +43,7 @@ class Cell:
     defects: Defects = "together"
     per_view: bool = False
     blocks: int = 0
+    encoder: bool = False
     paper: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -57,12 +60,33 @@ class Table:
     cells: tuple[Cell, ...]
     reference: str
     notes: tuple[str, ...] = field(default=())
-    needs: Literal["", "transfer_root", "view_pattern"] = ""
+    needs: Literal["", "transfer_root", "view_pattern", "memory_encoder"] = ""
 
 
 FULL = {"mvtec": 94.5, "visa": 86.0, "real_iad": 81.2}
 BARE = ("--coupling", "none", "--prefix", "none")
+TURNED = ("--memory_rotations", "eighth_turns")
 IMAGE_LOSS_ALONE = ("--view_grid", "1", "--prefix", "none", "--pixel_loss_weight", "0", "--alignment_loss_weight", "0")
+
+
+BEST = ("--recipe", "best", "--memory_image_size")
+LAST_BLOCK = "{last}"  # of the encoder, whichever it is
+
+
+def _memories(name: str, fit: tuple[str, ...], *, encoder: bool = False) -> tuple[Cell, Cell]:
+    """Make rows of a memory alone, without and with turned copies of the shots."""
+    settings = {"part": "memory", "trained": False, "encoder": encoder}
+    return (
+        Cell(f"memory of {name}", (*BARE, *fit), **settings),
+        Cell(f"memory of {name}, turned by eighths", (*BARE, *fit, *TURNED), **settings),
+    )
+
+
+def _on_encoder(name: str, fit: tuple[str, ...] = (), **settings) -> tuple[Cell, Cell]:
+    """Make rows of a peer that needs no training, whose memory holds patches of the encoder, without and with turned copies."""
+    settings = {"part": "memory", "trained": False, "encoder": True, **settings}
+    fit = (*BARE, "--memory_image_size", "224", *fit)
+    return Cell(name, fit, **settings), Cell(f"{name}, turned by eighths", (*fit, *TURNED), **settings)
 
 
 def _choices(option: str, values: tuple[str, ...], name: str) -> tuple[Cell, ...]:
@@ -113,6 +137,25 @@ TABLES = {
         ),
         "alignment, decoder detached, after a warm-up",
         ("Whether the paper detaches or warms up is not known; its full figure stands beside our default.",),
+    ),
+    "encoders": Table(
+        "Whose patches the memory holds, at which size, and turned or not",
+        (
+            *_memories("the CLIP's own tower", ()),
+            *_memories("the encoder, 224 px", ("--memory_image_size", "224"), encoder=True),
+            *_memories("the encoder, 448 px", ("--memory_image_size", "448"), encoder=True),
+            Cell("whole detector, the CLIP alone, standard", ("--recipe", "standard")),
+            Cell("whole detector, the CLIP alone, best", ("--recipe", "best")),
+            Cell("whole detector, encoder, 224 px, best", (*BEST, "224"), encoder=True),
+            Cell("whole detector, encoder, 448 px, best", (*BEST, "448"), encoder=True),
+        ),
+        "whole detector, the CLIP alone, standard",
+        (
+            "Rows of a memory alone need no training: nothing but the shots is looked at.",
+            "Of the encoder the blocks from a third to three quarters of its depth are remembered, which was set before any "
+            "of these figures was known.",
+        ),
+        needs="memory_encoder",
     ),
     "prompts": Table(
         "Length and depth of the prompts",
@@ -231,9 +274,24 @@ TABLES = {
                 part="text",
             ),
             Cell("AnoPLe", paper=FULL),
+            *_on_encoder("memory of the last block (AnomalyDINO-like)", ("--memory_layers", LAST_BLOCK)),
+            *_on_encoder("memory thinned to 256 vectors (PatchCore-like)", ("--memory_limit", "256")),
+            *_on_encoder("principal subspace of the memory (SubspaceAD-like)", kind="subspace"),
+            *_on_encoder(
+                "written prompts and memory (WinCLIP- and PromptAD-like)",
+                kind="hand_written",
+                part="fused",
+                changes={"map_fusion": "memory"},
+            ),
+            Cell("AnoPLe on the encoder, best", (*BEST, "224"), encoder=True),
         ),
         "AnoPLe",
         (
+            "Rows on the encoder are there where --memory_encoder names one. It sees 224 px, as the CLIP does, so that all rows "
+            "look at the same pixels; their authors take 448 to 672 px and larger encoders.",
+            "All image scores are the maximum of the map, which did best in each row here; AnomalyDINO and SubspaceAD take the "
+            "mean of its highest 1 %.",
+            "Real-IAD has two protocols, shots of each product and shots of each product and view: see the table views.",
             "Written prompts: WinCLIP's window scores are left out, text and memory meet in our harmonic mean.",
             "MaPLe-like: the vision tower keeps free prompts beside the projected ones; MaPLe has none.",
             "CoOp-like and MaPLe-like learn from the image loss on pseudo-anomalies alone and have no map.",

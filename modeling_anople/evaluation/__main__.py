@@ -80,7 +80,8 @@ class EvaluationReport:
         classes: per class the metrics, `None` where undefined, the rates at the line and the counts.
         mean: over classes with equal weight.
         rows: one entry per photograph.
-        protocol: class identity, part, shots, seed, evaluation size, name of the CLIP and hash of the detector's state.
+        protocol: class identity, part, shots, seed, evaluation size, names of the CLIP and of the memory's encoder, and hash of the detector's
+            state.
     """
 
     classes: dict[str, dict[str, Any]]
@@ -373,6 +374,8 @@ def evaluate(
         "seed": fit.get("seed"),
         "evaluation_size": evaluation_size,
         "clip": (model.config.clip_source or {}).get("name"),
+        "memory_encoder": (model.config.memory_encoder_source or {}).get("name"),
+        "memory_image_size": model.config.memory_image_size,
         "detector_sha256": detector_sha256(model),
     }
     if model.dtype != torch.float32:

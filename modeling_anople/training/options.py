@@ -30,6 +30,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "best": {**WEIGHTED, "memory_rotations": "eighth_turns"},
 }
+# What a recipe also takes where the memory has an encoder of its own.
+ENCODER_RECIPES: dict[str, dict[str, object]] = {"best": {"memory_image_size": 448}}
 
 
 # The least and the greatest value of every number of a fit, both allowed; help texts name them.
@@ -234,8 +236,11 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     parser = HfArgumentParser([options, model], prog=program, allow_abbrev=False)
     preset = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     preset.add_argument("--recipe", default=TrainingConfig.recipe)
-    recipe = preset.parse_known_args(arguments)[0].recipe
-    parser.set_defaults(**RECIPES.get(recipe, {}))  # the parser itself refuses others
+    preset.add_argument("--memory_encoder")
+    given = preset.parse_known_args(arguments)[0]
+    parser.set_defaults(**RECIPES.get(given.recipe, {}))  # the parser itself refuses others
+    if given.memory_encoder is not None:
+        parser.set_defaults(**ENCODER_RECIPES.get(given.recipe, {}))
     parsed, chosen = parse_whole(parser, arguments)
     check_ranges(chosen, RANGES)  # before the data are read
     defaults = model()

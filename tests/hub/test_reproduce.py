@@ -1,21 +1,24 @@
 """`python -m hub.reproduce`: cells, records, tables, the paper's figures beside ours, and no test photograph opened too early."""
 
+import dataclasses
 import json
 import shutil
 from hashlib import sha256
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from hub.reproduce.__main__ import main
-from hub.reproduce.cells import cell_file, fit_words, thin_rows
+from hub.reproduce.__main__ import cells_of, main
+from hub.reproduce.cells import SubspaceModel, cell_file, fit_words, thin_rows
 from hub.reproduce.options import ReproduceOptions, clip_weights
 from hub.reproduce.report import check_places, count_tests, draw, summarize, to_markdown, unlike_paper
-from hub.reproduce.tables import TABLES, tables_of
+from hub.reproduce.tables import LAST_BLOCK, TABLES, tables_of
 from modeling_anople.configuration_anople import AnoPLeConfig
 from modeling_anople.data.public_sets import SETS
 from modeling_anople.training.options import TrainingConfig, model_options, parse_options
 
+from ..encoders import write_encoder
 from ..fitting import REPOSITORY, fit, one_process, watching_files, write_products
 
 
@@ -43,7 +46,7 @@ def test_every_cell_is_one_that_a_person_could_fit(name):
     names = [cell.name for cell in table.cells]
     assert table.reference in names and len(set(names)) == len(names)
     for cell in table.cells:
-        arguments = ["--data_root", "data", *cell.fit]
+        arguments = ["--data_root", "data", *(word.replace(LAST_BLOCK, "11") for word in cell.fit)]
         parse_options("anople fit", TrainingConfig, model_options(), arguments)
         assert set(cell.changes) <= set(AnoPLeConfig.__annotations__)
 
@@ -215,7 +218,37 @@ def test_shots_of_every_view(run, tmp_path):
     assert len(shots["k of each product"]) == 1 and len(shots["k of each product and view"]) == 5
 
 
-@pytest.mark.parametrize(("name", "option"), [("views", "view_pattern"), ("transfer", "transfer_root")])
+def test_rows_on_an_encoder_are_there_where_one_is_given(run, tmp_path):
+    encoder = write_encoder(tmp_path / "encoder")
+    assert run("encoders", "--seeds", "0", "--cells", "3", "--memory_encoder", str(encoder)) == 0
+    clip, turned, other = sorted(records(tmp_path / "out").values(), key=lambda record: record["date"])
+    assert "memory_encoder" not in clip | turned and other["memory_encoder"] == "encoder"
+    assert other["memory_encoder_weights"] == clip_weights(str(encoder))
+    assert other["mean"] != clip["mean"] and "--memory_encoder encoder" in other["command"]
+    options = ReproduceOptions("data")
+    assert not any(cell.encoder for cell in cells_of(TABLES["peers"], options, blocks=12))
+    with_one = dataclasses.replace(options, memory_encoder=str(encoder))
+    alone, *_, best = (cell for cell in cells_of(TABLES["peers"], with_one, blocks=12) if cell.encoder)
+    assert fit_words(alone, 0, with_one, "mini", "encoder")[-2:] == ["--memory_layers", "3"]  # its last block
+    assert "--recipe" in best.fit
+
+
+def test_what_lies_in_the_subspace_of_the_remembered_patches_is_normal():
+    model = SubspaceModel.from_clip("mini", ["nut"])
+    layers, _, width = model.products[0].bank.vectors.shape
+    center, along, off = torch.linalg.qr(torch.randn(width, 3, generator=torch.Generator().manual_seed(0))).Q.T
+    steps = torch.linspace(-0.3, 0.3, 196)[:, None]  # as many as the map has places
+    line = 0.9 * center + steps * along
+    model.products[0].bank.add(line.expand(layers, -1, -1), [len(line)])
+    inside, outside = (patches.expand(layers, 1, -1, -1) for patches in (line.flip(0), line + 0.2 * off))
+    assert model.memory_maps(inside, torch.tensor([0])).max() < 1e-6
+    assert torch.allclose(model.memory_maps(outside, torch.tensor([0])), torch.tensor(0.01), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("views", "view_pattern"), ("transfer", "transfer_root"), ("encoders", "memory_encoder")],
+)
 def test_a_table_without_what_it_needs_is_refused(run, caplog, name, option):
     with pytest.raises(ValueError, match=f"The table '{name}' needs --{option}"):
         tables_of(name)
