@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..inspection.records import (
     check_places,
@@ -25,10 +25,7 @@ from ..inspection.records import (
 from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
-
-
-if TYPE_CHECKING:
-    pass
+from .inspection import drift, feedback, watch
 
 
 # --- `anople data check NAME ROOT`: whether a public set is whole ---
@@ -146,6 +143,14 @@ USAGE = """anople COMMAND ...
   export CHECKPOINT FOLDER
                     write an ONNX graph, which predict takes as well; later
                     --products_only brings it products and lines that changed
+  watch CHECKPOINT FOLDER --output RESULTS
+                    judge every photograph that arrives in a folder, put it
+                    away and tell a webhook or an MQTT broker
+  drift CHECKPOINT RESULTS
+                    say whether the scores of good photographs have changed
+  feedback CHECKPOINT ID good|bad|undo
+                    say what is true of a result's part; a good one that was set
+                    aside is learned
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
@@ -433,6 +438,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "forget": forget,
     "ignore": ignore,
     "export": export,
+    "watch": watch,
+    "drift": drift,
+    "feedback": feedback,
     "draw": draw,
     "data": data,
     "demo": demo,
@@ -469,7 +477,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
         return 130
     except ModuleNotFoundError as error:
-        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export"}.get(arguments[0], "all")
+        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export", "watch": "line"}.get(
+            arguments[0], "all"
+        )
         extra = "openvino" if error.name == "openvino" else extra
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
