@@ -106,7 +106,7 @@ class Broker:
     def __init__(self, url: str):
         parts = urlsplit(url)
         topic = unquote(parts.path.lstrip("/"))
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic or {"#", "+"} & {*topic}:
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic or {"#", "+"} & {*url}:
             raise ValueError(
                 f"--mqtt {parts.scheme}://{parts.hostname or ''} is no topic: give mqtt://[USER@]HOST[:PORT]/TOPIC, or mqtts://."
             )
@@ -177,7 +177,7 @@ class Courier(threading.Thread):
     def __init__(self, journal: Journal, receiver: Receiver):
         super().__init__(name=f"courier of {receiver.name}", daemon=True)
         self.journal, self.receiver = journal, receiver
-        self._news, self._stop, self._failures = threading.Event(), threading.Event(), 0
+        self._news, self._ended, self._failures = threading.Event(), threading.Event(), 0
 
     def wake(self) -> None:
         """Say that there is something to deliver."""
@@ -185,7 +185,7 @@ class Courier(threading.Thread):
 
     def end(self, seconds: float) -> None:
         """Deliver what can be delivered within a time, and end."""
-        self._stop.set()
+        self._ended.set()
         self._news.set()
         self.join(seconds)
 
@@ -195,9 +195,9 @@ class Courier(threading.Thread):
             while True:
                 self._news.clear()
                 pause = self._deliver_due()
-                if self._stop.is_set():
+                if self._ended.is_set():
                     return
-                (self._stop if self._failures else self._news).wait(pause)
+                (self._ended if self._failures else self._news).wait(pause)
         finally:
             with contextlib.suppress(Exception):  # it is over either way
                 self.receiver.close()

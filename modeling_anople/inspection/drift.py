@@ -47,8 +47,8 @@ class Drift:
         product: whose scores have changed.
         since: time of the record from which on they did, as far as can be told.
         count: of normal photographs since then.
-        ratio: their median score, in units of that of the calibration.
-        creeping: whether they have gone on changing since then.
+        is_higher: whether they have become higher, not lower.
+        ratio: their median score, in units of that of the calibration and of all before.
         reason: what most of the recent photographs that are none of the product were said to be; `None` if they are few.
         interval: see the module.
     """
@@ -56,31 +56,30 @@ class Drift:
     product: str
     since: str
     count: int
+    is_higher: bool
     ratio: float
-    creeping: bool
     reason: str | None
     interval: int
 
     def advice(self) -> str:
         """Say it in words, and what to do."""
-        manner = "little by little" if self.creeping else "all at once"
+        manner = "higher" if self.is_higher else "lower"
         found = (
-            f"{self.product}: the scores of what is called normal have changed {manner}, since about {self.since} "
-            f"({self.count} photographs; they are {self.ratio:.2f} times those of the calibration)."
+            f"{self.product}: the scores of what is called normal have become {manner}, since about {self.since} "
+            f"({self.count} photographs; their median is {self.ratio:.2f} times that of the calibration and all others)."
         )
         if self.reason:
             advice = f"Look at the light and the camera first: photographs are called {self.reason!r}."
-        elif self.ratio < 1:
+        elif self.is_higher:
             advice = (
-                "They have become lower, so the line is higher than it need be, and small defects may pass: `anople calibrate` with "
-                "good photographs of today. Look also whether the camera still shows each part."
+                "Look at what was changed then, and at the light, the lens (dust) and the fixture (wear). If the product itself "
+                "has changed, show its new looks by `anople add_normals`; if nothing that matters has, `anople calibrate` with good "
+                "photographs of today."
             )
-        elif self.creeping:
-            advice = "Look at the light, the lens (dust) and the fixture (wear). If they are well, `anople calibrate` with good photographs of today."
         else:
             advice = (
-                "Look at what was changed then: light, camera, fixture. If the product itself changed, show its new looks by "
-                "`anople add_normals`; if nothing that matters did, `anople calibrate` with good photographs of today."
+                "The line is higher than it need be, and small defects may pass: look whether the camera still shows each part "
+                "sharply, and `anople calibrate` with good photographs of today."
             )
         return f"{found} {advice} (While nothing changes, such a warning comes at most once in {self.interval} photographs on average.)"
 
@@ -107,7 +106,8 @@ class DriftWatch:
         self.count, self.statistic = 0, 0.0
         self._sorted = sorted(self.calibration)
         self._capital = [1 / len(STAKES)] * len(STAKES)
-        self._since: list[tuple[str, float]] = []  # time and score of each since R was about 1
+        self._log, self._lowest = 0.0, 0.0  # of S, and the lowest so far: from there on it has grown
+        self._since: list[tuple[str, float]] = []  # time and score of each from there on
         self._reasons: deque[str | None] = deque(maxlen=RECENT)
 
     def feed(self, row: Mapping[str, object]) -> Drift | None:
@@ -124,7 +124,8 @@ class DriftWatch:
         if row.get("label") != "normal" or not isinstance(score, (int, float)) or not math.isfinite(score):
             return None
         self._bet(self._p_value(float(score), str(row.get("id"))))
-        if self.statistic < 10:
+        if self._log <= self._lowest:
+            self._lowest = self._log
             self._since.clear()
         self._since.append((str(row.get("time")), float(score)))
         return self._found() if self.statistic >= self.interval else None
@@ -143,20 +144,21 @@ class DriftWatch:
         self._capital = [each * (1 + stake * (p_value - 0.5)) for each, stake in zip(moved, STAKES, strict=True)]
         now = sum(self._capital)
         self.statistic = (self.statistic + 1) * now / total
+        self._log += math.log(now / total)
         self._capital = [each / now for each in self._capital]  # only shares matter, and none may overflow
         self.count += 1
 
     def _found(self) -> Drift:
         times, scores = zip(*self._since, strict=True)
-        before = self.calibration or self._sorted
-        usual, now = statistics.median(before), statistics.median(scores)
-        third = max(1, len(scores) // 3)
-        moved = abs(statistics.median(scores[-third:]) - statistics.median(scores[:third]))
+        others = list(self._sorted)
+        for score in scores:
+            others.pop(bisect.bisect_left(others, score))
+        ratio = statistics.median(scores) / max(statistics.median(others or scores), 1e-9)
         reasons = Counter(filter(None, self._reasons))
         reason, times_said = reasons.most_common(1)[0] if reasons else (None, 0)
         named = reason if times_said > FEW * len(self._reasons) else None
-        creeping = moved > abs(now - usual) / 2
-        return Drift(self.product, times[0], len(scores), now / max(usual, 1e-9), creeping, named, self.interval)
+        is_higher = sum(stake * each for stake, each in zip(STAKES, self._capital, strict=True)) < 0
+        return Drift(self.product, times[0], len(scores), is_higher, ratio, named, self.interval)
 
 
 def _logit(share: float) -> float:
