@@ -480,7 +480,7 @@ def main(arguments: list[str] | None = None) -> int:
         extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export", "watch": "line"}.get(
             arguments[0], "all"
         )
-        extra = "openvino" if error.name == "openvino" else extra
+        extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 
