@@ -32,10 +32,13 @@ FLOORS = [
     ("inference_anople.py", "fitting_anople.py", "enrollment_anople.py", "explanation_anople.py"),
     ("pipeline_anople.py",),
     ("runtime/*", "export/*", "data/*"),
-    ("training/*", "evaluation/*"),
+    ("training/*", "evaluation/*", "inspection/*"),
     ("cli/*",),
 ]
-FORBIDDEN = [("training/*", "evaluation/*"), ("data/*", "training/*"), ("evaluation/*", "training/*")]
+FORBIDDEN = [
+    *(("training/*", "evaluation/*"), ("data/*", "training/*"), ("evaluation/*", "training/*")),
+    *(("inspection/*", "training/*"), ("inspection/*", "evaluation/*")),
+]
 
 
 def matches(path: Path, pattern: str) -> bool:

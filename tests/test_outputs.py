@@ -12,7 +12,8 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
-from modeling_anople.cli import COLUMNS, main
+from modeling_anople.cli import main
+from modeling_anople.inspection.records import COLUMNS
 from modeling_anople.runtime import printable
 from modeling_anople.runtime.outputs import (
     Output,

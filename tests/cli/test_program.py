@@ -107,7 +107,19 @@ def test_predict_prints_a_json_line_for_each_image(capsys, checkpoint, pictures)
     assert [line["score"] for line in lines] == pytest.approx([each.score for each in expected], abs=1e-6)
     assert [line["label"] for line in lines] == [each.label for each in expected]
     for line in lines:
-        known = {"path", "class", "score", "label", "unsure", "raw_score", "p_value", "seconds", "regions"}
+        known = {
+            "id",
+            "time",
+            "path",
+            "class",
+            "score",
+            "label",
+            "unsure",
+            "raw_score",
+            "p_value",
+            "seconds",
+            "regions",
+        }
         assert line.keys() - {"reason"} == known and ("reason" in line) <= (line["label"] == "anomalous")
         assert line["class"] == "nut" and 0 <= line["score"] <= 1 and line["seconds"] >= 0
 
