@@ -137,6 +137,7 @@ class PredictFiles(Protocol):
 
     output: str | None
     csv: str | None
+    report: str | None
     map_format: str
     min_area: int
     ignore_mask: str | None
@@ -171,7 +172,10 @@ def check_places(options: PredictFiles, paths: list[Path], drawn: list[dict[str,
     Args:
         drawn: the pictures of each photograph, see [`names_of_drawn`].
     """
+    from .report import is_page  # it brings torch along
+
     outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    outputs += [] if options.report is None else [Output("--report", options.report, is_page)]
     if options.output is not None:
         folder = folder_of(options)
         results = folder / "results.jsonl"
