@@ -101,13 +101,7 @@ def to_row(
     """
     row = {"id": record_id(path) if id is None else id, "time": now(), "path": str(path)}
     row |= {} if file is None else {"file": str(file)}
-    row |= {"class": prediction.class_name, "score": prediction.score, "label": prediction.label}
-    row["unsure"] = prediction.unsure
-    row |= {"reason": prediction.reason} if prediction.reason else {}
-    row |= {"raw_score": prediction.raw_score, "p_value": prediction.p_value}
-    row["seconds"] = prediction.seconds and round(prediction.seconds, 4)
-    row |= {} if regions is None else {"regions": regions}
-    return row | ({"error": prediction.error} if prediction.error else {})
+    return row | prediction.as_row(regions)
 
 
 @contextlib.contextmanager

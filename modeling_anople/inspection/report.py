@@ -30,7 +30,8 @@ from ..product_store_anople import UNKNOWN_PRODUCT, ProductRecord
 
 MOST_PICTURES, MOST_LISTED = 24, 500  # of a page
 PICTURE_SIDE, JPEG_QUALITY = 560, 82
-MOST_BARS = 40  # of the course of time
+FOLDERS = 2  # that are named with a photograph: names alone are often numbers
+MOST_BARS, WIDEST_BAR = 40, 30  # of the course of time; 600 are the page's width
 STEPS = (60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds that a bar may stand for
 
 # The order of verdicts in tables and bars; the first two need nobody.
@@ -58,15 +59,16 @@ def verdict_of(row: dict[str, Any]) -> str:
     return "unsure" if row["label"] == "normal" and row.get("unsure") else row["label"]
 
 
-def describe_row(row: dict[str, Any], threshold: float) -> str:
+def describe_row(row: dict[str, Any], threshold: float, *, folders: int = 0) -> str:
     """
     Say what is known of one photograph in one sentence.
 
     Args:
         row: as of `records.to_row`.
         threshold: score above which it is anomalous.
+        folders: how many of those that it lies in are named.
     """
-    name, verdict = _name_of(row), verdict_of(row)
+    name, verdict = _name_of(row, folders), verdict_of(row)
     if verdict == "error":
         reason = str(row.get("error") or "it has no score").removeprefix(f"{row['path']}: ").rstrip(".")
         return f"{name}: could not be judged: {reason}."
@@ -81,7 +83,7 @@ def describe_row(row: dict[str, Any], threshold: float) -> str:
         "anomalous": f"anomalous {product}{reason}",
     }[verdict]
     said = f"{name}: {what}, score {row['score']:.2f} (threshold {threshold:.2f})"
-    return f"{said}{_describe_regions(row.get('regions'))}."
+    return f"{said}{'' if verdict == UNKNOWN_PRODUCT else _describe_regions(row.get('regions'))}."
 
 
 def _describe_regions(regions: list[dict] | None) -> str:
@@ -92,8 +94,8 @@ def _describe_regions(regions: list[dict] | None) -> str:
     return f"; 1 region, at {at}" if len(regions) == 1 else f"; {len(regions)} regions, the largest at {at}"
 
 
-def _name_of(row: dict[str, Any]) -> str:
-    return Path(str(row["path"])).name or str(row["path"])
+def _name_of(row: dict[str, Any], folders: int) -> str:
+    return "/".join(Path(row["path"]).parts[-1 - folders :]) or "(without a name)"
 
 
 # --- Rows as they were written ---
@@ -141,6 +143,8 @@ def _is_sound(row: dict[str, Any]) -> bool:
         places &= all(len(each["centroid"]) == 2 for each in regions or [])
     except (TypeError, KeyError):
         places = False
+    if not isinstance(row["path"], str):
+        return False
     names = (isinstance(row.get(name), (str, type(None))) for name in ("class", "label", "error", "reason", "time"))
     return numbers and places and all(names)
 
@@ -247,7 +251,9 @@ class Report:
         return None if rank is None else (rank, 2.0 if row.get("reason") else row["score"])
 
     def _list(self, shown: _Shown) -> None:
-        heapq.heappush(self._listed, (shown.urgency, shown.number, describe_row(shown.row, self.threshold)))
+        heapq.heappush(
+            self._listed, (shown.urgency, shown.number, describe_row(shown.row, self.threshold, folders=FOLDERS))
+        )
         if len(self._listed) > MOST_LISTED:
             heapq.heappop(self._listed)
             self._unlisted += 1
@@ -329,7 +335,7 @@ class Report:
             picture = '<div class="nothing">no picture was kept</div>'
             if shown.jpeg:
                 data = base64.b64encode(shown.jpeg).decode("ascii")
-                picture = f'<img alt="Heat map over {_text(_name_of(shown.row))}" src="data:image/jpeg;base64,{data}">'
+                picture = f'<img alt="Heat map over {_text(_name_of(shown.row, FOLDERS))}" src="data:image/jpeg;base64,{data}">'
             cards.append(f"<figure>{picture}<figcaption>{self._caption(shown.row)}</figcaption></figure>")
         words = (
             "Worst first. Amber to red is above the threshold and outlined; blue to white is below. Colors mean the same in "
@@ -348,7 +354,7 @@ class Report:
             if row.get("time")
             else ""
         )
-        return f"{_swatch(verdict)}{_text(describe_row(row, self.threshold))}{truth} {when}"
+        return f"{_swatch(verdict)}{_text(describe_row(row, self.threshold, folders=FOLDERS))}{truth} {when}"
 
     def _list_of_others(self) -> str:
         if not self._listed:
@@ -448,7 +454,7 @@ def _jpeg_of(picture: Image.Image) -> bytes:
 
 def _bars(bars: list[Counter[str]], most: int) -> str:
     """Draw stacked bars as SVG, 100 units high, what needs nobody at the foot."""
-    width, shapes = 600 / len(bars), []
+    width, shapes = min(WIDEST_BAR, 600 / len(bars)), []
     for place, bar in enumerate(bars):
         top = 100.0
         for name in VERDICTS:
@@ -505,10 +511,10 @@ body {{ margin: 0 auto; max-width: 72rem; padding: 1.2rem; color: var(--ink); ba
 h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem }} h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}
 p, li {{ max-width: 75ch }} p {{ margin: .4rem 0 }} .lead {{ font-size: 1.1rem }} .note, .when {{ color: var(--quiet) }}
 .note {{ font-size: .85rem }} .when {{ display: block; font-size: .8rem }} ul {{ padding-left: 1.2rem }} li {{ margin: .3rem 0 }}
-.list {{ font-size: .9rem }} .wide {{ overflow-x: auto; margin: .8rem 0 }}
+.list {{ font-size: .9rem; columns: 26rem 2; column-gap: 2.5rem }} .list li {{ break-inside: avoid }} .wide {{ overflow-x: auto; margin: .8rem 0 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); font-weight: 400 }}
-thead th {{ background: var(--band) }} tr > :first-child {{ text-align: left; min-width: 6rem }}
+th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); font-weight: 400 }}
+thead th {{ background: var(--band) }} tr > :first-child {{ text-align: left; white-space: normal; min-width: 6rem }}
 i {{ display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .4em }}
 svg {{ display: block; width: 100%; height: 9rem; margin-top: .8rem }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1.2rem; margin-top: 1rem }}
@@ -521,7 +527,7 @@ dt {{ color: var(--quiet) }} dd {{ margin: 0 }}
 @page {{ size: A4; margin: 16mm }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 10pt }} .cards {{ grid-template-columns: repeat(3, 1fr); gap: 4mm }}
-  figure img {{ height: 45mm }} figure, tr, li, dl {{ break-inside: avoid }} h2 {{ break-after: avoid }}
+  figure img {{ height: 42mm }} figure, tr, li, dl {{ break-inside: avoid }} h2 {{ break-after: avoid }}
   * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact }} .wide {{ overflow: visible }}
 }}
 </style></head><body><h1>{title}</h1>

@@ -23,17 +23,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from ..calibration_anople import describe_guarantee
+from ..calibration_anople import HIGHEST_RATE, LOWEST_RATE, describe_guarantee
+from ..fitting_anople import DEFAULT_FALSE_ALARM_RATE
 from ..images_anople import load_image
 from ..pipeline_anople import AnomalyDetectionPipeline, Prediction, predict
 from ..processing_anople import AnoPLeProcessor
@@ -532,7 +535,7 @@ class Service:
             rows.append({**row, "overlay": _base64_of(picture)} if drawn and picture else row)
         return rows
 
-    def enroll(self, name: str, photographs: list[tuple[str, bytes]], max_false_alarm_rate: float | None) -> dict:
+    def enroll(self, name: str, photographs: list[tuple[str, bytes]], max_false_alarm_rate: float) -> dict:
         """
         Teach the detector in its folder a product, and judge with it from then on; nothing changes where that fails.
 
@@ -579,6 +582,8 @@ async def _read(files: list[UploadFile], most: int) -> list[tuple[str, bytes]]:
 
 # --- The routes ---
 
+Photographs = Annotated[list[UploadFile], File(min_length=1, description="Photographs, each a file.")]
+
 
 def make_app(settings: Settings) -> FastAPI:
     """
@@ -609,6 +614,15 @@ def make_app(settings: Settings) -> FastAPI:
     _add_products(app, service)
     _add_watching(app, service)
 
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(_: Request, error: StarletteHTTPException) -> Response:
+        return Answer({"detail": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_fields(_: Request, error: RequestValidationError) -> Response:
+        named = [{name: each[name] for name in ("type", "loc", "msg")} for each in error.errors()]
+        return Answer({"detail": named}, 422)
+
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> Response:
         return Answer({"detail": f"The server failed ({type(error).__name__}): its log says more."}, 500)
@@ -623,18 +637,18 @@ def _add_judging(app: FastAPI, service: Service) -> None:
         summary="Judge one photograph or many",
     )
     async def judge_photographs(
-        files: list[UploadFile],
-        product: Annotated[str | None, Form(description="The product of all of them; by default predicted.")] = None,
+        files: Photographs,
+        product: Annotated[str, Form(description="The product of all of them; by default predicted.")] = "",
         overlay: Annotated[bool, Form(description="Whether each answer has its heat map as a picture.")] = False,
     ) -> Response:
         photographs = await _read(files, service.settings.queue)
         try:
-            if product is not None:
+            if product:
                 find_class(product, service.judge.detector.config.class_names)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
         try:
-            return Answer({"results": await service.predict(photographs, product, drawn=overlay)})
+            return Answer({"results": await service.predict(photographs, product or None, drawn=overlay)})
         except QueueFull as error:
             raise _come_again(error) from error
         except Closed as error:
@@ -669,10 +683,13 @@ def _add_products(app: FastAPI, service: Service) -> None:
     )
     async def enroll_product(
         name: str,
-        files: list[UploadFile],
+        files: Photographs,
         max_false_alarm_rate: Annotated[
-            float | None, Form(description="Share of good photographs that may be called anomalous; by default 0.05.")
-        ] = None,
+            float,
+            Form(
+                description="Share of good photographs that may be called anomalous.", ge=LOWEST_RATE, lt=HIGHEST_RATE
+            ),
+        ] = DEFAULT_FALSE_ALARM_RATE,
     ) -> Response:
         photographs = await _read(files, service.settings.queue)
         try:
