@@ -333,15 +333,18 @@ LOCK_SECONDS = 600
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
     """
     Keep all other programs from changing a folder, which is made where it is missing; those that only read need not wait.
 
     What a killed program left is finished, or removed, before anything else is done. A thread that has the lock may take it
     again.
 
+    Args:
+        wait: seconds to wait for another program that changes the folder.
+
     Raises:
-        ValueError: if the place is a file, or another program still changes the folder after 600 s.
+        ValueError: if the place is a file, or another program still changes the folder after this time.
         OSError: if nothing can be written there.
     """
     folder = Path(folder)
@@ -354,11 +357,13 @@ def locked(folder: str | Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.warning("%s is being changed by another program: waiting up to %d s.", folder, LOCK_SECONDS)
-            lock.acquire(timeout=LOCK_SECONDS)
+            if not wait:
+                raise
+            logger.warning("%s is being changed by another program: waiting up to %d s.", folder, wait)
+            lock.acquire(timeout=wait)
     except Timeout as error:
         raise ValueError(
-            f"{folder} was still being changed by another program after {LOCK_SECONDS} s: end that, or try again later."
+            f"{folder} was still being changed by another program after {wait:g} s: end that, or try again later."
         ) from error
     except OSError as error:
         raise OSError(f"{folder} cannot be changed ({error}): make it writable, or name another folder.") from error

@@ -26,6 +26,7 @@ from ..inspection.records import (
 from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
+from .inspection import drift, feedback, watch
 from .serving import report, serve
 
 
@@ -154,6 +155,14 @@ USAGE = """anople COMMAND ...
                     --products_only brings it products and lines that changed
   serve CHECKPOINT  answer requests over HTTP with verdicts
   report RESULTS    write a page for people about what was inspected
+  watch CHECKPOINT FOLDER --output RESULTS
+                    judge every photograph that arrives in a folder, put it
+                    away and tell a webhook or an MQTT broker
+  drift CHECKPOINT RESULTS
+                    say whether the scores of good photographs have changed
+  feedback CHECKPOINT ID good|bad|undo
+                    say what is true of a result's part; a good one that was set
+                    aside is learned
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
@@ -479,6 +488,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "serve": serve,
     "report": report,
+    "watch": watch,
+    "drift": drift,
+    "feedback": feedback,
     "draw": draw,
     "data": data,
     "demo": demo,
@@ -515,8 +527,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
         return 130
     except ModuleNotFoundError as error:
-        extras = {"fit": "train", **{name: name for name in ("evaluate", "demo", "export", "serve")}}
-        extra = extras.get(arguments[0], "all")
+        own = {name: name for name in ("evaluate", "demo", "export", "serve")}
+        extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")
         extra = "openvino" if error.name == "openvino" else extra
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2

@@ -7,6 +7,7 @@ What is written of each inspected photograph: a row of facts, as a JSON line and
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..runtime.outputs import Output, check_outputs, csv_of, inert_row, json_lines_of
+from .journal import JOURNAL
 
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def record_id(
     """
     Name the record of a photograph: 16 hexadecimal digits, the same for the same file in the same state.
 
-    They follow from the absolute path, the time of the last change and the content. Of a file that cannot be read, from
+    They follow from the absolute path, the second of the last change and the content. Of a file that cannot be read, from
     what there is.
 
     Args:
@@ -71,7 +73,7 @@ def record_id(
     else:
         with contextlib.suppress(OSError, ValueError):  # a file that is not there has a row, too
             found = os.stat(place)
-            digest.update(f"{found.st_mtime_ns}\0".encode())
+            digest.update(f"{int(found.st_mtime)}\0".encode())  # file systems round to less than a second
             if stat.S_ISREG(found.st_mode):  # whoever opens a pipe waits
                 with open(place, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -104,6 +106,19 @@ def to_row(
     return row | prediction.as_row(regions)
 
 
+TABLE_HEADER = ",".join(COLUMNS) + "\r\n"
+
+
+def table_text(row: dict[str, Any]) -> str:
+    """Write a row of [`to_row`] as a line of a CSV file with these columns."""
+    text = io.StringIO(newline="")
+    regions = {"regions": json.dumps(row["regions"])} if "regions" in row else {}
+    csv.DictWriter(text, COLUMNS, extrasaction="ignore").writerow(
+        inert_row(row | regions)
+    )  # an explanation has no cell
+    return text.getvalue()
+
+
 @contextlib.contextmanager
 def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Open a CSV file for rows of [`to_row`], each written at once; without a path rows go nowhere."""
@@ -112,12 +127,10 @@ def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS)
-        writer.writeheader()
+        file.write(TABLE_HEADER)
 
         def write(row: dict[str, Any]) -> None:
-            regions = {"regions": json.dumps(row["regions"])} if "regions" in row else {}
-            writer.writerow(inert_row(row | regions))
+            file.write(table_text(row))
             file.flush()
 
         yield write
@@ -173,6 +186,8 @@ def check_places(options: PredictFiles, paths: list[Path], drawn: list[dict[str,
     if options.output is not None:
         folder = folder_of(options)
         results = folder / "results.jsonl"
+        if (folder / JOURNAL).exists():
+            raise ValueError(f"--output {folder} holds the results of `anople watch`: name another folder.")
         outputs.append(Output("--output", results, json_lines_of(("path", "class", "score", "label"))))
         before = set(_drawn_by(results))
         for names in drawn:
@@ -289,6 +304,8 @@ __all__ = [
     "open_results",
     "picture_name",
     "record_id",
+    "TABLE_HEADER",
+    "table_text",
     "table_writer",
     "to_line",
     "to_row",

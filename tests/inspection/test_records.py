@@ -12,17 +12,17 @@ def test_an_id_is_of_one_file_in_one_state(tmp_path):
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     for each in (path, other):
         each.write_bytes(b"one")
-        os.utime(each, ns=(1, 1))
+        os.utime(each, ns=(10**9, 10**9))
     first = record_id(path)
     assert re.fullmatch("[0-9a-f]{16}", first) and record_id(os.path.relpath(path)) == first
     assert record_id(other) != first  # another file, with the same content
     path.write_bytes(b"two")
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(10**9, 10**9))
     assert record_id(path) != first  # another content
     path.write_bytes(b"one")
-    os.utime(path, ns=(2, 2))
+    os.utime(path, ns=(2 * 10**9, 2 * 10**9))
     assert record_id(path) != first  # the same once more, as of a camera that hangs
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(10**9, 10**9))
     assert record_id(path) == first
     moved = path.rename(tmp_path / "moved.png")
     assert record_id(path, lies_at=moved) == first
