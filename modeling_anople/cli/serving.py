@@ -64,6 +64,7 @@ def serve(arguments: list[str]) -> int:
     places, options = parse(make_parser("serve", ServeOptions, checkpoint=CHECKPOINT), arguments)
     import uvicorn
 
+    from ..inspection.journal import JOURNAL
     from ..inspection.server import Settings, make_app
     from ..saving_anople import locked
 
@@ -72,6 +73,8 @@ def serve(arguments: list[str]) -> int:
         folder = options.output and Path(options.output)
         if folder:
             results = folder / "results.jsonl"
+            if (folder / JOURNAL).exists():
+                raise ValueError(f"--output {folder} holds the results of `anople watch`: name another folder.")
             check_outputs([Output("--output", results, json_lines_of(("path", "class", "score", "label")))])
             stack.enter_context(locked(folder))  # two servers would number their pictures alike
         settings = Settings(

@@ -17,11 +17,11 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -46,6 +46,7 @@ from ..runtime.heat_maps import overlay, with_legend
 from ..runtime.loading import load_config, load_detector, load_judge
 from ..saving_anople import locked
 from ..scoring_anople import Detector
+from .feedback import find_row, give_feedback
 from .records import picture_name, record_id, to_row
 
 
@@ -340,6 +341,24 @@ class Products(BaseModel):
     products: list[ProductInfo]
 
 
+class FeedbackAsked(BaseModel):
+    """What is true of a result's part."""
+
+    id: str = Field(description="Of the result.")
+    verdict: Literal["good", "bad", "undo"] = Field(
+        description="good: one that was set aside is learned; bad: it is kept in a list; undo: takes either back."
+    )
+
+
+class FeedbackGiven(BaseModel):
+    """What came of it."""
+
+    id: str
+    verdict: str
+    learned: bool = Field(description="Whether the detector has changed.")
+    said: str
+
+
 class Health(BaseModel):
     """The answer to `/healthz`."""
 
@@ -555,6 +574,18 @@ class Service:
         self.judge.replace(*self._load())
         return next(each for each in self.products() if each["name"] == model.config.class_names[-1])
 
+    def feedback(self, id: str, verdict: Literal["good", "bad", "undo"]) -> dict:
+        """
+        Say what is true of a result's part, and judge with what the detector has learned from that.
+
+        Raises:
+            ValueError, OSError: as of `give_feedback`.
+        """
+        given = give_feedback(self.settings.checkpoint, id, verdict, results=self.settings.output)
+        if given.added:
+            self.judge.replace(*self._load())
+        return {"id": id, "verdict": verdict, "learned": given.added, "said": given.said}
+
 
 def _product_info(values: dict) -> dict:
     record = ProductRecord.from_dict(values)
@@ -574,20 +605,22 @@ def _base64_of(picture: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-async def _read(files: list[UploadFile], most: int) -> list[tuple[str, bytes]]:
-    if len(files) > most:
-        raise HTTPException(413, f"{len(files)} photographs are too many at once: send at most {most}.")
+async def _read(files: list[UploadFile]) -> list[tuple[str, bytes]]:
     return [(file.filename or "photograph", await file.read()) for file in files]
 
 
 # --- The routes ---
 
-Photographs = Annotated[list[UploadFile], File(min_length=1, description="Photographs, each a file.")]
+
+def _photographs_of(service: Service) -> object:
+    """Make the type of the field of photographs, which says how many there may be."""
+    most = service.settings.queue
+    return Annotated[list[UploadFile], File(min_length=1, max_length=most, description="Photographs, each a file.")]
 
 
 def make_app(settings: Settings) -> FastAPI:
     """
-    Load a detector, and make the application that serves it: `POST /predict`, `/products`, `/healthz`, `/metrics`, `/docs`.
+    Load a detector, and make the application that serves it: `/predict`, `/products`, `/feedback`, `/healthz`, `/metrics`, `/docs`.
 
     Raises:
         ValueError: as of `load_judge`.
@@ -612,6 +645,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.add_middleware(Gate, service=service)
     _add_judging(app, service)
     _add_products(app, service)
+    _add_feedback(app, service)
     _add_watching(app, service)
 
     @app.exception_handler(StarletteHTTPException)
@@ -637,11 +671,11 @@ def _add_judging(app: FastAPI, service: Service) -> None:
         summary="Judge one photograph or many",
     )
     async def judge_photographs(
-        files: Photographs,
+        files: _photographs_of(service),
         product: Annotated[str, Form(description="The product of all of them; by default predicted.")] = "",
         overlay: Annotated[bool, Form(description="Whether each answer has its heat map as a picture.")] = False,
     ) -> Response:
-        photographs = await _read(files, service.settings.queue)
+        photographs = await _read(files)
         try:
             if product:
                 find_class(product, service.judge.detector.config.class_names)
@@ -657,7 +691,8 @@ def _add_judging(app: FastAPI, service: Service) -> None:
             raise HTTPException(507, f"Judged, but the result cannot be kept ({error}): make room.") from error
 
 
-def _add_products(app: FastAPI, service: Service) -> None:
+def _token_of(service: Service) -> Callable[[HTTPAuthorizationCredentials | None], None]:
+    """Make the check of the token, without which the detector cannot be changed."""
     shown = HTTPBearer(auto_error=False, description="What the server was started with as --token.")
 
     def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(shown)]) -> None:
@@ -670,6 +705,10 @@ def _add_products(app: FastAPI, service: Service) -> None:
             text = "The token is missing or wrong: send Authorization: Bearer TOKEN."
             raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
 
+    return allowed
+
+
+def _add_products(app: FastAPI, service: Service) -> None:
     @app.get("/products", responses={200: {"model": Products}}, summary="What the detector knows")
     async def list_products() -> Response:
         return Answer({"products": service.products()})
@@ -677,13 +716,13 @@ def _add_products(app: FastAPI, service: Service) -> None:
     @app.post(
         "/products/{name}",
         status_code=201,
-        dependencies=[Depends(allowed)],
+        dependencies=[Depends(_token_of(service))],
         responses={201: {"model": ProductInfo}} | _problems(400, 401, 403, 409, 413, 429, 507),
         summary="Teach the detector a product from good photographs",
     )
     async def enroll_product(
         name: str,
-        files: Photographs,
+        files: _photographs_of(service),
         max_false_alarm_rate: Annotated[
             float,
             Form(
@@ -691,7 +730,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
             ),
         ] = DEFAULT_FALSE_ALARM_RATE,
     ) -> Response:
-        photographs = await _read(files, service.settings.queue)
+        photographs = await _read(files)
         try:
             new_name(name, service.judge.detector.config.class_names)
         except ValueError as error:
@@ -705,6 +744,29 @@ def _add_products(app: FastAPI, service: Service) -> None:
             raise HTTPException(
                 507, f"The detector cannot be saved ({one_line(error)}): nothing was changed."
             ) from error
+
+
+def _add_feedback(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/feedback",
+        dependencies=[Depends(_token_of(service))],
+        responses={200: {"model": FeedbackGiven}} | _problems(400, 401, 403, 404, 409, 413, 429, 507),
+        summary="Say what is true of a result's part",
+    )
+    async def take_feedback(asked: FeedbackAsked) -> Response:
+        if service.settings.output is None:
+            raise HTTPException(409, "This server keeps no results: start it with --output.")
+        try:
+            await run_in_threadpool(find_row, service.settings.output, asked.id)
+        except ValueError as error:
+            raise HTTPException(404, one_line(error)) from error
+        try:
+            async with service.changing:
+                return Answer(await run_in_threadpool(service.feedback, asked.id, asked.verdict))
+        except ValueError as error:
+            raise HTTPException(409, one_line(error)) from error
+        except OSError as error:
+            raise HTTPException(507, f"It cannot be kept ({one_line(error)}): nothing was changed.") from error
 
 
 def _add_watching(app: FastAPI, service: Service) -> None:
