@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..runtime import CHECKPOINT, make_parser, parse, printable, say
+from ..runtime import CHECKPOINT, make_parser, parse, printable, return_free_memory, say
 from ..runtime.outputs import OVERWRITE, Output, check_outputs, json_lines_of
 
 
@@ -61,6 +61,7 @@ class ServeOptions:
 
 def serve(arguments: list[str]) -> int:
     """Answer requests until SIGTERM or Ctrl+C; those in hand are answered then, and no new ones are taken."""
+    return_free_memory()
     places, options = parse(make_parser("serve", ServeOptions, checkpoint=CHECKPOINT), arguments)
     import uvicorn
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +53,7 @@ from .records import picture_name, record_id, to_row
 logger = logging.getLogger(__name__)
 
 BATCH_WAIT = 0.005  # seconds that the first photograph of a batch waits for others
+DRAWING_THREADS = 2
 READY = "The server does not take photographs any more: ask another, or start it again."
 
 
@@ -391,6 +392,8 @@ class Gate:
     """
     Refuse requests with a body that is too large (413), or while too many are in hand (429), and time all of them.
 
+    A body that stops coming (408) holds its place no longer than that.
+
     Args:
         limit: requests with a body that may be in hand at once.
         max_bytes: of a body.
@@ -429,7 +432,11 @@ class Gate:
 
         async def counted() -> Message:
             nonlocal received
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), settings.patience)
+            except TimeoutError:
+                text = f"Nothing has come for {settings.patience:g} s: send the request again."
+                raise HTTPException(408, text, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
             if received > settings.max_bytes:
                 raise _too_large(settings.max_bytes)
@@ -484,6 +491,7 @@ class Settings:
         batch_size: photographs judged at once.
         queue: photographs that may wait, and requests in hand.
         max_bytes: of a request.
+        patience: seconds after which a client that sends nothing more is no longer waited for.
         revision, device, dtype: as of `load_judge`.
     """
 
@@ -493,6 +501,7 @@ class Settings:
     batch_size: int = 8
     queue: int = 64
     max_bytes: int = 64_000_000
+    patience: float = 30.0
     revision: str | None = None
     device: str = "auto"
     dtype: str = "float32"
@@ -506,6 +515,8 @@ class Service:
         self.judge = Judge(*self._load(), self.figures, batch_size=settings.batch_size, limit=settings.queue)
         self.keeper = Keeper(settings.output) if settings.output else None
         self.changing = asyncio.Lock()  # one change of the detector after the other
+        # few threads that stay: each one in which torch computes has a pool of its own
+        self._drawing = ThreadPoolExecutor(DRAWING_THREADS, "drawing")
 
     def _load(self) -> tuple[Detector, AnoPLeProcessor]:
         settings = self.settings
@@ -514,6 +525,7 @@ class Service:
     def close(self) -> None:
         """Answer what waits, and end."""
         self.judge.close()
+        self._drawing.shutdown()
         if self.keeper:
             self.keeper.close()
 
@@ -535,7 +547,8 @@ class Service:
         """
         futures = self.judge.submit(photographs, product)
         predictions = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        return await run_in_threadpool(self._rows, photographs, predictions, drawn)
+        rows = asyncio.get_running_loop().run_in_executor(self._drawing, self._rows, photographs, predictions, drawn)
+        return await rows
 
     def _rows(self, photographs: list[tuple[str, bytes]], predictions: list[Prediction], drawn: bool) -> list[dict]:
         rows = []
@@ -667,7 +680,7 @@ def make_app(settings: Settings) -> FastAPI:
 def _add_judging(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
-        responses={200: {"model": Verdicts}} | _problems(400, 404, 413, 429, 503, 507),
+        responses={200: {"model": Verdicts}} | _problems(400, 404, 408, 413, 429, 503, 507),
         summary="Judge one photograph or many",
     )
     async def judge_photographs(
@@ -717,7 +730,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
         "/products/{name}",
         status_code=201,
         dependencies=[Depends(_token_of(service))],
-        responses={201: {"model": ProductInfo}} | _problems(400, 401, 403, 409, 413, 429, 507),
+        responses={201: {"model": ProductInfo}} | _problems(400, 401, 403, 408, 409, 413, 429, 507),
         summary="Teach the detector a product from good photographs",
     )
     async def enroll_product(
@@ -750,7 +763,7 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
     @app.post(
         "/feedback",
         dependencies=[Depends(_token_of(service))],
-        responses={200: {"model": FeedbackGiven}} | _problems(400, 401, 403, 404, 409, 413, 429, 507),
+        responses={200: {"model": FeedbackGiven}} | _problems(400, 401, 403, 404, 408, 409, 413, 429, 507),
         summary="Say what is true of a result's part",
     )
     async def take_feedback(asked: FeedbackAsked) -> Response:

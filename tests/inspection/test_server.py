@@ -1,11 +1,13 @@
 """A detector as a service: answers as those of the detector itself, refusals that say what to do, and an end that loses nothing."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -133,6 +135,22 @@ def test_what_is_too_large_is_refused(address, photographs, tmp_path):
     many = ask(address, 17 * photographs[:1])
     assert many.status_code == 422 and "at most 16" in many.text
     assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+
+
+def test_a_client_that_stops_sending_holds_no_place(detector, photographs):
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000\r\n\r\n"
+    with serving(Settings(str(detector), queue=2, patience=0.5)) as address, contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2])
+        stopped = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2)]
+        for each in stopped:
+            each.sendall(head + b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nabc')
+        assert stopped[0].recv(1000).startswith(b"HTTP/1.1 408")
+        stopped[1].recv(1000)
+        assert ask(address, photographs[:1]).status_code == 200
+        gone = socket.create_connection(("127.0.0.1", port))
+        gone.sendall(head)
+        gone.close()
+        assert ask(address, photographs[:1]).status_code == 200
 
 
 def test_more_than_may_wait_is_told_when_to_come_again(detector, photographs):
