@@ -34,6 +34,7 @@ from .inputs import (
     read_image,
     refusals,
 )
+from .judge_tab import add_normal_image
 from .session import PREDICT_PRODUCT, Inspection, Session
 from .style import data_url, legend_html, message_html
 
@@ -77,6 +78,7 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
                 label="Photograph | heat map", elem_id="pictures", type="filepath", interactive=False, max_height=460
             )
             gr.HTML(legend_html())
+            _feedback(session)
             explanation = gr.HTML(elem_id="why")
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")
@@ -94,6 +96,16 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
     table = _many_images(session, product)
     table.select(show_row, session, answers, **HIDDEN).success(**explaining, **HIDDEN)
     return product
+
+
+def _feedback(session: gr.State) -> None:
+    """Lay out what a person may answer to a verdict."""
+    with gr.Row():
+        good_button = gr.Button("This part is good", size="sm", elem_id="good")
+        undo_button = gr.Button("Undo", size="sm", elem_id="undo-good")
+    message = gr.HTML(elem_id="good-message")
+    good_button.click(learn_last, session, message, **HIDDEN, **MODEL)
+    undo_button.click(undo_last, session, message, **HIDDEN, **MODEL)
 
 
 def _many_images(session: gr.State, product: gr.Dropdown) -> gr.Dataframe:
@@ -153,6 +165,23 @@ def explain_answer(session: Session) -> tuple[dict[str, Any], str]:
     with refusals():
         explained = explain_last(session)
     return explained.numbers, explanation_html(explained)
+
+
+def learn_last(session: Session) -> str:
+    """Add the photograph that was judged last to the good ones of its product, in this session."""
+    with refusals():
+        if session.last_product is None:
+            raise ValueError("Inspect a photograph of a product first.")
+        with session.undoable():
+            words = add_normal_image(session, session.last_product, session.last_path)
+    return message_html(f"{words} Inspect it again to see; Undo takes it back.")
+
+
+def undo_last(session: Session) -> str:
+    """Take back what was learned last."""
+    with refusals():
+        session.undo()
+    return message_html("The detector is as it was before.")
 
 
 def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """What one person's browser holds: a detector of their own, a threshold, their answers, and a folder for their files."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -7,7 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,9 @@ class Session:
         self.normal_images: dict[str, list[NormalImage]] = {}  # of each product the last ones it was taught from
         self.stop, self.stop_fit = threading.Event(), threading.Event()
         self._owns_detector = False
+        self._before: tuple | None = (
+            None  # detector and good images before the last one that can be undone, and its log
+        )
         self._origin: Session | None = None
         self._answer_images: AnswerImages | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -250,6 +254,33 @@ class Session:
             self.model, self.processor = copy_detector(model, self.processor, shared=shared)
             self._owns_detector = True
         return self.model, self.processor
+
+    @contextlib.contextmanager
+    def undoable(self) -> Iterator[None]:
+        """Let what is done inside change a copy of the detector, so that [`undo`] can go back to this one."""
+        before = self.model, self.processor, self.normal_images, self._owns_detector
+        self._owns_detector = False
+        try:
+            yield
+        except BaseException:
+            self.model, self.processor, self.normal_images, self._owns_detector = before
+            raise
+        self._before = *before, self.model, self.model.config.history
+
+    def undo(self) -> None:
+        """
+        Go back to the detector before the last change that was [`undoable`].
+
+        Raises:
+            ValueError: if there was none, or something else has changed it since.
+        """
+        if self._before is None:
+            raise ValueError("There is nothing to undo.")
+        *before, model, history = self._before
+        if self.model is not model or model.config.history != history:
+            raise ValueError("The detector was changed since: it cannot be undone.")
+        self.model, self.processor, self.normal_images, self._owns_detector = before
+        self._before = None
 
     def adopt(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
         """Take a detector of the same products, taught from the copies of the same images."""

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +21,7 @@ from modeling_anople.cli import main
 from modeling_anople.export import export_detector, export_products, quantize
 from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
 from modeling_anople.inspection.server import Settings
+from modeling_anople.inspection.watching import Watch
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
@@ -189,8 +192,24 @@ def test_predict_takes_a_graph_as_it_takes_a_detector(usual, pictures, tmp_path,
         for key in ("score", "raw_score"):
             value, found = one.pop(key), other.pop(key)
             assert found == (None if value is None else pytest.approx(value, abs=1e-4))
-        timeless = [{**line, "seconds": 0, "overlay": 0} for line in (one, other)]
+        timeless = [{**line, "seconds": 0, "overlay": 0, "time": 0} for line in (one, other)]
         assert timeless[0] == timeless[1]
+
+
+def test_a_watch_and_drift_take_a_graph(usual, pictures, tmp_path):
+    _, graph = usual
+    (tmp_path / "inbox").mkdir()
+    pictures[0].save(tmp_path / "inbox/0.png")
+    watch = Watch(str(graph), tmp_path / "inbox", tmp_path / "results", class_name="bolt", settle=0.05, poll=True)
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    end = time.monotonic() + 30
+    while not (tmp_path / "results/normal/0.png").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    watch.stop.set()
+    thread.join()
+    assert len(list((tmp_path / "results/overlays/normal").iterdir())) == 1
+    assert main(["drift", str(graph), str(tmp_path / "results")]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -529,7 +529,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
         extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")
-        extra = "openvino" if error.name == "openvino" else extra
+        extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
 

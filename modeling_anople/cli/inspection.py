@@ -10,6 +10,7 @@ from ..runtime import CHECKPOINT, make_parser, parse, say
 
 WATCH_RANGES = {
     "settle": (0.05, 3600),
+    "every": (0.01, 86_400),
     "batch_size": (1, 65_536),
     "min_area": (1, 1_000_000_000),
     "photographs_per_false_warning": (100, 1_000_000_000),
@@ -62,6 +63,9 @@ class WatchOptions(DriftOptions):
         default=None,
         metadata={"help": "Publish each result: mqtt://[USER@]HOST[:PORT]/TOPIC; password in ANOPLE_MQTT_PASSWORD."},
     )
+    every: float = field(
+        default=1.0, metadata={"help": "Seconds between two frames of a camera that are judged, 0.01 to 86400."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
     min_area: int = field(
         default=1, metadata={"help": "Pixels that a region must have to be listed, 1 to 1000000000."}
@@ -91,7 +95,8 @@ class FeedbackOptions:
 
 def watch(arguments: list[str]) -> int:
     """Judge every photograph that arrives in a folder, until SIGTERM or Ctrl-C."""
-    parser = make_parser("watch", WatchOptions, checkpoint=CHECKPOINT, folder="Where photographs arrive.")
+    arrive = "Where photographs arrive: a folder, the number of a camera, or its address (rtsp://HOST/PATH)."
+    parser = make_parser("watch", WatchOptions, checkpoint=CHECKPOINT, folder=arrive)
     places, options = parse(parser, arguments)
     from ..inspection.delivery import Broker, Webhook
     from ..inspection.watching import Watch
@@ -102,7 +107,7 @@ def watch(arguments: list[str]) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("webhook", "mqtt", "output")}
     interval = given.pop("photographs_per_false_warning")
     Watch(
-        places.checkpoint, Path(places.folder), Path(options.output), interval=interval, receivers=receivers, **given
+        places.checkpoint, places.folder, Path(options.output), interval=interval, receivers=receivers, **given
     ).run()
     return 0
 

@@ -241,14 +241,15 @@ class ResultsFolder:
 
     def _remove_source(self, entry: Entry) -> None:
         """Remove a photograph that was copied; where that cannot be done it stays, and is not judged again."""
-        if Arrival.of(entry.path) != Arrival(entry.path, entry.size, entry.changed):
-            return  # moved, or another one by now
-        if _sha256(entry.path) != entry.sha256:
-            return
-        sync((self.folder / entry.target).parent)
         grabbed = entry.path.with_name(f".anople-{entry.sha256[:16]}")
         try:
-            os.rename(entry.path, grabbed)
+            if not os.path.lexists(grabbed):  # by a process that was killed just then
+                if Arrival.of(entry.path) != Arrival(entry.path, entry.size, entry.changed):
+                    return  # moved, or another one by now
+                if _sha256(entry.path) != entry.sha256:
+                    return
+                sync((self.folder / entry.target).parent)
+                os.rename(entry.path, grabbed)
         except FileNotFoundError:
             return
         except OSError as error:

@@ -20,6 +20,7 @@ from ..runtime.heat_maps import overlay, with_legend
 from ..runtime.loading import load_judge
 from ..saving_anople import locked
 from .arrivals import Arrival, Arrivals, wakes
+from .cameras import Camera, is_camera
 from .delivery import Courier, Receiver
 from .drift import INTERVAL, DriftWatch, changed_at, follow, read_rows, rows_since
 from .records import record_id
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 60
 LAST_SECONDS = 5  # for deliveries, when all else has ended
 STATE_FILES = ("config.json", "thresholds.json", "graph.json")
+FRAMES = "frames"  # of a camera, until they are judged
 WARNED = "drift warned of"
 
 
@@ -41,13 +43,15 @@ class Watch:
 
     Args:
         checkpoint: folder or Hub id of a detector, or folder of an exported graph.
-        folder: where photographs arrive.
+        folder: where photographs arrive; or number or address of a camera, whose frames are put into the folder `frames` of the
+            results.
         output: folder of the results.
         class_name: product of all; `None`: predicted.
         copy: whether photographs also stay where they arrive.
         poll: whether to look every `settle` seconds instead of waiting for events.
         settle: seconds for which a file must not change before it counts as whole.
         batch_size: photographs judged at once.
+        every: seconds between two frames of a camera.
         min_area: pixels that a region must have to be listed.
         interval: photographs between two false warnings of a drift, on average and at least.
         device, dtype, revision: as of `load_judge`.
@@ -56,13 +60,14 @@ class Watch:
     """
 
     checkpoint: str
-    folder: Path
+    folder: str | Path
     output: Path
     class_name: str | None = None
     copy: bool = False
     poll: bool = False
     settle: float = 1.0
     batch_size: int = 8
+    every: float = 1.0
     min_area: int = 1
     interval: int = INTERVAL
     device: str = "auto"
@@ -72,7 +77,15 @@ class Watch:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self):
-        self.folder, self.output = (Path(os.path.abspath(each)) for each in (self.folder, self.output))
+        self.output = Path(os.path.abspath(self.output))
+        self.camera: Camera | None = None
+        if is_camera(str(self.folder)) and not os.path.exists(self.folder):
+            place, self.folder = str(self.folder), self.output / FRAMES
+            if self.copy:
+                raise ValueError("Frames of a camera are moved: leave out --copy.")
+            self.camera = Camera(place, self.folder, every=self.every, stop=self.stop)
+            return
+        self.folder = Path(os.path.abspath(self.folder))
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder: name the one in which photographs arrive.")
         if Path(os.path.realpath(self.folder)).is_relative_to(os.path.realpath(self.output)):
@@ -91,10 +104,15 @@ class Watch:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self.output, wait=0))
+            if self.camera is not None:
+                self.folder.mkdir(exist_ok=True)
             if not self.copy:
                 stack.enter_context(locked(self.folder, wait=0))  # two would judge one photograph each
             stack.enter_context(_stopping(self.stop))
-            self._run(_Inspector(self))
+            inspector = _Inspector(self)
+            if self.camera is not None:
+                self.camera.start()
+            self._run(inspector)
 
     def _run(self, inspector: "_Inspector") -> None:
         failures, failed = 0, ""

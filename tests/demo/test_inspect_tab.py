@@ -23,11 +23,13 @@ from demo.inspect_tab import (
     inspect_image,
     inspect_images,
     inspect_many,
+    learn_last,
     page_row,
     show_row,
     stop,
     table_row,
     take_folder,
+    undo_last,
     verdict_html,
     write_report,
 )
@@ -220,3 +222,23 @@ def test_a_crop_is_a_square_that_shows_the_box_with_its_outline(box):
     assert crop.size == (CROP_SIDE, CROP_SIDE)
     colors = {color for _, color in crop.getcolors()}
     assert ((255, 255, 255) in colors) == (box is not None)
+
+
+def test_a_part_that_is_good_is_learned_and_taken_back(session, start, files, nut):
+    with pytest.raises(gr.Error, match="Inspect a photograph of a product first"):
+        learn_last(session)
+    before = inspect_image(session, nut, "nut")
+    assert "nut now knows 4 good photographs" in learn_last(session)
+    assert inspect_image(session, nut, "nut").score < before.score and start.image_count("nut") == 3
+    with pytest.raises(gr.Error, match="known already"):
+        learn_last(session)
+    assert session.image_count("nut") == 4
+    assert "as it was before" in undo_last(session)
+    assert session.image_count("nut") == 3 and inspect_image(session, nut, "nut").score == before.score
+    with pytest.raises(gr.Error, match="nothing to undo"):
+        undo_last(session)
+    learn_last(session)
+    teach_product(session, "screw", files[:2])
+    with pytest.raises(gr.Error, match="was changed since"):
+        undo_last(session)
+    assert session.image_count("nut") == 4 and "screw" in session.products
