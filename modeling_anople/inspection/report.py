@@ -34,7 +34,7 @@ FOLDERS = 2  # that are named with a photograph: names alone are often numbers
 MOST_BARS, WIDEST_BAR = 40, 30  # of the course of time; 600 are the page's width
 STEPS = (60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds that a bar may stand for
 
-# The order of verdicts in tables and bars; the first two need nobody.
+# From the foot of a bar to its top, and from the right of a table to its left.
 VERDICTS = ("normal", "unsure", UNKNOWN_PRODUCT, "anomalous", "no verdict", "error")
 COLORS = dict(zip(VERDICTS, ("#7fa3c7", "#e0b84c", "#9a7bb5", "#d9480f", "#b9bec4", "#343a40"), strict=True))
 MEANINGS = {
@@ -293,7 +293,7 @@ class Report:
         return f'<p class="lead">{_text(words)}</p>'
 
     def _table(self) -> str:
-        columns = [name for name in VERDICTS if any(counts[name] for counts in self._counts.values())]
+        columns = [name for name in reversed(VERDICTS) if any(counts[name] for counts in self._counts.values())]
         head = "".join(f'<th scope="col">{_swatch(name)}{_text(name)}</th>' for name in columns)
         rows = [
             f'<tr><th scope="row">{_text(product)}</th><td>{counts.total()}</td>'
@@ -519,11 +519,15 @@ i {{ display: inline-block; width: .7em; height: .7em; border-radius: 2px; margi
 svg {{ display: block; width: 100%; height: 9rem; margin-top: .8rem }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1.2rem; margin-top: 1rem }}
 figure {{ margin: 0; border: 1px solid var(--rule); border-radius: .4rem; overflow: hidden }}
-figure img {{ display: block; width: 100%; height: 14rem; object-fit: contain; background: var(--band) }}
+figure img {{ display: block; width: 100%; height: 14rem; object-fit: contain }}
 .nothing {{ height: 4rem; display: grid; place-items: center; background: var(--band); color: var(--quiet) }}
-figcaption {{ padding: .6rem .8rem; font-size: .9rem; line-height: 1.4 }}
+figcaption {{ padding: .6rem .8rem; border-top: 1px solid var(--rule); font-size: .9rem; line-height: 1.4 }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .9rem }}
 dt {{ color: var(--quiet) }} dd {{ margin: 0 }}
+@media (max-width: 40rem) {{
+  table {{ font-size: .85rem }} th, td {{ padding: .3rem .45rem }}
+  th {{ white-space: normal; overflow-wrap: normal }} tr > :first-child {{ min-width: 4rem }}
+}}
 @page {{ size: A4; margin: 16mm }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 10pt }} .cards {{ grid-template-columns: repeat(3, 1fr); gap: 4mm }}

@@ -125,8 +125,8 @@ def test_verdicts_are_counted_and_explained():
     page = words_of(page_of(*rows))
     assert "9 photographs were inspected. 5 need nobody; 4 should be looked at." in page
     assert "1 photograph could not be judged, which says nothing about the part" in page
-    assert "bolt 7 5 1 1 0" in page and "nut 1 0 0 1 0" in page and "no product 1 0 0 0 1" in page
-    assert page.index("nut 1 0 0 1 0") < page.index("bolt 7 5 1 1 0")  # the worst product first
+    assert "bolt 7 0 1 1 5" in page and "nut 1 0 1 0 0" in page and "no product 1 1 0 0 0" in page
+    assert page.index("nut 1 0 1 0 0") < page.index("bolt 7 0 1 1 5")  # the worst product first
 
 
 def test_the_worst_pictures_come_first_and_the_rest_is_listed():
