@@ -32,8 +32,8 @@ def rows_of(generator: random.Random, threshold, count: int, *, shift: float = 0
 
 @pytest.mark.parametrize("count", [4, 30])
 def test_false_warnings_keep_to_the_bound(count):
-    """Within n photographs of no change there is a warning with a probability of at most n / interval: 400 lines of 200."""
-    interval, length, lines, warned = 1000, 200, 400, 0
+    """Within n photographs of no change there is a warning with a probability of at most n / interval: 200 lines of 200."""
+    interval, length, lines, warned = 1000, 200, 200, 0
     for seed in range(lines):
         generator = random.Random(seed)
         threshold = threshold_of(generator, count)
