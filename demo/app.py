@@ -25,11 +25,11 @@ from demo.examples import Examples, write_examples
 from demo.inputs import MAX_UPLOAD, MODEL
 from demo.inspect_tab import inspect_tab
 from demo.judge_tab import judge_tab
-from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools, return_free_memory
+from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools
 from demo.session import Session, start_session
 from demo.style import CSS, SCRIPT, theme
 from demo.teach_tab import teach_tab
-from modeling_anople.runtime import make_parser, parse, start_logging
+from modeling_anople.runtime import make_parser, parse, return_free_memory, start_logging
 
 
 CHECKPOINT_FILE = Path(__file__).with_name("checkpoint.txt")  # on a Space: the detector it was made for

@@ -1,8 +1,6 @@
 """The server around the page: nothing from elsewhere, free memory given back, and tools for other programs' assistants."""
 
 import copy
-import ctypes
-import os
 import secrets
 import threading
 import time
@@ -31,8 +29,6 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "base-uri 'self'",
     )
 )
-# Of glibc's malloc.h: M_ARENA_MAX, and M_MMAP_THRESHOLD, the bytes from which a block is a mapping of its own.
-MALLOC_OPTIONS = {-8: 2, -3: 256 * 1024}
 TOOL_PREFIX = "tool_"  # of their endpoints: those without it are for clients that hold a session
 TOOLS = ("inspect", "enroll")
 MCP_VERSION = "1"  # the major version of the package `mcp` that Gradio 6 works with
@@ -55,20 +51,6 @@ class ContentSecurityPolicy:
             await send(message)
 
         await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
-
-
-def return_free_memory() -> bool:
-    """
-    Have glibc give back what is free, instead of keeping it for each thread: to be called before there are threads.
-
-    With eight people at once for five minutes the process held 1,060 MB, of which 450 were free but scattered over the
-    arenas of its threads; so, it is 806 MB, of which 14 are. Other C libraries keep less, and get no such call.
-
-    Returns:
-        Whether this C library could be told.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return set_option is not None and all(set_option(option, value) for option, value in MALLOC_OPTIONS.items())
 
 
 # --- Tools (MCP): teach products and have images judged ---

@@ -91,6 +91,20 @@ class Prediction:
         full_map = self.full_size_map() if full_map is None else full_map
         return find_regions(full_map, self.threshold, min_area=min_area)
 
+    def as_row(self, regions: list[dict] | None = None) -> dict:
+        """
+        Put what is known into a dict for JSON, in which every number is finite; reason and error only where there is one.
+
+        Args:
+            regions: as of [`find_regions`]; left out where there are none to list.
+        """
+        row = {"class": self.class_name, "score": self.score, "label": self.label, "unsure": self.unsure}
+        row |= {"reason": self.reason} if self.reason else {}
+        row |= {"raw_score": self.raw_score, "p_value": self.p_value}
+        row["seconds"] = self.seconds and round(self.seconds, 4)
+        row |= {} if regions is None else {"regions": regions}
+        return row | ({"error": self.error} if self.error else {})
+
 
 def predict(
     detector: Detector,

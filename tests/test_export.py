@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -19,12 +20,14 @@ from modeling_anople import export as exporting
 from modeling_anople.cli import main
 from modeling_anople.export import export_detector, export_products, quantize
 from modeling_anople.export.graph_detector import ExportedDetector, to_openvino
+from modeling_anople.inspection.server import Settings
 from modeling_anople.inspection.watching import Watch
 from modeling_anople.pipeline_anople import predict
 from modeling_anople.runtime.loading import load_detector, load_judge
 
 from .detectors import detector_of, normals_of, write_detector
 from .encoders import encoder_options
+from .serving import alone, ask, is_right, serving
 
 
 VARIANTS = {
@@ -557,3 +560,15 @@ def test_products_of_a_graph_are_listed_with_their_thresholds(place, washers, ca
     (place / "graph/thresholds.json").unlink()
     assert run("products", place / "graph") == 2
     assert "thresholds.json is missing" in capsys.readouterr().err
+
+
+def test_a_graph_is_served_as_its_detector_and_learns_nothing(usual, pictures, tmp_path):
+    detector, graph = usual
+    paths = [tmp_path / f"{number}.png" for number in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    with serving(Settings(str(graph), token="open sesame")) as address:
+        assert all(map(is_right, ask(address, paths).json()["results"], alone(detector, paths)))
+        files, token = [("files", ("a.png", paths[0].read_bytes()))], {"Authorization": "Bearer open sesame"}
+        refused = httpx.post(f"{address}/products/screw", files=files, headers=token, timeout=60)
+    assert refused.status_code == 400 and "holds a graph" in refused.json()["detail"]

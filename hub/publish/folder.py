@@ -4,6 +4,7 @@ import fnmatch
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import requires
 from pathlib import Path
 
 import yaml
@@ -33,6 +34,8 @@ OWN_FILES = (
     "tokenizer_config.json",
     "evaluation.json",
     ".eval_results/anople.yaml",
+    "handler.py",
+    "requirements.txt",
     f"{SAMPLES}/[0-9]*.jpg",
     "README.md",
 )
@@ -99,6 +102,9 @@ def write_folder(folder: Path, model: AnoPLeModel, processor: AnoPLeProcessor, c
     (folder / LOCK_FILE).unlink(missing_ok=True)
     for path in Path(modeling_anople.__file__).parent.glob("*_anople.py"):  # these travel, and no others
         shutil.copy(path, folder)
+    if not contents.adapter:  # an endpoint has nothing to put an adapter on
+        shutil.copy(Path(__file__).parent / "handler.py", folder)
+        (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8")
     if results:
         _write_json(folder / "evaluation.json", published(results.own))
         if contents.benchmark:
@@ -181,6 +187,14 @@ def _write_eval_results(folder: Path, results: Results, benchmark: tuple[str, st
     path = folder / ".eval_results" / "anople.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry])), encoding="utf-8")
+
+
+def _requirements() -> str:
+    """List what a detector's own code needs at an endpoint, which has torch for its hardware."""
+    needed = [line for line in requires("anople") if "extra ==" not in line and not line.startswith("torch")]
+    return "# What handler.py and the code of this detector need beside torch.\n" + "".join(
+        f"{each}\n" for each in needed
+    )
 
 
 def _write_json(path: Path, content: dict) -> None:

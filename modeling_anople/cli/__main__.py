@@ -9,9 +9,10 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..inspection.records import (
     check_places,
@@ -26,6 +27,15 @@ from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, 
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 from .inspection import drift, feedback, watch
+from .serving import report, serve
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from ..configuration_anople import AnoPLeConfig
+    from ..inspection.report import Report
 
 
 # --- `anople data check NAME ROOT`: whether a public set is whole ---
@@ -143,6 +153,8 @@ USAGE = """anople COMMAND ...
   export CHECKPOINT FOLDER
                     write an ONNX graph, which predict takes as well; later
                     --products_only brings it products and lines that changed
+  serve CHECKPOINT  answer requests over HTTP with verdicts
+  report RESULTS    write a page for people about what was inspected
   watch CHECKPOINT FOLDER --output RESULTS
                     judge every photograph that arrives in a folder, put it
                     away and tell a webhook or an MQTT broker
@@ -179,6 +191,12 @@ class PredictOptions:
     )
     output: str | None = field(default=None, metadata={"help": "Write results.jsonl and overlays into this folder."})
     csv: str | None = field(default=None, metadata={"help": "Write a line per photograph into this table."})
+    report: str | None = field(
+        default=None, metadata={"help": "Write a page for people into this file: verdicts, worst pictures first."}
+    )
+    json_lines: bool = field(
+        default=False, metadata={"help": "Print JSON lines on a terminal, too, where sentences are printed otherwise."}
+    )
     save: str | None = field(
         default=None,
         metadata={
@@ -289,7 +307,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Judge photographs; print a JSON line for each. Exit with 1 if one could not be read."""
+    """Judge photographs; print a JSON line, or on a terminal a sentence, for each. Exit with 1 if one could not be read."""
     parser = make_parser("predict", PredictOptions, checkpoint=CHECKPOINT)
     parser.add_argument(
         "images",
@@ -304,9 +322,9 @@ def predict(arguments: list[str]) -> int:
         return _predict_shards(places, options, shards)
     if options.class_column or options.image_column:
         raise ValueError("--class_column and --image_column are for shards (.parquet, .tar), and these are none.")
-    from ..images_anople import list_images, load_image
+    from ..images_anople import list_images
+    from ..inspection.report import describe_row
     from ..pipeline_anople import predict as judge
-    from ..runtime.heat_maps import overlay, with_legend
     from ..tiling_anople import tiling_text
 
     paths, failed, labels = list_images(places.images), 0, Counter()
@@ -317,6 +335,9 @@ def predict(arguments: list[str]) -> int:
     if options.class_name is not None:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
     folder = Path(options.output) if options.output else None
+    threshold = model.config.threshold if options.threshold is None else options.threshold
+    in_words = sys.stdout.isatty() and not options.json_lines
+    page = _new_page(places, options, model.config) if options.report else None
     predictions = judge(
         model,
         processor,
@@ -338,19 +359,45 @@ def predict(arguments: list[str]) -> int:
             failed += prediction.error is not None
             write_row(line)
             text = json.dumps(line) + "\n"  # ASCII: any path in any terminal, also undecodable ones
-            sys.stdout.write(text)
+            sys.stdout.write(f"{printable(describe_row(line, threshold))}\n" if in_words else text)
             if results:
                 results.write(text)
+            draw = partial(_picture_of, path, full, processor.white_value)
             if "overlay" in line:
-                picture = overlay(load_image(path, white_value=processor.white_value), full)
-                with_legend(picture).save(line["overlay"])
+                draw().save(line["overlay"])
                 draw_files(line, prediction, full, options)
+            if page:
+                page.add(line, draw)
             labels[prediction.label or "without a line"] += prediction.error is None
+    if page:
+        page.write(Path(options.report))
+        logger.info("Report: %s", options.report)
     if len(paths) > 1:
         counts = [f"{count} {label}" for label, count in sorted(labels.items()) if count]
         counts += [f"{failed} that could not be used"] if failed else []
         logger.info("%d photographs: %s.", len(paths), ", ".join(counts))
     return 1 if failed else 0
+
+
+def _new_page(places: Namespace, options: PredictOptions, config: "AnoPLeConfig") -> "Report":
+    from ..inspection.report import Report
+
+    names = ("class_name", "min_area", "tiling", "ignore_mask", "dtype")
+    settings = {name.replace("_", " "): getattr(options, name) for name in names}
+    return Report(
+        printable(", ".join(places.images)[:120]),
+        config=config,
+        detector=places.checkpoint,
+        threshold=options.threshold,
+        settings=settings,
+    )
+
+
+def _picture_of(path: Path, full_map: "np.ndarray", white_value: float | None) -> "Image.Image":
+    from ..images_anople import load_image
+    from ..runtime.heat_maps import overlay, with_legend
+
+    return with_legend(overlay(load_image(path, white_value=white_value), full_map))
 
 
 def _predict_shards(places: Namespace, options: PredictOptions, shards: list) -> int:
@@ -360,6 +407,7 @@ def _predict_shards(places: Namespace, options: PredictOptions, shards: list) ->
 
     given = {"--csv": options.csv, "--explain": options.explain, "--ignore_mask": options.ignore_mask}
     given |= {"--tiling": options.tiling != "same", "--save": options.save, "--min_area": options.min_area > 1}
+    given["--report"] = options.report
     given["--map_format"] = options.map_format != "png16"
     if unused := [name for name, value in given.items() if value]:
         raise ValueError(f"{', '.join(unused)} cannot be had with shards: leave it out, or give photographs.")
@@ -438,6 +486,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "forget": forget,
     "ignore": ignore,
     "export": export,
+    "serve": serve,
+    "report": report,
     "watch": watch,
     "drift": drift,
     "feedback": feedback,
@@ -477,9 +527,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
         return 130
     except ModuleNotFoundError as error:
-        extra = {"fit": "train", "evaluate": "evaluate", "demo": "demo", "export": "export", "watch": "line"}.get(
-            arguments[0], "all"
-        )
+        own = {name: name for name in ("evaluate", "demo", "export", "serve")}
+        extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")
         extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2

@@ -237,13 +237,10 @@ def products(arguments: list[str]) -> int:
     """List the products of a detector, their normals, memory and thresholds, and the log."""
     places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
     from ..calibration_anople import describe_guarantee
-    from ..export.graph_detector import graph_in, put_thresholds, whole_export_in
     from ..product_store_anople import ProductRecord
     from ..runtime.loading import load_config
 
     config = load_config(places.checkpoint)
-    if graph_in(places.checkpoint):
-        put_thresholds(config, whole_export_in(places.checkpoint).parent)
     records = [ProductRecord.from_dict(values) for values in config.products]
     width = max(len(printable(name)) for name in ["product", *config.class_names])
     rows = [f"{'product':{width}}  photographs  vectors  memory MB  line (raw)  for false alarms"]

@@ -118,13 +118,10 @@ def drift(arguments: list[str]) -> int:
         "drift", DriftOptions, checkpoint=CHECKPOINT, results="Folder of results, or its results.jsonl."
     )
     places, options = parse(parser, arguments)
-    from ..export.graph_detector import graph_in, put_thresholds, whole_export_in
     from ..inspection.drift import read_drift
     from ..runtime.loading import load_config
 
     config = load_config(places.checkpoint)
-    if graph_in(places.checkpoint):
-        put_thresholds(config, whole_export_in(places.checkpoint).parent)
     names = None if options.class_name is None else [options.class_name]
     found = read_drift(config, Path(places.results), names, interval=options.photographs_per_false_warning)
     if not found:

@@ -26,12 +26,13 @@ from ..data.public_sets import saturation_areas
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
+from ..inspection.report import Report, is_page
 from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed, find_class
 from ..runtime import CHECKPOINT, make_parser, parse, printable, say, start_logging
-from ..runtime.heat_maps import SAMPLES, contact_sheet, panel, write_gallery
+from ..runtime.heat_maps import SAMPLES, contact_sheet, overlay, panel, with_legend, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
 from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, json_of
 from ..scoring_anople import resize_maps
@@ -263,6 +264,32 @@ def _write_samples(
     return entries
 
 
+def make_page(
+    model: AnoPLeModel | ExportedDetector,
+    processor: AnoPLeProcessor,
+    rows: Dataset,
+    report: EvaluationReport,
+    places: Namespace,
+) -> Report:
+    """Make the page of `--report`: as of photographs that were inspected, and with the truth of each."""
+    settings = {key.replace("_", " "): value for key, value in report.protocol.items()}
+    page = Report(str(places.data), config=model.config, detector=places.checkpoint, settings=settings)
+
+    def draw(sample: dict) -> Image.Image | None:
+        prediction = next(predict(model, processor, [sample["image"]], class_names=sample["class_name"]))
+        if prediction.error:
+            return None
+        photograph = load_image(sample["image"], white_value=processor.white_value)
+        return with_legend(overlay(photograph, prediction.full_size_map()))
+
+    by_path = {key: number for number, key in enumerate(zip(rows["class_name"], rows["path"], strict=True))}
+    for row in sorted(report.rows, key=lambda row: -1 if row.score is None else -row.severity):
+        truth = {"is_defective": row.anomalous, "defect": row.defect}
+        known = {"path": row.path, "class": row.class_name, "score": row.score, "label": row.label, "error": row.error}
+        page.add(known | truth, lambda row=row: draw(rows[by_path[row.class_name, row.path]]))
+    return page
+
+
 def kind_of(row: ImageRow) -> str | None:
     """Name an answer: a `miss`, a `false alarm`, `found` or `passed`; `None` where the class has no line."""
     if row.label is None:
@@ -292,6 +319,9 @@ class EvaluateOptions(DataOptions):
     csv: str | None = field(default=None, metadata={"help": "Write a line per image here."})
     overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
     gallery: str | None = field(default=None, metadata={"help": "Write pictures and index.html into this folder."})
+    report: str | None = field(
+        default=None, metadata={"help": "Write a page for people into this file: what was answered wrong comes first."}
+    )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
     score: Literal["fused", "memory", "decoder", "text"] = field(
         default="fused", metadata={"help": "Measure the whole, or one part alone."}
@@ -506,6 +536,7 @@ def _share_flagged(rows: list[ImageRow]) -> float | None:
 def _check_places(places: Namespace, options: EvaluateOptions) -> None:
     outputs = [] if options.json is None else [Output("--json", options.json, json_of(REPORT_KEYS))]
     outputs += [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    outputs += [] if options.report is None else [Output("--report", options.report, is_page)]
     outputs += [] if options.gallery is None else check_gallery(Path(options.gallery))
     check_outputs(outputs, inputs=[split_source(places.data)[1]], overwrite=options.overwrite)
 
@@ -539,6 +570,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.gallery:
             index = make_gallery(model, processor, rows, report, Path(options.gallery))
             say(f"Gallery: {index}")
+        if options.report:
+            make_page(model, processor, rows, report, places).write(Path(options.report))
+            say(f"Report: {options.report}")
     state.wait_for_everyone()
     return 0
 

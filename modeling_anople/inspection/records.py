@@ -103,13 +103,7 @@ def to_row(
     """
     row = {"id": record_id(path) if id is None else id, "time": now(), "path": str(path)}
     row |= {} if file is None else {"file": str(file)}
-    row |= {"class": prediction.class_name, "score": prediction.score, "label": prediction.label}
-    row["unsure"] = prediction.unsure
-    row |= {"reason": prediction.reason} if prediction.reason else {}
-    row |= {"raw_score": prediction.raw_score, "p_value": prediction.p_value}
-    row["seconds"] = prediction.seconds and round(prediction.seconds, 4)
-    row |= {} if regions is None else {"regions": regions}
-    return row | ({"error": prediction.error} if prediction.error else {})
+    return row | prediction.as_row(regions)
 
 
 TABLE_HEADER = ",".join(COLUMNS) + "\r\n"
@@ -150,6 +144,7 @@ class PredictFiles(Protocol):
 
     output: str | None
     csv: str | None
+    report: str | None
     map_format: str
     min_area: int
     ignore_mask: str | None
@@ -184,7 +179,10 @@ def check_places(options: PredictFiles, paths: list[Path], drawn: list[dict[str,
     Args:
         drawn: the pictures of each photograph, see [`names_of_drawn`].
     """
+    from .report import is_page  # it brings torch along
+
     outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    outputs += [] if options.report is None else [Output("--report", options.report, is_page)]
     if options.output is not None:
         folder = folder_of(options)
         results = folder / "results.jsonl"

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
-from ..export.graph_detector import ExportedDetector, graph_in
+from ..export.graph_detector import ExportedDetector, graph_in, put_thresholds, whole_export_in
 from ..processing_anople import check_sight
 from ..saving_anople import FROZEN, StateError, check_state, finder, hash_weights, read_state, state_folder
 
@@ -192,8 +192,11 @@ def load_judge(
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
-    """Load a detector's config alone; arguments and refusals as of [`load_detector`]."""
-    return _read(checkpoint, revision, lambda place: _explained(checkpoint, lambda: _read_config(place)))
+    """Load the config alone of a detector, or of a graph with its thresholds; arguments and refusals as of [`load_detector`]."""
+    config = _read(checkpoint, revision, lambda place: _explained(checkpoint, lambda: _read_config(place)))
+    if graph_in(checkpoint):
+        put_thresholds(config, whole_export_in(checkpoint).parent)
+    return config
 
 
 def _read(checkpoint: str, revision: str | None, read: Callable[[Path], Result]) -> Result:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from demo.examples import Examples
 from demo.inspect_tab import inspect_image
-from demo.server import MALLOC_OPTIONS, return_free_memory
 from demo.session import PREDICT_PRODUCT
 from demo.teach_tab import teach_product
 from hub.benchmarks.demo_program import new_client
+from modeling_anople.runtime import MALLOC_OPTIONS, return_free_memory
 
 from ..test_images import encoded, with_size_in_header
 from .demo_app import running, session_of
@@ -201,7 +201,7 @@ for told in (False, True):
 """  # a process of its own: this one's heap is full of other tests'
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["0", "8"]
-    monkeypatch.setattr("demo.server.ctypes", mock.Mock(CDLL=lambda name: object()))
+    monkeypatch.setattr("modeling_anople.runtime.ctypes", mock.Mock(CDLL=lambda name: object()))
     assert not return_free_memory()
 
 

@@ -1,0 +1,27 @@
+# A detector as a service, on the CPU:
+#   docker build -t anople .
+#   docker run -p 8000:8000 -v "$PWD/out/first:/detector:ro" anople
+# Add -e ANOPLE_TOKEN=... and leave out :ro to teach products over HTTP; the user 10001 must then be able to write there.
+# For an exported graph: docker build --build-arg EXTRAS=serve,export -t anople .
+FROM python:3.11-slim
+
+# torch first and pinned, in a layer of its own. PyPI's build also computes on GPUs and has gigabytes for that; where you
+# know the address of a build for the CPU alone, add it here as --index-url.
+RUN pip install --no-cache-dir torch==2.13.0
+
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE ./
+COPY modeling_anople ./modeling_anople
+ARG EXTRAS=serve
+RUN pip install --no-cache-dir ".[${EXTRAS}]" && useradd --create-home --uid 10001 anople
+
+USER 10001
+# nothing is downloaded while it serves
+ENV HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+EXPOSE 8000
+VOLUME /detector
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+# SIGTERM, as docker stop sends it: what is in hand is answered, for at most 30 seconds
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["anople", "serve", "/detector", "--host", "0.0.0.0"]

@@ -1,0 +1,841 @@
+"""
+A detector as a service: photographs come in by HTTP, and verdicts go out as JSON.
+
+One thread owns the detector ([`Judge`]) and judges together what several requests ask within a few milliseconds. What waits is
+bounded: a request beyond that is told when to come again. Nothing that fails is ever called normal.
+"""
+
+import asyncio
+import base64
+import contextlib
+import html
+import io
+import json
+import logging
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from ..calibration_anople import HIGHEST_RATE, LOWEST_RATE, describe_guarantee
+from ..fitting_anople import DEFAULT_FALSE_ALARM_RATE
+from ..images_anople import load_image
+from ..pipeline_anople import AnomalyDetectionPipeline, Prediction, predict
+from ..processing_anople import AnoPLeProcessor
+from ..product_store_anople import ProductRecord, find_class, new_name
+from ..runtime import one_line
+from ..runtime.heat_maps import overlay, with_legend
+from ..runtime.loading import load_config, load_detector, load_judge
+from ..saving_anople import locked
+from ..scoring_anople import Detector
+from .feedback import find_row, give_feedback
+from .records import picture_name, record_id, to_row
+
+
+logger = logging.getLogger(__name__)
+
+BATCH_WAIT = 0.005  # seconds that the first photograph of a batch waits for others
+DRAWING_THREADS = 2
+READY = "The server does not take photographs any more: ask another, or start it again."
+
+
+# --- Figures for Prometheus ---
+
+
+class Figures:
+    """What `/metrics` tells, in a registry of its own."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        named = {"registry": self.registry}
+        self.photographs = Counter(
+            "anople_photographs", "Photographs answered, by product and verdict.", ["product", "verdict"], **named
+        )
+        self.refused = Counter("anople_refused_requests", "Requests not taken, by HTTP status.", ["status"], **named)
+        self.requests = Histogram(
+            "anople_request_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ["method", "path", "status"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            **named,
+        )
+        self.batches = Histogram(
+            "anople_batch_photographs",
+            "Photographs that were judged together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            **named,
+        )
+        self.judging = Counter("anople_judging_seconds", "Time that the detector has worked.", **named)
+        self.waiting = Gauge("anople_waiting_photographs", "Photographs that wait for the detector.", **named)
+
+    def count(self, row: dict) -> None:
+        """Count an answered photograph."""
+        verdict = "error" if row.get("error") else row["label"] or "no threshold"
+        self.photographs.labels(row["class"] or "none", verdict).inc()
+
+
+# --- The thread that owns the detector ---
+
+
+class QueueFull(Exception):
+    """
+    More waits than may wait.
+
+    Args:
+        seconds: after which there should be room.
+    """
+
+    def __init__(self, seconds: int):
+        super().__init__(f"Too many photographs wait already: try again in {seconds} s.")
+        self.seconds = seconds
+
+
+class Closed(Exception):
+    """The server is being stopped."""
+
+
+@dataclass
+class Asked:
+    """A photograph that waits: its name, its bytes, the product where one was named, and the answer that is to come."""
+
+    name: str
+    content: bytes
+    product: str | None
+    answer: Future = field(default_factory=Future)
+
+
+class Judge:
+    """
+    One thread that judges what several requests ask, together.
+
+    Args:
+        detector, processor: as `load_judge` returns them.
+        batch_size: photographs judged at once.
+        limit: photographs that may wait.
+    """
+
+    def __init__(
+        self, detector: Detector, processor: AnoPLeProcessor, figures: Figures, *, batch_size: int = 8, limit: int = 64
+    ):
+        self.detector, self.processor = detector, processor
+        self.figures, self.batch_size, self.limit = figures, batch_size, limit
+        self._waiting: deque[Asked] = deque()
+        self._changed, self._closing = threading.Condition(), False
+        self._seconds_each = 0.1  # a first guess, until photographs were judged
+        figures.waiting.set_function(lambda: len(self._waiting))
+        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether photographs are taken and answered."""
+        return self._thread.is_alive() and not self._closing
+
+    def replace(self, detector: Detector, processor: AnoPLeProcessor) -> None:
+        """Judge with another state of the detector from the next batch on."""
+        with self._changed:
+            self.detector, self.processor = detector, processor
+
+    def seconds_to_wait(self) -> int:
+        """Say after how long what waits now should be answered."""
+        return max(1, math.ceil(len(self._waiting) * self._seconds_each))
+
+    def submit(self, photographs: Sequence[tuple[str, bytes]], product: str | None) -> list[Future]:
+        """
+        Let photographs wait for their turn, all or none.
+
+        Args:
+            photographs: name and bytes of each.
+            product: of all of them; `None`: predicted.
+
+        Returns:
+            A future with the [`Prediction`] of each; one that failed has its `error` set.
+
+        Raises:
+            QueueFull: if there is no room for all of them.
+            Closed: after [`close`] was called.
+        """
+        asked = [Asked(name, content, product) for name, content in photographs]
+        with self._changed:
+            if self._closing:
+                raise Closed(READY)
+            if len(self._waiting) + len(asked) > self.limit:
+                raise QueueFull(self.seconds_to_wait())
+            self._waiting.extend(asked)
+            self._changed.notify()
+        return [each.answer for each in asked]
+
+    def close(self) -> None:
+        """Take nothing new, answer what waits, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            wanted = [asked for asked in batch if asked.answer.set_running_or_notify_cancel()]
+            if not wanted:
+                continue
+            start = time.perf_counter()
+            for asked, prediction in zip(wanted, self._judge(wanted), strict=True):
+                asked.answer.set_result(prediction)
+            seconds = time.perf_counter() - start
+            self._seconds_each += 0.2 * (seconds / len(wanted) - self._seconds_each)
+            self.figures.judging.inc(seconds)
+            self.figures.batches.observe(len(wanted))
+
+    def _next_batch(self) -> list[Asked]:
+        """Wait for photographs, and a moment longer for more of them; empty when there are none and none will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._changed.wait_for(lambda: len(self._waiting) >= self.batch_size or self._closing, BATCH_WAIT)
+            batch: list[Asked] = []
+            left: deque[Asked] = deque()
+            for asked in self._waiting:  # in one batch either all products are named, or none
+                alike = not batch or (asked.product is None) == (batch[0].product is None)
+                (batch if alike and len(batch) < self.batch_size else left).append(asked)
+            self._waiting = left
+        return batch
+
+    def _judge(self, batch: list[Asked]) -> list[Prediction]:
+        """Judge photographs together; where that fails, each alone, so that one does not take the others with it."""
+        sources = [{"path": asked.name, "bytes": asked.content} for asked in batch]
+        names = [asked.product for asked in batch] if batch[0].product is not None else None
+        with self._changed:
+            detector, processor = self.detector, self.processor
+        try:
+            return list(predict(detector, processor, sources, class_names=names, batch_size=len(batch)))
+        except Exception as error:  # of whatever kind: the thread goes on, and the photograph is an error
+            if len(batch) > 1:
+                return [self._judge([asked])[0] for asked in batch]
+            logger.warning("%s could not be judged: %s", batch[0].name, one_line(error))
+            return [Prediction(sources[0], error=f"{batch[0].name}: could not be judged ({one_line(error)}).")]
+
+
+# --- What is kept of what was answered ---
+
+
+class Keeper:
+    """
+    Write what was answered into a folder: a line for each photograph, the photograph, and a picture of what is not normal.
+
+    Args:
+        folder: which holds `results.jsonl`, pictures and `photographs`; what is there stays, and lines are added.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._lock = folder, threading.Lock()
+        (folder / "photographs").mkdir(parents=True, exist_ok=True)
+        results = folder / "results.jsonl"
+        before = results.read_bytes() if results.is_file() else b""
+        self._file = results.open("a", encoding="utf-8", buffering=1)
+        if before and not before.endswith(b"\n"):  # a killed server's last line
+            self._file.write("\n")
+        self._count = before.count(b"\n")
+
+    def keep(self, row: dict, content: bytes, picture: Image.Image | None) -> None:
+        """
+        Keep a photograph, its picture if there is one, and the row, which names both.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        name = plain_name(row["path"])
+        place = self.folder / "photographs" / f"{row['id']}-{name}"
+        if not place.exists():  # the same photograph may be asked about again
+            unfinished = place.with_name(f".{secrets.token_hex(8)}.part")
+            unfinished.write_bytes(content)
+            unfinished.replace(place)
+        with self._lock:
+            self._count += 1
+            number = self._count
+        row = {**row, "file": str(place)}
+        if picture is not None:
+            row["overlay"] = str(self.folder / picture_name(number, Path(name)))
+            picture.save(row["overlay"])
+        with self._lock:
+            self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Close the file of results."""
+        self._file.close()
+
+
+def plain_name(name: str) -> str:
+    """Keep letters, digits, points and dashes of a file's name: a stranger has chosen it."""
+    kept = "".join(each if each.isalnum() or each in ".-_" else "_" for each in Path(name).name).lstrip(".")
+    stem, dot, ending = kept.rpartition(".")
+    return f"{stem[:40]}{dot}{ending[:8]}" if dot else kept[:40] or "photograph"
+
+
+# --- What is sent and answered, as `/openapi.json` describes it ---
+
+
+class Region(BaseModel):
+    """A place above the threshold."""
+
+    box: list[int] = Field(description="Left, top, right and bottom, in pixels.")
+    area: int = Field(description="Pixels.")
+    peak: float = Field(description="Its highest score.")
+    centroid: list[float] = Field(description="x and y, in pixels.")
+
+
+class Verdict(BaseModel):
+    """What is known of one photograph. One that could not be judged has `error`, and neither score nor label."""
+
+    id: str
+    time: str = Field(description="UTC, as ISO 8601 has it.")
+    path: str = Field(description="The name that the file was sent with.")
+    class_name: str | None = Field(alias="class", description="The product that it was judged as.")
+    score: float | None = Field(description="0.5 is the threshold of its product; the raw score where it has none.")
+    label: str | None = Field(
+        description="normal, anomalous or unknown product; null on an error, or without a threshold."
+    )
+    unsure: bool | None = Field(description="Called normal, and yet odder than every good photograph that is known.")
+    reason: str | None = Field(None, description="Why it is no photograph of its product.")
+    raw_score: float | None
+    p_value: float | None = Field(description="Share of good photographs that would score at least this.")
+    seconds: float | None = Field(description="Its share of the time that judging took.")
+    regions: list[Region] | None = Field(None, description="Places above the threshold, the largest peak first.")
+    overlay: str | None = Field(None, description="The heat map over the photograph, a PNG in base64, if asked for.")
+    error: str | None = Field(None, description="Why it could not be judged, and what to do.")
+
+
+class Verdicts(BaseModel):
+    """The answer to `/predict`: one entry for each photograph, in the order in which they were sent."""
+
+    results: list[Verdict]
+
+
+class ProductInfo(BaseModel):
+    """What is known of a product."""
+
+    name: str
+    photographs: int = Field(description="Good photographs that are remembered.")
+    threshold: float | None = Field(description="Raw score above which a photograph is anomalous.")
+    max_false_alarm_rate: float | None = Field(description="Share of good photographs that it was set for.")
+    promise: str | None = Field(description="What the good photographs behind the threshold can promise.")
+
+
+class Products(BaseModel):
+    """The answer to `/products`."""
+
+    products: list[ProductInfo]
+
+
+class FeedbackAsked(BaseModel):
+    """What is true of a result's part."""
+
+    id: str = Field(description="Of the result.")
+    verdict: Literal["good", "bad", "undo"] = Field(
+        description="good: one that was set aside is learned; bad: it is kept in a list; undo: takes either back."
+    )
+
+
+class FeedbackGiven(BaseModel):
+    """What came of it."""
+
+    id: str
+    verdict: str
+    learned: bool = Field(description="Whether the detector has changed.")
+    said: str
+
+
+class Health(BaseModel):
+    """The answer to `/healthz`."""
+
+    status: str
+    detector: str
+    version: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str | list[dict] = Field(description="A sentence with the remedy, or a list of fields that are wrong.")
+
+
+def _problems(*statuses: int) -> dict[int | str, dict]:
+    return {status: {"model": Problem} for status in statuses}
+
+
+class Answer(JSONResponse):
+    """JSON in ASCII, in which every number is finite: a name may hold what no UTF-8 can write."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
+# --- Who comes in ---
+
+
+class Gate:
+    """
+    Refuse requests with a body that is too large (413), or while too many are in hand (429), and time all of them.
+
+    A body that stops coming (408) holds its place no longer than that.
+
+    Args:
+        limit: requests with a body that may be in hand at once.
+        max_bytes: of a body.
+    """
+
+    def __init__(self, app: ASGIApp, *, service: "Service"):
+        self.app, self.service, self.in_hand = app, service, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            if scope["method"] == "POST":
+                await self._let_in(scope, receive, watched)
+            else:
+                await self.app(scope, receive, watched)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            figures = self.service.figures
+            figures.requests.labels(scope["method"], path, status).observe(time.perf_counter() - start)
+            if status >= 400:
+                figures.refused.labels(status).inc()
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        settings = self.service.settings
+        declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            try:
+                message = await asyncio.wait_for(receive(), settings.patience)
+            except TimeoutError:
+                text = f"Nothing has come for {settings.patience:g} s: send the request again."
+                raise HTTPException(408, text, {"Connection": "close"}) from None
+            received += len(message.get("body", b""))
+            if received > settings.max_bytes:
+                raise _too_large(settings.max_bytes)
+            return message
+
+        if self.in_hand >= settings.queue:
+            error = _come_again(QueueFull(self.service.judge.seconds_to_wait()))
+        elif declared > settings.max_bytes:
+            error = _too_large(settings.max_bytes)
+        else:
+            self.in_hand += 1
+            try:
+                await self.app(scope, counted, send)
+            finally:
+                self.in_hand -= 1
+            return
+        await _read_on(receive, settings.max_bytes)
+        await Answer({"detail": error.detail}, error.status_code, error.headers)(scope, receive, send)
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    text = f"The request has more than {max_bytes / 1e6:g} MB: send fewer or smaller photographs."
+    return HTTPException(413, text, {"Connection": "close"})
+
+
+def _come_again(error: QueueFull) -> HTTPException:
+    return HTTPException(429, str(error), {"Retry-After": str(error.seconds)})
+
+
+async def _read_on(receive: Receive, most: int) -> None:
+    """Read a body that is not wanted, up to a size: a client that still sends would not see the answer."""
+    received = 0
+    while received <= most:
+        message = await receive()
+        received += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
+
+
+# --- The service ---
+
+
+@dataclass
+class Settings:
+    """
+    How a detector is served.
+
+    Args:
+        checkpoint: folder or Hub id of a detector, or folder of an exported graph.
+        token: what must be shown to change the detector; without one nobody can.
+        output: folder to which answers, photographs and pictures are added; by default nothing is kept.
+        batch_size: photographs judged at once.
+        queue: photographs that may wait, and requests in hand.
+        max_bytes: of a request.
+        patience: seconds after which a client that sends nothing more is no longer waited for.
+        revision, device, dtype: as of `load_judge`.
+    """
+
+    checkpoint: str
+    token: str | None = None
+    output: Path | None = None
+    batch_size: int = 8
+    queue: int = 64
+    max_bytes: int = 64_000_000
+    patience: float = 30.0
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+class Service:
+    """A detector that is loaded, the thread that judges with it, and the folder of what it answered."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.figures = settings, Figures()
+        self.judge = Judge(*self._load(), self.figures, batch_size=settings.batch_size, limit=settings.queue)
+        self.keeper = Keeper(settings.output) if settings.output else None
+        self.changing = asyncio.Lock()  # one change of the detector after the other
+        # few threads that stay: each one in which torch computes has a pool of its own
+        self._drawing = ThreadPoolExecutor(DRAWING_THREADS, "drawing")
+
+    def _load(self) -> tuple[Detector, AnoPLeProcessor]:
+        settings = self.settings
+        return load_judge(settings.checkpoint, settings.revision, settings.device, settings.dtype)
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        self.judge.close()
+        self._drawing.shutdown()
+        if self.keeper:
+            self.keeper.close()
+
+    def products(self) -> list[dict]:
+        """List what is known of each product."""
+        return [_product_info(values) for values in self.judge.detector.config.products]
+
+    async def predict(self, photographs: list[tuple[str, bytes]], product: str | None, *, drawn: bool) -> list[dict]:
+        """
+        Judge photographs, name and bytes of each.
+
+        Args:
+            product: of all of them; `None`: predicted.
+            drawn: whether the rows have an `overlay`.
+
+        Raises:
+            QueueFull, Closed: as of [`Judge.submit`].
+            OSError: if the results cannot be kept.
+        """
+        futures = self.judge.submit(photographs, product)
+        predictions = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        rows = asyncio.get_running_loop().run_in_executor(self._drawing, self._rows, photographs, predictions, drawn)
+        return await rows
+
+    def _rows(self, photographs: list[tuple[str, bytes]], predictions: list[Prediction], drawn: bool) -> list[dict]:
+        rows = []
+        for (name, content), prediction in zip(photographs, predictions, strict=True):
+            full_map = None if prediction.error else prediction.full_size_map()
+            regions = None if full_map is None else prediction.find_regions(full_map)
+            row = to_row(name, prediction, regions, id=record_id(name, content=content))
+            kept = self.keeper is not None and prediction.label != "normal"
+            picture = None
+            if full_map is not None and (drawn or kept):
+                photograph = load_image(content, white_value=self.judge.processor.white_value)
+                picture = with_legend(overlay(photograph, full_map))
+            if self.keeper:
+                self.keeper.keep(row, content, picture if kept else None)
+            self.figures.count(row)
+            rows.append({**row, "overlay": _base64_of(picture)} if drawn and picture else row)
+        return rows
+
+    def enroll(self, name: str, photographs: list[tuple[str, bytes]], max_false_alarm_rate: float) -> dict:
+        """
+        Teach the detector in its folder a product, and judge with it from then on; nothing changes where that fails.
+
+        Raises:
+            ValueError: as of `enroll`, and for a detector that cannot be changed where it is.
+            OSError: if it cannot be saved.
+        """
+        folder = Path(self.settings.checkpoint)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder, so it cannot be changed: serve a detector's folder.")
+        sources = [{"path": source, "bytes": content} for source, content in photographs]
+        with locked(folder):
+            model, processor = load_detector(self.settings.checkpoint)
+            detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+            detector.enroll(name, sources, max_false_alarm_rate=max_false_alarm_rate)
+            detector.save_pretrained(folder, adapter=bool(load_config(folder).adapter_clip_sha256))
+        self.judge.replace(*self._load())
+        return next(each for each in self.products() if each["name"] == model.config.class_names[-1])
+
+    def feedback(self, id: str, verdict: Literal["good", "bad", "undo"]) -> dict:
+        """
+        Say what is true of a result's part, and judge with what the detector has learned from that.
+
+        Raises:
+            ValueError, OSError: as of `give_feedback`.
+        """
+        given = give_feedback(self.settings.checkpoint, id, verdict, results=self.settings.output)
+        if given.added:
+            self.judge.replace(*self._load())
+        return {"id": id, "verdict": verdict, "learned": given.added, "said": given.said}
+
+
+def _product_info(values: dict) -> dict:
+    record = ProductRecord.from_dict(values)
+    limit = record.threshold
+    return {
+        "name": record.name,
+        "photographs": len(record.image_vectors),
+        "threshold": limit and limit.image_threshold,
+        "max_false_alarm_rate": limit and limit.max_false_alarm_rate,
+        "promise": limit and describe_guarantee(limit),
+    }
+
+
+def _base64_of(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+async def _read(files: list[UploadFile]) -> list[tuple[str, bytes]]:
+    return [(file.filename or "photograph", await file.read()) for file in files]
+
+
+# --- The routes ---
+
+
+def _photographs_of(service: Service) -> object:
+    """Make the type of the field of photographs, which says how many there may be."""
+    most = service.settings.queue
+    return Annotated[list[UploadFile], File(min_length=1, max_length=most, description="Photographs, each a file.")]
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """
+    Load a detector, and make the application that serves it: `/predict`, `/products`, `/feedback`, `/healthz`, `/metrics`, `/docs`.
+
+    Raises:
+        ValueError: as of `load_judge`.
+    """
+    service = Service(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="AnoPLe",
+        version=__version__,
+        summary="Few-shot anomaly detection: photographs in, verdicts out.",
+        lifespan=lifespan,
+        docs_url=None,  # that page asks another server for its scripts
+        redoc_url=None,
+        default_response_class=Answer,
+    )
+    app.state.service = service
+    app.add_middleware(Gate, service=service)
+    _add_judging(app, service)
+    _add_products(app, service)
+    _add_feedback(app, service)
+    _add_watching(app, service)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(_: Request, error: StarletteHTTPException) -> Response:
+        return Answer({"detail": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_fields(_: Request, error: RequestValidationError) -> Response:
+        named = [{name: each[name] for name in ("type", "loc", "msg")} for each in error.errors()]
+        return Answer({"detail": named}, 422)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        return Answer({"detail": f"The server failed ({type(error).__name__}): its log says more."}, 500)
+
+    return app
+
+
+def _add_judging(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/predict",
+        responses={200: {"model": Verdicts}} | _problems(400, 404, 408, 413, 429, 503, 507),
+        summary="Judge one photograph or many",
+    )
+    async def judge_photographs(
+        files: _photographs_of(service),
+        product: Annotated[str, Form(description="The product of all of them; by default predicted.")] = "",
+        overlay: Annotated[bool, Form(description="Whether each answer has its heat map as a picture.")] = False,
+    ) -> Response:
+        photographs = await _read(files)
+        try:
+            if product:
+                find_class(product, service.judge.detector.config.class_names)
+        except ValueError as error:
+            raise HTTPException(404, str(error)) from error
+        try:
+            return Answer({"results": await service.predict(photographs, product or None, drawn=overlay)})
+        except QueueFull as error:
+            raise _come_again(error) from error
+        except Closed as error:
+            raise HTTPException(503, str(error)) from error
+        except OSError as error:
+            raise HTTPException(507, f"Judged, but the result cannot be kept ({error}): make room.") from error
+
+
+def _token_of(service: Service) -> Callable[[HTTPAuthorizationCredentials | None], None]:
+    """Make the check of the token, without which the detector cannot be changed."""
+    shown = HTTPBearer(auto_error=False, description="What the server was started with as --token.")
+
+    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(shown)]) -> None:
+        token = service.settings.token
+        if token is None:
+            raise HTTPException(
+                403, "This server's products cannot be changed: start it with --token, or ANOPLE_TOKEN."
+            )
+        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+            text = "The token is missing or wrong: send Authorization: Bearer TOKEN."
+            raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
+
+    return allowed
+
+
+def _add_products(app: FastAPI, service: Service) -> None:
+    @app.get("/products", responses={200: {"model": Products}}, summary="What the detector knows")
+    async def list_products() -> Response:
+        return Answer({"products": service.products()})
+
+    @app.post(
+        "/products/{name}",
+        status_code=201,
+        dependencies=[Depends(_token_of(service))],
+        responses={201: {"model": ProductInfo}} | _problems(400, 401, 403, 408, 409, 413, 429, 507),
+        summary="Teach the detector a product from good photographs",
+    )
+    async def enroll_product(
+        name: str,
+        files: _photographs_of(service),
+        max_false_alarm_rate: Annotated[
+            float,
+            Form(
+                description="Share of good photographs that may be called anomalous.", ge=LOWEST_RATE, lt=HIGHEST_RATE
+            ),
+        ] = DEFAULT_FALSE_ALARM_RATE,
+    ) -> Response:
+        photographs = await _read(files)
+        try:
+            new_name(name, service.judge.detector.config.class_names)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+        try:
+            async with service.changing:
+                return Answer(await run_in_threadpool(service.enroll, name, photographs, max_false_alarm_rate), 201)
+        except ValueError as error:
+            raise HTTPException(400, one_line(error)) from error
+        except OSError as error:
+            raise HTTPException(
+                507, f"The detector cannot be saved ({one_line(error)}): nothing was changed."
+            ) from error
+
+
+def _add_feedback(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/feedback",
+        dependencies=[Depends(_token_of(service))],
+        responses={200: {"model": FeedbackGiven}} | _problems(400, 401, 403, 404, 408, 409, 413, 429, 507),
+        summary="Say what is true of a result's part",
+    )
+    async def take_feedback(asked: FeedbackAsked) -> Response:
+        if service.settings.output is None:
+            raise HTTPException(409, "This server keeps no results: start it with --output.")
+        try:
+            await run_in_threadpool(find_row, service.settings.output, asked.id)
+        except ValueError as error:
+            raise HTTPException(404, one_line(error)) from error
+        try:
+            async with service.changing:
+                return Answer(await run_in_threadpool(service.feedback, asked.id, asked.verdict))
+        except ValueError as error:
+            raise HTTPException(409, one_line(error)) from error
+        except OSError as error:
+            raise HTTPException(507, f"It cannot be kept ({one_line(error)}): nothing was changed.") from error
+
+
+def _add_watching(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", responses={200: {"model": Health}} | _problems(503), summary="Whether photographs are taken")
+    async def health() -> Response:
+        if not service.judge.is_alive:
+            raise HTTPException(503, READY)
+        return Answer({"status": "ok", "detector": service.settings.checkpoint, "version": __version__})
+
+    @app.get("/metrics", response_class=Response, summary="Figures for Prometheus")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", response_class=HTMLResponse, summary="This interface, as a page")
+    async def page() -> Response:
+        return HTMLResponse(_page_of(app.openapi()))
+
+    @app.get("/", include_in_schema=False)
+    async def first_page() -> Response:
+        return RedirectResponse("docs")
+
+
+# --- The interface as a page that asks no other server for anything ---
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark }}
+body {{ margin: 0 auto; max-width: 46rem; padding: 1.2rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .3rem }} code {{ font-size: .95em }}
+dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem 1rem }} form {{ display: grid; gap: .6rem; max-width: 24rem }}
+</style></head><body><h1>{title}</h1><p>{summary} All of it for programs: <a href="openapi.json">openapi.json</a>.</p>
+<form action="predict" method="post" enctype="multipart/form-data">
+<label>Photographs <input type="file" name="files" accept="image/*" multiple required></label>
+<label>Product <input name="product" placeholder="predicted"></label><button>Judge</button></form>
+{routes}</body></html>"""
+
+
+def _page_of(schema: dict) -> str:
+    """Write what `/openapi.json` says as a page, with a form to try it."""
+    parts, schemas = [], schema["components"]["schemas"]
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            body = route.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
+            fields = schemas[body["$ref"].rpartition("/")[2]]["properties"] if body else {}
+            listed = [f"<dt>{html.escape(name)}</dt><dd>{html.escape(about.get('description', ''))}</dd>"
+                      for name, about in fields.items()]  # fmt: skip
+            statuses = ", ".join(sorted(route["responses"]))
+            parts.append(
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(route['summary'])}. "
+                f"Answers with {statuses}.</p><dl>{''.join(listed)}</dl>"
+            )
+    info = schema["info"]
+    return _PAGE.format(
+        title=html.escape(info["title"]), summary=html.escape(info["summary"]), routes="\n".join(parts)
+    )
+
+
+__all__ = ["Closed", "Judge", "Keeper", "QueueFull", "Service", "Settings", "make_app"]
