@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 
 SEARCH_WIDTH = 128
+CANDIDATES = 64  # that are looked at together
 
 
 @torch.no_grad()
@@ -41,13 +43,38 @@ def k_center(vectors: Tensor, limit: int) -> Tensor:
         draw = torch.randn(width, SEARCH_WIDTH, generator=torch.Generator().manual_seed(0))
         vectors = vectors @ (draw / SEARCH_WIDTH**0.5).to(vectors)
     squares, chosen = vectors.square().sum(1), [0]
-    gaps = torch.full_like(squares, torch.inf)
-    for _ in range(limit - 1):
-        center = vectors[chosen[-1]]
-        gaps = torch.minimum(gaps, squares - 2 * (vectors @ center) + squares[chosen[-1]])
-        gaps[chosen[-1]] = -torch.inf  # not twice, also where all that is left are copies
-        chosen.append(int(gaps.argmax()))
+    gaps, new = torch.full_like(squares, torch.inf), [0]
+    while True:
+        # all gaps after the new centers, in one product of matrices
+        nearest = (squares[new] - 2 * (vectors @ vectors[new].T)).amin(1) + squares
+        gaps = torch.minimum(gaps, nearest)
+        gaps[new] = -torch.inf  # not twice, also where all that is left are copies
+        if len(chosen) == limit:
+            break
+        new = _farthest(vectors, gaps, limit - len(chosen))
+        chosen += new
     return torch.tensor(sorted(chosen), device=vectors.device)
+
+
+def _farthest(vectors: Tensor, gaps: Tensor, most: int) -> list[int]:
+    """
+    Return the next centers of the greedy choice, in its order: as many as follow from the largest gaps alone.
+
+    No other vector has a larger gap than the smallest of these. Gaps only shrink, so the greedy choice takes none of the
+    others before all of these have fallen below that.
+    """
+    largest = gaps.topk(min(CANDIDATES, len(gaps)))
+    places, own, bound = largest.indices.tolist(), largest.values, largest.values[-1]
+    between = torch.cdist(vectors[places], vectors[places], compute_mode="donot_use_mm_for_euclid_dist").square()
+    own, between, found = own.cpu().numpy().copy(), between.cpu().numpy(), []
+    while len(found) < most:
+        at = int(own.argmax())
+        if found and (own[at] < bound or own[at] == -np.inf):
+            break
+        found.append(places[at])
+        own = np.minimum(own, between[at])
+        own[at] = -np.inf
+    return found
 
 
 # --- The nearest of very many unit vectors, exactly, after a look at a few directions that hold most of their length ---
