@@ -152,6 +152,8 @@ class ProductRecord:
                 raise ValueError(
                     f"{record.name!r}: {error} Copy the detector again, or enroll the product anew."
                 ) from error
+            if record.frame.is_outdated:
+                record.frame = None
         return record
 
     @property
