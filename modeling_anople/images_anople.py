@@ -83,13 +83,18 @@ def load_image(source: ImageSource, *, white_value: float | None = None) -> Imag
         white_value: overrides the white value of photographs with more than 8 bits for each channel.
 
     Raises:
-        ImageError: if it cannot be read whole, has no pixels, or values that are not finite or on another scale.
+        ImageError: if it cannot be read whole, has no pixels, values that are not finite or on another scale, or is the
+            mosaic of a color sensor.
     """
 
     def to_rgb(opened: Image.Image | np.ndarray, name: str) -> Image.Image:
         if (deep := _deep_of(opened, name, white_value)) is not None:
-            return _to_rgb(deep.in_eight_bits(white_value, name))
-        return _to_rgb(Image.fromarray(opened) if isinstance(opened, np.ndarray) else ImageOps.exif_transpose(opened))
+            image = deep.in_eight_bits(white_value, name)
+        else:
+            image = Image.fromarray(opened) if isinstance(opened, np.ndarray) else ImageOps.exif_transpose(opened)
+        if image.mode == "L" and _is_mosaic(np.asarray(image)):
+            raise ImageError(MOSAIC_REFUSAL)
+        return _to_rgb(image)
 
     return _load(source, to_rgb)
 
@@ -468,6 +473,62 @@ def _jpeg2000_bits(image: Image.Image) -> int:
     head = image.fp.read(65_536)
     place = head.find(b"\xff\x4f\xff\x51")  # where the code stream starts, followed by its sizes
     return (head[place + 42] & 0x7F) + 1 if 0 <= place < len(head) - 42 else 8
+
+
+# --- What a color sensor saw, saved as a grey picture: behind one filter each pixel knows red, green or blue alone ---
+
+
+MOSAIC_REFUSAL = (
+    "is what a color sensor saw before its pixels were made colors (a Bayer pattern), as a grey picture: let the camera "
+    "save colors, or convert it (cv2.cvtColor with cv2.COLOR_BayerRG2RGB, or the pattern of the camera)."
+)
+TILE_SIDE, BANDS = 128, 16  # pixels of a place that is looked at; of its frequencies, in each direction, as many bands
+MIDDLE = BANDS // 2  # the band of the highest frequency: two pixels are a period
+# How much stronger a mosaic is there than next to it, and than any other fine pattern, and how strong at least, of the
+# mean. Real photographs, also made smaller or larger, reach 6 at most next to it, those behind filters from 12 on.
+ABOVE_NEXT, ABOVE_FINE, LEAST_MOSAIC = 10.0, 1.25, 0.01
+
+
+def _is_mosaic(grey: np.ndarray) -> bool:
+    """
+    Whether grey values (height, width) lie behind the filters of a color sensor.
+
+    Rows and columns then change between two colors, pixel by pixel, as nothing does that a lens has drawn. A fine regular
+    grid has harmonics there, but then others too that are as strong.
+    """
+    if min(grey.shape) < TILE_SIDE:
+        return False
+    rows, columns = (side - TILE_SIDE for side in grey.shape)
+    places = [(rows * row // 4, columns * column // 4) for row, column in WINDOWS]
+    tiles = np.stack([grey[y : y + TILE_SIDE, x : x + TILE_SIDE] for y, x in places]).astype(np.float32)
+    mean, fade = tiles.mean(), np.hanning(TILE_SIDE + 1)[:-1]
+    fade = fade[:, None] * fade
+    power = (np.abs(np.fft.fft2((tiles - tiles.mean((1, 2), keepdims=True)) * fade)) ** 2).mean(0)
+    width = TILE_SIDE // BANDS
+    bands = np.roll(power, width // 2, (0, 1)).reshape(BANDS, width, BANDS, width).sum((1, 3))  # each about its middle
+    across, down = bands[0, MIDDLE], bands[MIDDLE, 0]
+    nearby = max(_mean_around(bands, 0, MIDDLE), _mean_around(bands, MIDDLE, 0))
+    weaker = min(across, down)
+    return bool(
+        weaker > (LEAST_MOSAIC * mean * fade.sum()) ** 2
+        and weaker > ABOVE_NEXT * nearby
+        and weaker > ABOVE_FINE * bands[_fine_bands()].max()
+    )
+
+
+def _mean_around(bands: np.ndarray, row: int, column: int) -> float:
+    """Average the eight bands around one; the highest frequency is followed by its mirror image."""
+    around = np.roll(bands, (1 - row, 1 - column), (0, 1))[:3, :3]
+    return float((around.sum() - around[1, 1]) / 8)
+
+
+def _fine_bands() -> np.ndarray:
+    """Say which bands hold fine patterns, and harmonics of a grid; but not those at the highest frequencies, or around these."""
+    number = np.minimum(np.arange(BANDS), BANDS - np.arange(BANDS))
+    down, across = np.meshgrid(number, number, indexing="ij")
+    is_fine = (np.hypot(down, across) >= 5) | ((down % 4 == 0) & (across % 4 == 0))
+    is_near_highest = (np.minimum(down, MIDDLE - down) <= 1) & (np.minimum(across, MIDDLE - across) <= 1)
+    return is_fine & ~is_near_highest
 
 
 # --- Masks ---
