@@ -687,8 +687,8 @@ class PicturePrint:
 
     Args:
         size: width and height.
-        small: float32 (side, side, 3), all of it.
-        windows: float32 (windows, side, side), some places at half its own scale, without their mean.
+        small: uint8 (side, side, 3), all of it.
+        windows: uint8 (windows, side, side), some places at half its own scale.
     """
 
     size: tuple[int, int]
@@ -699,9 +699,25 @@ class PicturePrint:
         """Whether the fine grain is the same too, and not only what is left in a small picture; not told of two sizes."""
         if self.size != other.size:
             return True
-        apart = ((self.windows - other.windows) ** 2).mean((1, 2))
-        own = (self.windows**2 + other.windows**2).mean((1, 2))
-        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * own)).all())
+        own, others = (each.windows - each.windows.mean((1, 2), keepdims=True) for each in (self, other))
+        apart, both = ((own - others) ** 2).mean((1, 2)), (own**2 + others**2).mean((1, 2))
+        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * both)).all())
+
+    def packed(self) -> np.ndarray:
+        """Bring it to one row of `PRINT_BYTES` numbers, uint8."""
+        size = np.frombuffer(np.array(self.size, dtype="<u4").tobytes(), dtype=np.uint8)
+        return np.concatenate([size, self.small.ravel(), self.windows.ravel()])
+
+    @classmethod
+    def unpacked(cls, row: np.ndarray) -> "PicturePrint":
+        """Read what [`packed`] wrote."""
+        size, small, windows = np.split(row, [8, 8 + 3 * PRINT_SIDE**2])
+        width, height = np.frombuffer(size.tobytes(), dtype="<u4").tolist()
+        shapes = (PRINT_SIDE, PRINT_SIDE, 3), (len(WINDOWS), WINDOW_SIDE // 2, WINDOW_SIDE // 2)
+        return cls((width, height), small.reshape(shapes[0]), windows.reshape(shapes[1]))
+
+
+PRINT_BYTES = 8 + 3 * PRINT_SIDE**2 + len(WINDOWS) * (WINDOW_SIDE // 2) ** 2
 
 
 def print_of(photograph: Image.Image) -> PicturePrint:
@@ -712,24 +728,25 @@ def print_of(photograph: Image.Image) -> PicturePrint:
     for row, column in WINDOWS:
         left, top = (width - across) * column // 4, (height - down) * row // 4
         window = photograph.crop((left, top, left + across, top + down)).convert("L")
-        half = window.resize(((across + 1) // 2, (down + 1) // 2), Image.Resampling.BOX)
-        values = np.asarray(half, dtype=np.float32)
-        windows.append(values - values.mean())
-    return PicturePrint(photograph.size, np.asarray(small, dtype=np.float32), np.stack(windows))
+        windows.append(np.asarray(window.resize((WINDOW_SIDE // 2, WINDOW_SIDE // 2), Image.Resampling.BOX)))
+    return PicturePrint(photograph.size, np.asarray(small), np.stack(windows))
 
 
-def same_pictures(prints: Sequence[PicturePrint]) -> dict[int, int]:
+def same_pictures(prints: Sequence[PicturePrint], *, known: int = 0) -> dict[int, int]:
     """
     Find photographs that are another one once more, in another file format for instance: number -> an earlier one's.
 
     The earlier one is none of those found: photographs that change little by little are not all the first one.
+
+    Args:
+        known: how many of them, the first ones, are not looked for.
     """
     if len(prints) < 2:
         return {}
-    small = torch.from_numpy(np.stack([each.small for each in prints]))
+    small = torch.from_numpy(np.stack([each.small for each in prints])).float()
     flat, coarse = small.flatten(1), F.avg_pool2d(small.permute(0, 3, 1, 2), 4).flatten(1)
     found: dict[int, int] = {}
-    for number in range(1, len(prints)):
+    for number in range(max(1, known), len(prints)):
         # means of squares differ by no more than their pixels do, so this leaves few to be compared
         near = ((coarse[:number] - coarse[number]).abs().mean(1) <= SAME_MEAN).nonzero()[:, 0]
         apart = (flat[near] - flat[number]).abs()
@@ -1139,6 +1156,7 @@ __all__ = [
     "ImageSource",
     "MaskSource",
     "ImageError",
+    "PRINT_BYTES",
     "PicturePrint",
     "NOTHING",
     "WHITE_RANGE",
