@@ -106,8 +106,8 @@ def load_mask(
     Open a mask as booleans (height, width); transparency marks nothing.
 
     Pictures of grey values, JPEG and soft borders among them, mark from half of white on. Pictures of labels - a few low
-    numbers, or a few grey values that are no soft border - mark wherever they are not 0, palettes wherever their number is
-    not 0 and not 255, which stands for "unknown". A folder of masks marks what any of them does.
+    numbers, or a few grey values that are no soft border - mark wherever they are not 0, palettes, and low numbers beside
+    255, wherever their number is not 0 and not 255, which stands for "unknown". A folder of masks marks what any of them does.
 
     Args:
         size: (height, width) of its photograph.
@@ -614,6 +614,8 @@ def _marked_values(values: np.ndarray) -> np.ndarray:
     levels = _few_levels(values)
     if levels is not None and (highest < half or _are_labels(values, levels, half)):
         return values > 0
+    if levels is not None and highest == VOID and _are_numbers(values, levels[:-1], half):
+        return (values > 0) & (values != VOID)
     return values >= half
 
 
@@ -633,6 +635,15 @@ def _are_labels(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
     shown = torch.from_numpy(values.astype(np.float32))
     near = F.max_pool2d(shown[None], 3, stride=1, padding=1)[0].numpy()
     return all((near[values == level] <= level).mean() > 0.5 for level in dim)
+
+
+def _are_numbers(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
+    """Whether all values below white are so low that nobody sees them, and yet fill areas, as noise does not."""
+    if not len(levels) or levels[-1] >= FAINT * 2 * half:
+        return False
+    shown = torch.from_numpy(values.astype(np.float32))[None]
+    highest, lowest = (sign * F.max_pool2d(sign * shown, 3, stride=1, padding=1)[0].numpy() for sign in (1, -1))
+    return all((highest == lowest)[values == level].mean() > 0.5 for level in levels)
 
 
 def _orientation_of(photograph: ImageSource) -> int:
@@ -990,7 +1001,7 @@ def image_files(
         masks: whether masks are asked for, whatever they are called.
         names: what masks are called.
     """
-    files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
+    files = [entry.name for entry in os.scandir(folder) if not _is_folder(entry)] if folder.is_dir() else []
     files = sorted(name for name in files if not name.startswith("."))
     images = [name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     passed = Counter() if passed is None else passed
@@ -1005,6 +1016,10 @@ def image_files(
     for kind in [kind for kind, count in passed.items() if not count]:
         del passed[kind]
     return [folder / name for name in images]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # a link may lead back to itself
 
 
 def masks_beside(files: Iterable[str], names: PassedNames = OF_DATA) -> dict[str, str]:

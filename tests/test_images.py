@@ -546,6 +546,7 @@ MASKS = {  # file name: picture, what it marks
     "coloured ground.png": (numbered(MARKED, [68, 1, 84, 253, 231, 37]), MARKED),
     "white ground.png": (numbered(MARKED, [255, 255, 255, 0, 0, 0]), MARKED),
     "void.png": (numbered(np.where(BAR, 255, MARKED), [0, 0, 0, 128, 0, 0]), MARKED),
+    "low numbers and void.png": (Image.fromarray(np.where(BAR, 255, MARKED * np.uint8(2))), MARKED),
     "grey.gif": (Image.fromarray(MARKED * np.uint8(255)), MARKED),
     "grey ramp.png": (
         numbered(MARKED * np.uint8(255), [value for grey in range(256) for value in (grey,) * 3]),
