@@ -423,6 +423,16 @@ def test_linked_folders_are_followed_once(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "gear"])]
     assert names == ["gear/good/day/0.png", "gear/good/other/1.png"]
     assert paths(tmp_path, "train", classes=["gear"]) == names
+    (tmp_path / "again").symlink_to(tmp_path / "gear", target_is_directory=True)
+    (tmp_path / "gear/good/self").symlink_to("self")
+    assert list_classes(tmp_path) == ["elsewhere", "gear"]
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "gear"])] == names
+
+
+def test_photographs_of_one_name_and_two_endings_are_told_of(tmp_path, caplog):
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/1.jpg", "gear/bad/1.png", "gear/bad/2.png")
+    assert [*listed(tmp_path, "test")] == ["gear/bad/1.jpg", "gear/bad/1.png", "gear/bad/2.png"]
+    assert "2 defective photographs have one of the same name beside them, which may be a mask: " in caplog.text
 
 
 MASK_NAMES = [

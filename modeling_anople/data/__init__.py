@@ -202,13 +202,18 @@ def _class_layouts(root: Path) -> dict[str, _Layout]:
             f"{root} is itself one product ({', '.join(parts)} inside): give the folder above it, {root.parent} (with "
             f"--classes {root.name} if there are others).\n{_LAYOUTS}"
         )
-    folders = [root] if single else [path for path in inside if _is_class(path)]
+    folders = [root] if single else _without_links_to_others([path for path in inside if _is_class(path)])
     folders = folders or ([root] if _images(root) else [])
     mvtec = {path for path in folders if any((path / split).is_dir() for split in ("train", *TEST_FOLDERS))}
     layouts = {_composed(path.name): (_mvtec_layout if path in mvtec else _plain_layout)(path) for path in folders}
     if len(layouts) < len(folders):
         raise ValueError(f"{root} has two folders of one name, their accents written in two ways: rename one of them.")
     return layouts
+
+
+def _without_links_to_others(folders: Sequence[Path]) -> list[Path]:
+    own = {path.resolve() for path in folders if not path.is_symlink()}
+    return [path for path in folders if not (path.is_symlink() and path.resolve() in own)]
 
 
 def _is_class(folder: Path) -> bool:
@@ -326,6 +331,14 @@ def _test_images(layout: _Layout, pattern: str | None) -> list[tuple[Path, Path 
     missing = [image for image, mask, defect in rows if mask is None and defect != "good"]
     if missing and found or missing and layout.masks:
         logger.warning("%s: no mask for %d defective images, first: %s", where, len(missing), _first(missing))
+    names = Counter((image.parent, image.stem) for image, _, defect in rows if defect != "good")
+    if twice := [image for image, mask, defect in rows if mask is None and names[image.parent, image.stem] > 1]:
+        logger.warning(
+            "%d defective photographs have one of the same name beside them, which may be a mask: %s. Move masks to "
+            "ground_truth, or rename them to STEM_mask.",
+            len(twice),
+            _first(twice),
+        )
     used = {*found.values()}
     if unmatched := [mask.path for mask in masks if mask.path not in used]:
         logger.warning("%s: %d masks match no image, first: %s", where, len(unmatched), _first(unmatched))
