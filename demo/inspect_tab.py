@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from modeling_anople import load_image
 from modeling_anople.explanation_anople import Box, Explanation
 from modeling_anople.pipeline_anople import Prediction, predict
-from modeling_anople.runtime.heat_maps import overlay, with_legend
+from modeling_anople.runtime.heat_maps import number_regions, overlay, with_legend
 from modeling_anople.runtime.outputs import inert
 
 from .examples import Examples
@@ -46,6 +46,7 @@ CROP_SIDE = 224  # pixels of a crop on the page
 CROP_MARGIN = 1.3  # sides of the box
 SMALLEST_CROP = 0.3  # of the shorter side of an image
 DISPLAY_SIDE = 1024  # pixels; larger images are shown smaller
+MOST_NUMBERED = 20  # regions of a picture: more numbers would cover it
 WELCOME = (
     '<div class="verdict waiting" role="status">No photograph yet. Click an example, or drop, paste (Ctrl+V) or take one '
     "of your own.</div>"
@@ -294,13 +295,14 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     if prediction.error:  # the product keeps an ignore mask of another size
         raise ValueError(prediction.error)
     milliseconds = 1000 * (time.perf_counter() - start)
-    shown, heat_map = draw_heat_map(image, prediction)
+    regions = prediction.find_regions()
+    shown, heat_map = draw_heat_map(image, prediction, regions or [])
     inspection = Inspection(
         name=source["path"],
         verdict=prediction.label or "no line",
         unsure=prediction.unsure,
         reason=prediction.reason,
-        regions=prediction.find_regions(),
+        regions=regions,
         score=prediction.score,
         threshold=session.threshold,
         product=prediction.class_name,
@@ -329,12 +331,20 @@ def inspect_images(session: Session, paths: list[str], product: str | None = Non
             yield Inspection(Path(path).name, error=str(error))
 
 
-def draw_heat_map(image: Image.Image, prediction: Prediction) -> tuple[Image.Image, Image.Image]:
-    """Return an image and its heat map, both at most `DISPLAY_SIDE` long: a page shows no more of them."""
+def draw_heat_map(
+    image: Image.Image, prediction: Prediction, regions: list[dict[str, Any]]
+) -> tuple[Image.Image, Image.Image]:
+    """
+    Return an image and its heat map, both at most `DISPLAY_SIDE` long: a page shows no more of them.
+
+    Regions are numbered in the order of the list, the first `MOST_NUMBERED` of them.
+    """
     shown = image.copy()
     shown.thumbnail((DISPLAY_SIDE, DISPLAY_SIDE))
     anomaly_map = dataclasses.replace(prediction, size=shown.size[::-1]).full_size_map()
-    return shown, overlay(shown, anomaly_map)
+    heat_map, scale = overlay(shown, anomaly_map), shown.width / image.width
+    number_regions(heat_map, [[scale * value for value in each["box"]] for each in regions[:MOST_NUMBERED]])
+    return shown, heat_map
 
 
 # --- Why an image got its score ---

@@ -38,7 +38,8 @@ class Inspection:
         error: why it could not be judged; everything below is then `None`.
         verdict: "normal", "anomalous" or "unknown product"; "no line" where the product has no threshold.
         reason: why the image is no photograph of its product, whatever its score; `None` where it may be one.
-        regions: what is above the threshold, largest peak first: `box`, `area`, `peak` and `centroid` of each.
+        regions: what is above the threshold, largest peak first, as numbered on the heat map: `box`, `area`, `peak` and
+            `centroid` of each.
         unsure: whether it is called normal, and yet is odder than every good image that was taught.
         score: within 0 and 1 where the product is calibrated, to 0.5; else the raw score.
         threshold: what the score was held against.

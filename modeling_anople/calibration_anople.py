@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -539,34 +540,53 @@ class FrameNumber(NamedTuple):
     most: float
 
 
-# Margins: from good photographs of five products, and frames without light, without a part and out of focus.
+TOO_DARK, TOO_BRIGHT, OUT_OF_FOCUS = "too dark", "brighter than anything taught", "out of focus"
+
+# The first that lies outside is the reason. Margins: from good photographs of five products, and frames made of them
+# without light, without a part, in other light and out of focus.
 FRAME_NUMBERS = (
-    FrameNumber("too dark", "brighter than anything taught", 0.5, 1.5),  # stops
-    FrameNumber("less contrast than anything taught", None, 1.0, 3.0),  # halvings
-    FrameNumber("out of focus", None, 0.8, 1.2),  # halvings
-    FrameNumber("less red than anything taught", "more red than anything taught", 0.1, 0.4),
-    FrameNumber("less blue than anything taught", "more blue than anything taught", 0.1, 0.4),
+    FrameNumber(TOO_DARK, TOO_BRIGHT, 0.5, 1.5),  # mean, in stops
+    FrameNumber(TOO_DARK, None, 0.5, 0.8),  # brightest places, in stops
+    FrameNumber(None, TOO_BRIGHT, 0.05, 0.08),  # share that is white
+    FrameNumber("less contrast than anything taught", None, 1.2, 2.0),  # halvings
+    FrameNumber(OUT_OF_FOCUS, None, 0.8, 1.2),  # halvings
+    FrameNumber(None, TOO_BRIGHT, 0.5, 0.7),  # darkest places, in stops
+    FrameNumber("less red than anything taught", "more red than anything taught", 0.25, 0.3),  # stops
+    FrameNumber("less blue than anything taught", "more blue than anything taught", 0.25, 0.3),  # stops
 )
+BRIGHTEST, DARKEST, SHARPEST = 0.05, 0.02, 0.01  # shares of the pixels
+WHITE, MOST_WHITE = 0.98, 0.1  # more white than this share belongs to the product
 
 
 def frame_numbers(pixels: Tensor) -> list[float]:
     """
     Describe a frame, (3, height, width) of values within 0 and 1, by the numbers of `FRAME_NUMBERS`.
 
-    Exposure and contrast are logarithms to base 2, of mean and deviation of the grey values; sharpness is that of the finest
-    detail beside what is coarser; red and blue are how much there is more of them than of green.
+    Mean, brightest and darkest grey values, contrast (their deviation), and red and blue beside green are logarithms to
+    base 2, and so is sharpness: the strongest fine detail beside the brightest values. What lies at the ends says
+    more than a mean does, where products differ in how much of a frame is bright, or has edges.
     """
     pixels = pixels.detach().float().cpu().clamp(0, 1)
     grey = (pixels * torch.tensor(GREY_WEIGHTS)[:, None, None]).sum(0)
-    softer = _box_blur(grey, 3)
-    fine = float((grey - softer).abs().mean())
-    coarse = float((softer - _box_blur(softer, 9)).abs().mean())
-    exposure, contrast = float(grey.mean().clamp(min=0)), float(grey.std(correction=0))
-    # a thirtieth of the contrast is what blur leaves of the coarser detail, too
-    sharpness = (fine + 1e-4) / (coarse + contrast / 30 + 1e-4)
-    red, green, blue = pixels.flatten(1).mean(1).tolist()
-    logs = [math.log2(exposure + 0.02), math.log2(contrast + 0.005), math.log2(sharpness)]
-    return [*logs, red - green, blue - green]
+    bright, dark = _mean_of_most(grey, BRIGHTEST), 1 - _mean_of_most(1 - grey, DARKEST)
+    sharp = _mean_of_most((grey - _box_blur(grey, 5)).abs(), SHARPEST)
+    red, green, blue = (pixels.flatten(1).mean(1) + 0.02).log2().tolist()
+    return [
+        math.log2(float(grey.mean()) + 0.02),
+        math.log2(bright + 0.02),
+        min(float((grey >= WHITE).float().mean()), MOST_WHITE),
+        math.log2(float(grey.std(correction=0)) + 0.005),
+        math.log2((sharp + 0.001) / (bright + 0.02)),
+        math.log2(dark + 0.05),
+        red - green,
+        blue - green,
+    ]
+
+
+def _mean_of_most(values: Tensor, share: float) -> float:
+    """Average the largest share of some values."""
+    count = math.ceil(share * values.numel())
+    return float(np.partition(values.flatten().numpy(), -count)[-count:].mean())
 
 
 def _box_blur(grey: Tensor, side: int) -> Tensor:
@@ -596,9 +616,9 @@ class FrameLimits:
     def __post_init__(self):
         sizes = {len(each) for each in self.lists}
         finite = all(isinstance(value, (int, float)) and math.isfinite(value) for each in self.lists for value in each)
-        if self.count < 1 or sizes != {len(FRAME_NUMBERS)} or not finite or min(self.squares) < 0:
+        if self.count < 1 or len(sizes) > 1 or 0 in sizes or not finite or min(self.squares) < 0:
             raise ValueError(
-                f"the frame of a product must have {len(FRAME_NUMBERS)} finite numbers of at least 1 image, got {self}."
+                f"the frame of a product must have as many finite numbers in each list, of at least 1 image, got {self}."
             )
 
     @classmethod
@@ -614,6 +634,11 @@ class FrameLimits:
             squares = squares + before[3] + apart**2 * count * known.count / both
             mean, count = before[2] + apart * count / both, both
         return cls(count, *(each.tolist() for each in (lowest, highest, mean, squares)))
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an earlier version described frames by other numbers."""
+        return len(self.mean) != len(FRAME_NUMBERS)
 
     @property
     def lists(self) -> tuple[list[float], ...]:

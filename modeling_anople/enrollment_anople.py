@@ -79,6 +79,11 @@ class NormalImages:
     digests: list[str]
     prints: list[PicturePrint]
 
+    @property
+    def traces(self) -> dict[str, list]:
+        """What the log keeps of them to know them again."""
+        return {"digests": self.digests, "prints": self.prints}
+
     def common_mask(self, given: IgnoreMasks) -> np.ndarray | None:
         """Return what is ignored on all of them, where one mask was given that marks anything."""
         mask = None if isinstance(given, (list, tuple)) else self.images[0].ignore_mask
@@ -348,7 +353,7 @@ def enroll(
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
-        products.log("enroll", class_name, files=normals.files, digests=normals.digests, date=date)
+        products.log("enroll", class_name, files=normals.files, **normals.traces, date=date)
     processor.class_names = list(config.class_names)
     return threshold
 
@@ -378,7 +383,7 @@ def add_normals(
         _reject_known(model, normals, class_id)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
         name = model.products[class_id].name
-        model.products.log("add_normals", name, files=normals.files, digests=normals.digests, date=date)
+        model.products.log("add_normals", name, files=normals.files, **normals.traces, date=date)
     return threshold
 
 
@@ -430,7 +435,7 @@ def calibrate(
             threshold = recalibrate_product(
                 model, normals.images, class_id, max_false_alarm_rate=rate, batch_size=batch_size
             )
-            model.products.log("calibrate", product.name, files=normals.files, digests=normals.digests, date=date)
+            model.products.log("calibrate", product.name, files=normals.files, **normals.traces, date=date)
     return threshold
 
 
@@ -528,8 +533,11 @@ def _open_more(
 
 
 def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
-    """Refuse images that a product knows already."""
+    """Refuse images that a product knows already, be it in another file format."""
     reject_duplicates(normals, known_digests(model.config.history, model.products[class_id].name))
+    known = model.products[class_id].unpacked_prints()
+    again = same_pictures([*known, *normals.prints], known=len(known))
+    _reject([_name(normals.files, number - len(known)) for number in again])
     reject_near_duplicates(model, normals, class_id)
 
 

@@ -83,13 +83,18 @@ def load_image(source: ImageSource, *, white_value: float | None = None) -> Imag
         white_value: overrides the white value of photographs with more than 8 bits for each channel.
 
     Raises:
-        ImageError: if it cannot be read whole, has no pixels, or values that are not finite or on another scale.
+        ImageError: if it cannot be read whole, has no pixels, values that are not finite or on another scale, or is the
+            mosaic of a color sensor.
     """
 
     def to_rgb(opened: Image.Image | np.ndarray, name: str) -> Image.Image:
         if (deep := _deep_of(opened, name, white_value)) is not None:
-            return _to_rgb(deep.in_eight_bits(white_value, name))
-        return _to_rgb(Image.fromarray(opened) if isinstance(opened, np.ndarray) else ImageOps.exif_transpose(opened))
+            image = deep.in_eight_bits(white_value, name)
+        else:
+            image = Image.fromarray(opened) if isinstance(opened, np.ndarray) else ImageOps.exif_transpose(opened)
+        if image.mode == "L" and _is_mosaic(np.asarray(image)):
+            raise ImageError(MOSAIC_REFUSAL)
+        return _to_rgb(image)
 
     return _load(source, to_rgb)
 
@@ -101,8 +106,8 @@ def load_mask(
     Open a mask as booleans (height, width); transparency marks nothing.
 
     Pictures of grey values, JPEG and soft borders among them, mark from half of white on. Pictures of labels - a few low
-    numbers, or a few grey values that are no soft border - mark wherever they are not 0, palettes wherever their number is
-    not 0 and not 255, which stands for "unknown". A folder of masks marks what any of them does.
+    numbers, or a few grey values that are no soft border - mark wherever they are not 0, palettes, and low numbers beside
+    255, wherever their number is not 0 and not 255, which stands for "unknown". A folder of masks marks what any of them does.
 
     Args:
         size: (height, width) of its photograph.
@@ -470,6 +475,62 @@ def _jpeg2000_bits(image: Image.Image) -> int:
     return (head[place + 42] & 0x7F) + 1 if 0 <= place < len(head) - 42 else 8
 
 
+# --- What a color sensor saw, saved as a grey picture: behind one filter each pixel knows red, green or blue alone ---
+
+
+MOSAIC_REFUSAL = (
+    "is what a color sensor saw before its pixels were made colors (a Bayer pattern), as a grey picture: let the camera "
+    "save colors, or convert it (cv2.cvtColor with cv2.COLOR_BayerRG2RGB, or the pattern of the camera)."
+)
+TILE_SIDE, BANDS = 128, 16  # pixels of a place that is looked at; of its frequencies, in each direction, as many bands
+MIDDLE = BANDS // 2  # the band of the highest frequency: two pixels are a period
+# How much stronger a mosaic is there than next to it, and than any other fine pattern, and how strong at least, of the
+# mean. Real photographs, also made smaller or larger, reach 6 at most next to it, those behind filters from 12 on.
+ABOVE_NEXT, ABOVE_FINE, LEAST_MOSAIC = 10.0, 1.25, 0.01
+
+
+def _is_mosaic(grey: np.ndarray) -> bool:
+    """
+    Whether grey values (height, width) lie behind the filters of a color sensor.
+
+    Rows and columns then change between two colors, pixel by pixel, as nothing does that a lens has drawn. A fine regular
+    grid has harmonics there, but then others too that are as strong.
+    """
+    if min(grey.shape) < TILE_SIDE:
+        return False
+    rows, columns = (side - TILE_SIDE for side in grey.shape)
+    places = [(rows * row // 4, columns * column // 4) for row, column in WINDOWS]
+    tiles = np.stack([grey[y : y + TILE_SIDE, x : x + TILE_SIDE] for y, x in places]).astype(np.float32)
+    mean, fade = tiles.mean(), np.hanning(TILE_SIDE + 1)[:-1]
+    fade = fade[:, None] * fade
+    power = (np.abs(np.fft.fft2((tiles - tiles.mean((1, 2), keepdims=True)) * fade)) ** 2).mean(0)
+    width = TILE_SIDE // BANDS
+    bands = np.roll(power, width // 2, (0, 1)).reshape(BANDS, width, BANDS, width).sum((1, 3))  # each about its middle
+    across, down = bands[0, MIDDLE], bands[MIDDLE, 0]
+    nearby = max(_mean_around(bands, 0, MIDDLE), _mean_around(bands, MIDDLE, 0))
+    weaker = min(across, down)
+    return bool(
+        weaker > (LEAST_MOSAIC * mean * fade.sum()) ** 2
+        and weaker > ABOVE_NEXT * nearby
+        and weaker > ABOVE_FINE * bands[_fine_bands()].max()
+    )
+
+
+def _mean_around(bands: np.ndarray, row: int, column: int) -> float:
+    """Average the eight bands around one; the highest frequency is followed by its mirror image."""
+    around = np.roll(bands, (1 - row, 1 - column), (0, 1))[:3, :3]
+    return float((around.sum() - around[1, 1]) / 8)
+
+
+def _fine_bands() -> np.ndarray:
+    """Say which bands hold fine patterns, and harmonics of a grid; but not those at the highest frequencies, or around these."""
+    number = np.minimum(np.arange(BANDS), BANDS - np.arange(BANDS))
+    down, across = np.meshgrid(number, number, indexing="ij")
+    is_fine = (np.hypot(down, across) >= 5) | ((down % 4 == 0) & (across % 4 == 0))
+    is_near_highest = (np.minimum(down, MIDDLE - down) <= 1) & (np.minimum(across, MIDDLE - across) <= 1)
+    return is_fine & ~is_near_highest
+
+
 # --- Masks ---
 
 
@@ -553,6 +614,8 @@ def _marked_values(values: np.ndarray) -> np.ndarray:
     levels = _few_levels(values)
     if levels is not None and (highest < half or _are_labels(values, levels, half)):
         return values > 0
+    if levels is not None and highest == VOID and _are_numbers(values, levels[:-1], half):
+        return (values > 0) & (values != VOID)
     return values >= half
 
 
@@ -572,6 +635,15 @@ def _are_labels(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
     shown = torch.from_numpy(values.astype(np.float32))
     near = F.max_pool2d(shown[None], 3, stride=1, padding=1)[0].numpy()
     return all((near[values == level] <= level).mean() > 0.5 for level in dim)
+
+
+def _are_numbers(values: np.ndarray, levels: np.ndarray, half: float) -> bool:
+    """Whether all values below white are so low that nobody sees them, and yet fill areas, as noise does not."""
+    if not len(levels) or levels[-1] >= FAINT * 2 * half:
+        return False
+    shown = torch.from_numpy(values.astype(np.float32))[None]
+    highest, lowest = (sign * F.max_pool2d(sign * shown, 3, stride=1, padding=1)[0].numpy() for sign in (1, -1))
+    return all((highest == lowest)[values == level].mean() > 0.5 for level in levels)
 
 
 def _orientation_of(photograph: ImageSource) -> int:
@@ -626,8 +698,8 @@ class PicturePrint:
 
     Args:
         size: width and height.
-        small: float32 (side, side, 3), all of it.
-        windows: float32 (windows, side, side), some places at half its own scale, without their mean.
+        small: uint8 (side, side, 3), all of it.
+        windows: uint8 (windows, side, side), some places at half its own scale.
     """
 
     size: tuple[int, int]
@@ -638,9 +710,25 @@ class PicturePrint:
         """Whether the fine grain is the same too, and not only what is left in a small picture; not told of two sizes."""
         if self.size != other.size:
             return True
-        apart = ((self.windows - other.windows) ** 2).mean((1, 2))
-        own = (self.windows**2 + other.windows**2).mean((1, 2))
-        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * own)).all())
+        own, others = (each.windows - each.windows.mean((1, 2), keepdims=True) for each in (self, other))
+        apart, both = ((own - others) ** 2).mean((1, 2)), (own**2 + others**2).mean((1, 2))
+        return bool((apart <= np.maximum(SAME_GRAIN**2, SAME_SHARE * both)).all())
+
+    def packed(self) -> np.ndarray:
+        """Bring it to one row of `PRINT_BYTES` numbers, uint8."""
+        size = np.frombuffer(np.array(self.size, dtype="<u4").tobytes(), dtype=np.uint8)
+        return np.concatenate([size, self.small.ravel(), self.windows.ravel()])
+
+    @classmethod
+    def unpacked(cls, row: np.ndarray) -> "PicturePrint":
+        """Read what [`packed`] wrote."""
+        size, small, windows = np.split(row, [8, 8 + 3 * PRINT_SIDE**2])
+        width, height = np.frombuffer(size.tobytes(), dtype="<u4").tolist()
+        shapes = (PRINT_SIDE, PRINT_SIDE, 3), (len(WINDOWS), WINDOW_SIDE // 2, WINDOW_SIDE // 2)
+        return cls((width, height), small.reshape(shapes[0]), windows.reshape(shapes[1]))
+
+
+PRINT_BYTES = 8 + 3 * PRINT_SIDE**2 + len(WINDOWS) * (WINDOW_SIDE // 2) ** 2
 
 
 def print_of(photograph: Image.Image) -> PicturePrint:
@@ -651,24 +739,25 @@ def print_of(photograph: Image.Image) -> PicturePrint:
     for row, column in WINDOWS:
         left, top = (width - across) * column // 4, (height - down) * row // 4
         window = photograph.crop((left, top, left + across, top + down)).convert("L")
-        half = window.resize(((across + 1) // 2, (down + 1) // 2), Image.Resampling.BOX)
-        values = np.asarray(half, dtype=np.float32)
-        windows.append(values - values.mean())
-    return PicturePrint(photograph.size, np.asarray(small, dtype=np.float32), np.stack(windows))
+        windows.append(np.asarray(window.resize((WINDOW_SIDE // 2, WINDOW_SIDE // 2), Image.Resampling.BOX)))
+    return PicturePrint(photograph.size, np.asarray(small), np.stack(windows))
 
 
-def same_pictures(prints: Sequence[PicturePrint]) -> dict[int, int]:
+def same_pictures(prints: Sequence[PicturePrint], *, known: int = 0) -> dict[int, int]:
     """
     Find photographs that are another one once more, in another file format for instance: number -> an earlier one's.
 
     The earlier one is none of those found: photographs that change little by little are not all the first one.
+
+    Args:
+        known: how many of them, the first ones, are not looked for.
     """
     if len(prints) < 2:
         return {}
-    small = torch.from_numpy(np.stack([each.small for each in prints]))
+    small = torch.from_numpy(np.stack([each.small for each in prints])).float()
     flat, coarse = small.flatten(1), F.avg_pool2d(small.permute(0, 3, 1, 2), 4).flatten(1)
     found: dict[int, int] = {}
-    for number in range(1, len(prints)):
+    for number in range(max(1, known), len(prints)):
         # means of squares differ by no more than their pixels do, so this leaves few to be compared
         near = ((coarse[:number] - coarse[number]).abs().mean(1) <= SAME_MEAN).nonzero()[:, 0]
         apart = (flat[near] - flat[number]).abs()
@@ -912,7 +1001,7 @@ def image_files(
         masks: whether masks are asked for, whatever they are called.
         names: what masks are called.
     """
-    files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()] if folder.is_dir() else []
+    files = [entry.name for entry in os.scandir(folder) if not _is_folder(entry)] if folder.is_dir() else []
     files = sorted(name for name in files if not name.startswith("."))
     images = [name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     passed = Counter() if passed is None else passed
@@ -927,6 +1016,10 @@ def image_files(
     for kind in [kind for kind, count in passed.items() if not count]:
         del passed[kind]
     return [folder / name for name in images]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # a link may lead back to itself
 
 
 def masks_beside(files: Iterable[str], names: PassedNames = OF_DATA) -> dict[str, str]:
@@ -1078,6 +1171,7 @@ __all__ = [
     "ImageSource",
     "MaskSource",
     "ImageError",
+    "PRINT_BYTES",
     "PicturePrint",
     "NOTHING",
     "WHITE_RANGE",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .calibration_anople import FrameLimits, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig, leads_elsewhere
-from .images_anople import ImageError
+from .images_anople import PRINT_BYTES, ImageError, PicturePrint
 from .memory_anople import MemoryBank
 
 
@@ -129,6 +129,7 @@ class ProductRecord:
         ignore_mask_size: (height, width) of the ignore mask that it keeps, `None` without one.
         threshold: fitted from its normals, `None` before.
         frame: what the frames of its normals are like as wholes, `None` before and in detectors of earlier versions.
+        print_count: of how many photographs that it was given it is kept what tells them from others.
     """
 
     name: str
@@ -138,6 +139,7 @@ class ProductRecord:
     ignore_mask_size: list[int] | None = None
     threshold: ProductThreshold | None = None
     frame: FrameLimits | None = None
+    print_count: int = 0
 
     @classmethod
     def from_dict(cls, values: dict) -> "ProductRecord":
@@ -152,6 +154,8 @@ class ProductRecord:
                 raise ValueError(
                     f"{record.name!r}: {error} Copy the detector again, or enroll the product anew."
                 ) from error
+            if record.frame.is_outdated:
+                record.frame = None
         return record
 
     @property
@@ -167,7 +171,8 @@ class Product(nn.Module):
 
     Tensors: `bank` (see [`MemoryBank`]); `prompt_ids` (2, length) tokens of its normal and its abnormal prompt;
     `text_embeddings` (2, joint width) of them, unit length; `prototype` (joint width), the mean global feature of its
-    normals; `ignore_mask`, packed eight pixels to a byte in reading order, `None` without one.
+    normals; `ignore_mask`, packed eight pixels to a byte in reading order, `None` without one; `prints` (photographs,
+    `PRINT_BYTES`) of the photographs that it was given, packed, `None` without any.
     """
 
     def __init__(self, record: ProductRecord, config: AnoPLeConfig):
@@ -185,6 +190,8 @@ class Product(nn.Module):
         self.register_buffer("prototype", torch.zeros(width))
         packed = torch.zeros(record.mask_bytes, dtype=torch.uint8)
         self.register_buffer("ignore_mask", packed if record.ignore_mask_size else None)
+        prints = torch.zeros(record.print_count, PRINT_BYTES, dtype=torch.uint8)
+        self.register_buffer("prints", prints if record.print_count else None)
 
     @property
     def name(self) -> str:
@@ -199,7 +206,12 @@ class Product(nn.Module):
         """Bring the record to what the tensors are now, and return it as an entry of `config.products`."""
         self.record.image_vectors = list(self.bank.image_vectors)
         self.record.has_boxes = self.bank.boxes is not None
+        self.record.print_count = 0 if self.prints is None else len(self.prints)
         return asdict(self.record)
+
+    def unpacked_prints(self) -> list[PicturePrint]:
+        """Return what is kept of the photographs that it was given."""
+        return [] if self.prints is None else [PicturePrint.unpacked(row) for row in self.prints.cpu().numpy()]
 
     def unpacked_mask(self) -> np.ndarray | None:
         """Return the ignore mask (height, width) as booleans, `None` without one."""
@@ -343,7 +355,7 @@ class ProductStore(nn.ModuleList):
             layers, _, width = product.bank.vectors.shape
             product.bank = MemoryBank(layers, width).to(product.bank.vectors)
             product.prototype, product.record.threshold = torch.zeros_like(product.prototype), None
-            product.record.frame = None
+            product.record.frame = product.prints = None
         self.config.history, self.config.pooled_threshold = [], None
         self.write()
 
@@ -377,12 +389,14 @@ class ProductStore(nn.ModuleList):
         *,
         files: Sequence[str | None] = (),
         digests: Sequence[str] = (),
+        prints: Sequence[PicturePrint] = (),
         date: str | None = None,
     ) -> None:
         """
         Write into the history what was done to a product, when, from which files, and where its threshold lies now.
 
-        File names stand there without their folders; `digests` are of the images' pixels.
+        File names stand there without their folders; `digests` are of the images' pixels. `prints` of them are kept with
+        the product.
         """
         names = self.config.class_names
         product = self[names.index(class_name)] if class_name in names else None
@@ -399,6 +413,10 @@ class ProductStore(nn.ModuleList):
             "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
         }
         self.config.history = [*self.config.history, entry]
+        if prints:
+            rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)
+            product.prints = rows if product.prints is None else torch.cat([product.prints, rows])
+            self.write()
 
     def write(self) -> None:
         """Let the config say what is held."""

@@ -15,6 +15,7 @@ from transformers import CLIPConfig
 
 from modeling_anople import AnoPLeConfig
 from modeling_anople.calibration_anople import (
+    FRAME_NUMBERS,
     LONE_DEGREES,
     LONE_SHIFT,
     LONE_SPREAD,
@@ -494,13 +495,20 @@ def textured(seed: int, *, light: float = 1.0, blur: int = 1) -> torch.Tensor:
     return (light * pixels).clamp(0, 1)
 
 
+def blurred(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
+    weights = torch.exp(-((torch.arange(-24, 25) / sigma) ** 2) / 2)
+    weights = weights / weights.sum()
+    padded = torch.nn.functional.pad(pixels[None], (24,) * 4, mode="reflect").transpose(0, 1)
+    return torch.nn.functional.conv2d(padded, weights.outer(weights)[None, None])[:, 0]
+
+
 DEAD_FRAMES = {
     "too dark": torch.zeros(3, 96, 96),
     "brighter than anything taught": textured(9, light=2),
     "less contrast than anything taught": textured(9).mean((1, 2), keepdim=True).expand(3, 96, 96),
     "out of focus": textured(9, blur=7),
     "more red than anything taught": textured(9) + torch.tensor([0.2, -0.1, 0])[:, None, None],
-    "more blue than anything taught": textured(9) + torch.tensor([0, -0.08, 0.2])[:, None, None],
+    "more blue than anything taught": textured(9) + torch.tensor([0, 0, 0.2])[:, None, None],
 }
 
 
@@ -510,6 +518,58 @@ def test_a_frame_unlike_those_that_were_taught_is_named(count, reason):
     limits = FrameLimits.of([frame_numbers(textured(seed)) for seed in range(count)])
     assert all(limits.fault(frame_numbers(textured(seed))) is None for seed in range(50, 60))
     assert limits.fault(frame_numbers(DEAD_FRAMES[reason])) == reason
+
+
+def drawn_board(seed: int) -> torch.Tensor:
+    """A frame (3, 96, 96) of black and white alone, in shares that differ from board to board."""
+    generator = torch.Generator().manual_seed(seed)
+    share = 0.3 + 0.5 * torch.rand(1, generator=generator)
+    coarse = (torch.rand(12, 12, generator=generator) < share).float()
+    return coarse.repeat_interleave(8, 0).repeat_interleave(8, 1).expand(3, -1, -1)
+
+
+def faint_part(seed: int) -> torch.Tensor:
+    """A bright frame (3, 96, 96) of little contrast, and with a dark spot, that changes little when all becomes white."""
+    pixels = 0.65 + 0.1 * textured(seed)
+    pixels[:, 20:36, 20:36] -= 0.3
+    return pixels
+
+
+def on_white(seed: int) -> torch.Tensor:
+    """A frame (3, 96, 96) with a dark part on a white ground, which hardly changes where there is more light."""
+    pixels = torch.ones(3, 96, 96)
+    pixels[:, 24:72, 24:72] = 0.5 * textured(seed)[:, 24:72, 24:72]
+    return pixels
+
+
+@pytest.mark.parametrize("count", [1, 4, 30])
+@pytest.mark.parametrize(
+    ("part", "factor", "reason"),
+    [
+        (drawn_board, 0.5, "too dark"),
+        (drawn_board, 0.25, "too dark"),
+        (faint_part, 2, "brighter than anything taught"),
+        (faint_part, 0.5, "too dark"),
+        (on_white, 2, "brighter than anything taught"),
+        (on_white, 0.5, "too dark"),
+    ],
+)
+def test_other_light_is_named_whatever_share_of_a_frame_is_bright(count, part, factor, reason):
+    limits = FrameLimits.of([frame_numbers(part(seed)) for seed in range(count)])
+    for seed in range(50, 60):
+        assert limits.fault(frame_numbers(part(seed))) is None
+        assert limits.fault(frame_numbers((factor * part(seed)).clamp(0, 1))) == reason
+
+
+@pytest.mark.parametrize("sigma", [3, 6])
+@pytest.mark.parametrize("part", [drawn_board, faint_part, on_white, textured])
+def test_a_frame_out_of_focus_is_named_however_much_detail_there_is(part, sigma):
+    limits = FrameLimits.of([frame_numbers(part(seed)) for seed in range(4)])
+    for seed in range(50, 60):
+        assert limits.fault(frame_numbers(blurred(part(seed), sigma))) in (
+            "out of focus",
+            "less contrast than anything taught",
+        )
 
 
 def test_frames_that_come_later_are_learned_as_if_all_had_come_at_once():
@@ -526,11 +586,13 @@ def test_frames_that_come_later_are_learned_as_if_all_had_come_at_once():
 )
 def test_limits_of_frames_that_cannot_be_are_refused(change):
     limits = FrameLimits.of([frame_numbers(textured(0))])
-    with pytest.raises(ValueError, match="the frame of a product must have 5 finite numbers of at least 1 image"):
+    with pytest.raises(
+        ValueError, match="the frame of a product must have as many finite numbers in each list, of at least 1 image"
+    ):
         dataclasses.replace(limits, **change)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(len(FRAME_NUMBERS)))
 def test_a_frame_whose_number_is_not_one_is_at_fault(number):
     frame = frame_numbers(textured(0))
     limits = FrameLimits.of([frame])

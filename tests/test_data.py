@@ -347,6 +347,16 @@ def test_good_photographs_lie_in_folders_of_any_usual_name(tmp_path, good):
     }
 
 
+def test_the_folders_of_a_data_set_are_found_in_any_case(tmp_path):
+    pictures(tmp_path, "gear/Train/Good/monday/0.JPG", "gear/TEST/Scratch/a b.JPG", "gear/TEST/GOOD/tuesday/7.JPG")
+    pictures(tmp_path, "gear/Ground_Truth/Scratch/a b_mask.png")
+    assert listed(tmp_path, "train") == {"gear/Train/Good/monday/0.JPG": ("good", None)}
+    assert listed(tmp_path, "test") == {
+        "gear/TEST/GOOD/tuesday/7.JPG": ("good", None),
+        "gear/TEST/Scratch/a b.JPG": ("Scratch", "gear/Ground_Truth/Scratch/a b_mask.png"),
+    }
+
+
 def test_good_photographs_lie_straight_in_train_or_in_a_folder_for_each_day(tmp_path):
     pictures(tmp_path, "flat/train/0.png", "flat/test/bad/1.png")
     pictures(tmp_path, "days/train/good/monday/0.png", "days/train/good/tuesday/0.png", "days/test/bad/monday/0.png")
@@ -423,6 +433,16 @@ def test_linked_folders_are_followed_once(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "gear"])]
     assert names == ["gear/good/day/0.png", "gear/good/other/1.png"]
     assert paths(tmp_path, "train", classes=["gear"]) == names
+    (tmp_path / "again").symlink_to(tmp_path / "gear", target_is_directory=True)
+    (tmp_path / "gear/good/self").symlink_to("self")
+    assert list_classes(tmp_path) == ["elsewhere", "gear"]
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path / "gear"])] == names
+
+
+def test_photographs_of_one_name_and_two_endings_are_told_of(tmp_path, caplog):
+    pictures(tmp_path, "gear/good/0.png", "gear/bad/1.jpg", "gear/bad/1.png", "gear/bad/2.png")
+    assert [*listed(tmp_path, "test")] == ["gear/bad/1.jpg", "gear/bad/1.png", "gear/bad/2.png"]
+    assert "2 defective photographs have one of the same name beside them, which may be a mask: " in caplog.text
 
 
 MASK_NAMES = [

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, features
 
 from modeling_anople import ImageError, load_image
+from modeling_anople.data.drawn_products import PRODUCTS, draw_product
 from modeling_anople.images_anople import act_on_each, heif_is_installed, load_ignore_mask, load_mask
 
 
@@ -255,6 +256,40 @@ def test_heic_and_raw_files_are_refused_with_what_converts_them(tmp_path):
     (tmp_path / "a.NEF").write_bytes(encoded_preview)  # Pillow reads the small picture inside
     with pytest.raises(ImageError, match=r"a\.NEF: is a raw file of a camera: export it as 16-bit TIFF or PNG"):
         load_image(tmp_path / "a.NEF")
+
+
+def behind_filters(photograph: Image.Image, pattern: str) -> np.ndarray:
+    """What a color sensor sees of a photograph: of each pixel one color alone, less red and blue than green."""
+    colors = np.asarray(photograph) * np.array([0.6, 1.0, 0.7])
+    seen = np.zeros(colors.shape[:2], dtype=np.uint8)
+    for place, color in enumerate(pattern):
+        row, column = divmod(place, 2)
+        seen[row::2, column::2] = colors[row::2, column::2, "RGB".index(color)]
+    return seen
+
+
+@pytest.mark.parametrize("pattern", ["RGGB", "GRBG", "BGGR"])
+def test_what_a_color_sensor_saw_is_no_grey_photograph(tmp_path, pattern):
+    seen = behind_filters(draw_product("gear", np.random.default_rng(0))[0], pattern)
+    Image.fromarray(seen).save(tmp_path / "eight.png")
+    Image.fromarray(seen.astype(np.uint16) * 16).save(tmp_path / "twelve.tif")
+    for source, white_value in [(seen, None), (tmp_path / "eight.png", None), (tmp_path / "twelve.tif", 4095)]:
+        with pytest.raises(ImageError, match="a Bayer pattern.*cv2.COLOR_BayerRG2RGB"):
+            load_image(source, white_value=white_value)
+
+
+def test_grey_photographs_and_fine_patterns_are_no_mosaics_of_colors():
+    lines = np.arange(256)
+    patterns = [
+        200 * ((lines[:, None] % period < 1) | (lines % period < 1)) for period in (3, 4, 5, 6, 8)
+    ]  # grids, exact to the pixel
+    patterns += [200 * ((lines[:, None] // side + lines // side) % 2) for side in (1, 2, 3, 4)]  # checkerboards
+    patterns += [100 + 20 * (lines[:, None] % 2) + 0 * lines]  # a camera that reads every second row first
+    patterns += [np.random.default_rng(0).integers(256, size=(256, 256))]
+    photographs = [draw_product(name, np.random.default_rng(1))[0].convert("L") for name in PRODUCTS]
+    halved = [photograph.resize((128, 128), Image.Resampling.NEAREST) for photograph in photographs]
+    for grey in [*patterns, *photographs, *halved]:
+        load_image(np.asarray(grey).astype(np.uint8))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -511,6 +546,7 @@ MASKS = {  # file name: picture, what it marks
     "coloured ground.png": (numbered(MARKED, [68, 1, 84, 253, 231, 37]), MARKED),
     "white ground.png": (numbered(MARKED, [255, 255, 255, 0, 0, 0]), MARKED),
     "void.png": (numbered(np.where(BAR, 255, MARKED), [0, 0, 0, 128, 0, 0]), MARKED),
+    "low numbers and void.png": (Image.fromarray(np.where(BAR, 255, MARKED * np.uint8(2))), MARKED),
     "grey.gif": (Image.fromarray(MARKED * np.uint8(255)), MARKED),
     "grey ramp.png": (
         numbered(MARKED * np.uint8(255), [value for grey in range(256) for value in (grey,) * 3]),

@@ -9,8 +9,9 @@ import torch
 from transformers import CLIPConfig
 
 from modeling_anople import AnoPLeConfig, AnoPLeModel, ImageError
-from modeling_anople.calibration_anople import FrameLimits, ProductThreshold, fit_threshold
+from modeling_anople.calibration_anople import FRAME_NUMBERS, FrameLimits, ProductThreshold, fit_threshold
 from modeling_anople.fitting_anople import calibrate_product, recalibrate_product, remember
+from modeling_anople.images_anople import PRINT_BYTES
 from modeling_anople.product_store_anople import (
     Product,
     ProductRecord,
@@ -87,15 +88,25 @@ def test_a_record_is_a_product_again_with_tensors_of_its_size():
         "tiling": "2,3",
         "ignore_mask_size": [5, 7],
         "threshold": dataclasses.asdict(THRESHOLD),
-        "frame": dataclasses.asdict(FrameLimits.of([[0.1 * number for number in range(5)]] * 2)),
+        "frame": dataclasses.asdict(FrameLimits.of([[0.1 * number for number in range(len(FRAME_NUMBERS))]] * 2)),
+        "print_count": 3,
     }
     product = Product(ProductRecord.from_dict(values), config)
     assert product.describe() == values and values.keys() == FACTS
     assert product.bank.vectors.shape[1] == 19 and product.bank.boxes.shape == (19, 4)
+    assert product.prints.shape == (3, PRINT_BYTES) and product.prints.dtype == torch.uint8
     assert product.image_count == 2 and product.ignore_mask.shape == (5,)  # 35 pixels, eight to a byte
     bare = Product(ProductRecord("nut"), config)
     assert bare.describe() == {**dataclasses.asdict(ProductRecord("nut"))} and bare.ignore_mask is None
     assert bare.image_count == 0 and bare.unpacked_mask() is None and bare.bank.boxes is None
+
+
+def test_frames_that_an_earlier_version_described_by_other_numbers_are_not_asked_for():
+    values = dataclasses.asdict(ProductRecord("bolt", frame=FrameLimits.of([[0.1, 0.2]] * 2)))
+    assert ProductRecord.from_dict(values).frame is None
+    values["frame"]["mean"] = [0.1]
+    with pytest.raises(ValueError, match="'bolt': the frame of a product must have as many finite numbers"):
+        ProductRecord.from_dict(values)
 
 
 def test_a_mask_comes_back_as_it_was_kept_and_fits_its_own_size_alone():

@@ -132,6 +132,18 @@ def test_outline_grows_with_the_image_and_is_absent_up_to_the_line():
     assert vis.overlay(photo, at_line).tobytes() == vis.overlay(photo, at_line, outline=False).tobytes()
 
 
+def test_numbers_stand_beside_their_regions_inside_the_picture():
+    boxes = [(100, 60, 140, 80), (0, 0, 20, 20), (190, 0, 200, 100), (0, 0, 200, 100)]
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        picture = Image.new("RGB", (200, 100), "grey")
+        vis.number_regions(picture, [(100, 60, 140, 80)] * number + [(left, top, right, bottom)])
+        first = Image.new("RGB", (200, 100), "grey")
+        vis.number_regions(first, [(100, 60, 140, 80)] * number)
+        rows, columns = (np.asarray(picture) != np.asarray(first)).any(-1).nonzero()
+        assert len(rows) and abs(columns.mean() - min((left + right) / 2, 193)) < 3, number
+        assert rows.max() <= top if top > 20 else rows.min() >= bottom if bottom < 80 else rows.max() < 30, number
+
+
 @pytest.mark.parametrize("draw", [vis.overlay, lambda photo, scores: vis.panel(photo, anomaly_map=scores)])
 def test_wrong_sizes_and_opacities_are_refused(draw):
     with pytest.raises(ValueError, match=r"anomaly_map is \(60, 40\).*\(40, 60\).*resize"):

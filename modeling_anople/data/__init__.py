@@ -182,7 +182,7 @@ def _open(source: str | Path, options: DataOptions) -> _Source:
     if tables := _open_tables(root, list(filter(Path.is_file, places)), options):
         return _Source(root, name, {}, tables)
     layouts = _class_layouts(root)
-    is_mvtec = any(layout.normals[0].parent.name == "train" for layout in layouts.values())
+    is_mvtec = any(layout.normals[0].parent.name.casefold() == "train" for layout in layouts.values())
     parquet = (
         [root] if root.is_file() else [] if is_mvtec else sorted(filter(Path.is_file, root.rglob("[!.]*.parquet")))
     )
@@ -195,36 +195,42 @@ def _open(source: str | Path, options: DataOptions) -> _Source:
 
 def _class_layouts(root: Path) -> dict[str, _Layout]:
     inside = _subfolders(root)
-    single = _normal_folders(root / "train") or [path for path in inside if path.name.casefold() == "good"]
+    single = _normal_folders(_named(root, "train")) or [path for path in inside if path.name.casefold() == "good"]
     parts = [path.name for path in inside if path.name.casefold() in NORMAL_FOLDERS | DEFECT_FOLDERS]
     if parts and not single:
         raise ValueError(
             f"{root} is itself one product ({', '.join(parts)} inside): give the folder above it, {root.parent} (with "
             f"--classes {root.name} if there are others).\n{_LAYOUTS}"
         )
-    folders = [root] if single else [path for path in inside if _is_class(path)]
+    folders = [root] if single else _without_links_to_others([path for path in inside if _is_class(path)])
     folders = folders or ([root] if _images(root) else [])
-    mvtec = {path for path in folders if any((path / split).is_dir() for split in ("train", *TEST_FOLDERS))}
+    mvtec = {path for path in folders if any(_named(path, split).is_dir() for split in ("train", *TEST_FOLDERS))}
     layouts = {_composed(path.name): (_mvtec_layout if path in mvtec else _plain_layout)(path) for path in folders}
     if len(layouts) < len(folders):
         raise ValueError(f"{root} has two folders of one name, their accents written in two ways: rename one of them.")
     return layouts
 
 
+def _without_links_to_others(folders: Sequence[Path]) -> list[Path]:
+    own = {path.resolve() for path in folders if not path.is_symlink()}
+    return [path for path in folders if not (path.is_symlink() and path.resolve() in own)]
+
+
 def _is_class(folder: Path) -> bool:
-    if folder.name in ("train", *TEST_FOLDERS):  # part of a class, unless a product has that name
-        return bool(_normal_folders(folder / "train"))
+    if folder.name.casefold() in ("train", *TEST_FOLDERS):  # part of a class, unless a product has that name
+        return bool(_normal_folders(_named(folder, "train")))
     inside = _subfolders(folder)
     parts = {"train", *TEST_FOLDERS} | NORMAL_FOLDERS
     return any(path.name.casefold() in parts for path in inside) or any(_images(path) for path in (folder, *inside))
 
 
 def _mvtec_layout(folder: Path) -> _Layout:
-    train, tests = folder / "train", [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+    train, tests = _named(folder, "train"), [_named(folder, name) for name in TEST_FOLDERS]
+    tests = [path for path in tests if path.is_dir()]
     normals = _normal_folders(train) or ([train] if _images(train) else [train / "good"])
     unread = [folder, *([] if normals == [train] else [train])]
     unread += [path for path in _subfolders(train) if path not in normals]
-    unread += [*tests[:1], *_normal_folders(folder / "validation")]
+    unread += [*tests[:1], *_normal_folders(_named(folder, "validation"))]
     kinds = _by_defect([path for test in tests[:1] for path in _subfolders(test)])
     return _Layout(normals, kinds, _mask_folders(folder, *tests), unread)
 
@@ -251,6 +257,12 @@ def _subfolders(folder: Path) -> list[Path]:
     return [path for path in shown if why_no_photographs(path) is None]
 
 
+def _named(folder: Path, name: str) -> Path:
+    """Return the folder of a name inside one, in any case; where there is none, where it would be."""
+    alike = (path for path in _subfolders(folder) if path.name.casefold() == name)
+    return folder / name if (folder / name).is_dir() else next(alike, folder / name)
+
+
 def _normal_folders(folder: Path) -> list[Path]:
     return [path for path in _subfolders(folder) if path.name.casefold() in NORMAL_FOLDERS]
 
@@ -268,7 +280,7 @@ def _images(folder: Path) -> list[Path]:
 def _images_of(layout_folder: Path, passed: Counter[str]) -> list[Path]:
     """List the photographs of a folder of one kind, also those in folders below it, by day for instance."""
     name = layout_folder.name.casefold()
-    if name in NORMAL_FOLDERS or layout_folder.parent.name in TEST_FOLDERS:
+    if name in NORMAL_FOLDERS or layout_folder.parent.name.casefold() in TEST_FOLDERS:
         return list(walk_images(layout_folder, passed))
     return image_files(layout_folder, passed)
 
@@ -326,6 +338,14 @@ def _test_images(layout: _Layout, pattern: str | None) -> list[tuple[Path, Path 
     missing = [image for image, mask, defect in rows if mask is None and defect != "good"]
     if missing and found or missing and layout.masks:
         logger.warning("%s: no mask for %d defective images, first: %s", where, len(missing), _first(missing))
+    names = Counter((image.parent, image.stem) for image, _, defect in rows if defect != "good")
+    if twice := [image for image, mask, defect in rows if mask is None and names[image.parent, image.stem] > 1]:
+        logger.warning(
+            "%d defective photographs have one of the same name beside them, which may be a mask: %s. Move masks to "
+            "ground_truth, or rename them to STEM_mask.",
+            len(twice),
+            _first(twice),
+        )
     used = {*found.values()}
     if unmatched := [mask.path for mask in masks if mask.path not in used]:
         logger.warning("%s: %d masks match no image, first: %s", where, len(unmatched), _first(unmatched))

@@ -60,6 +60,18 @@ def overlay(image: Image.Image, anomaly_map: np.ndarray, *, alpha: float = 0.55,
     return picture
 
 
+def number_regions(picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> None:
+    """Write 1, 2, 3, ... beside boxes (left, top, right, bottom) of a picture, in place; the first on top."""
+    draw, size = ImageDraw.Draw(picture), max(12, round((picture.width * picture.height) ** 0.5 / 28))
+    font, edge = ImageFont.load_default(size), max(1, size // 8)
+    for number, (left, top, right, bottom) in reversed([*enumerate(boxes, start=1)]):
+        width = font.getlength(str(number))
+        x = min(max((left + right - width) / 2, edge), picture.width - width - edge)
+        above, below = top - 1.4 * size, bottom + 0.2 * size
+        y = above if above >= 0 else below if below + 1.2 * size <= picture.height else edge
+        draw.text((x, y), str(number), font=font, fill=_WHITE, stroke_width=edge, stroke_fill=_INK)
+
+
 def legend(height: int, *, line_label: str = "line") -> Image.Image:
     """Draw the color scale as a vertical bar of `height` pixels with ticks at 0, 0.5 (`line_label`) and 1.
 

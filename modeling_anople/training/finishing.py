@@ -21,7 +21,7 @@ from ..configuration_anople import FUSED_PARTS, AnoPLeConfig
 from ..data.drawn_products import DEFECTS, draw_defect
 from ..enrollment_anople import digest_of, hint_at_session
 from ..fitting_anople import calibrate_product, remember
-from ..images_anople import load_ignore_mask, load_image, taken_at
+from ..images_anople import load_ignore_mask, load_image, print_of, taken_at
 from ..inference_anople import TiledImage
 from ..modeling_anople import AnoPLeModel
 from ..processing_anople import AnoPLeProcessor
@@ -413,18 +413,20 @@ def finish(
     model.eval()
     model.store_text_embeddings()
     # 1. The memory of every product: where classes are predicted or pooled, a threshold needs them all.
-    images, digests = [], []
+    images, digests, prints = [], [], []
     hint_at_session([taken_at(source) for source in shots.images])
     for class_id in range(len(shots.files)):
-        own, hashes = [], []
+        own, hashes, seen = [], [], []
         for source, owner in zip(shots.images, shots.class_ids, strict=True):
             if owner == class_id:
                 image = load_image(source, white_value=processor.white_value)
                 hashes.append(digest_of(image))
+                seen.append(print_of(image))
                 mask = _mask_of(model, class_id, image)
                 own.append(TiledImage.of(image, processor, model.config.tiling, mask).release())
         images.append(own)
         digests.append(hashes)
+        prints.append(seen)
         remember(model, images[class_id], class_id)
     # 2. What each part weighs in the answer, on which the thresholds rest.
     if "weighted" in (model.config.map_fusion, model.config.image_fusion):
@@ -444,7 +446,7 @@ def finish(
     for statement, names in statements.items():
         logger.info("%s: %s", ", ".join(names), statement)
     for class_id, (name, files) in enumerate(shots.files.items()):
-        model.products.log("fit", name, files=files, digests=digests[class_id])
+        model.products.log("fit", name, files=files, digests=digests[class_id], prints=prints[class_id])
     # 4. Whether the decoder sees defects at all, on images that were not trained on.
     if validation is None:
         return None

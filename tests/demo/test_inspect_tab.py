@@ -5,6 +5,7 @@ import csv
 import io
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -18,6 +19,7 @@ from demo.inspect_tab import (
     CROP_SIDE,
     PAGE_COLUMNS,
     crop_around,
+    draw_heat_map,
     explain_last,
     explanation_html,
     inspect_image,
@@ -36,8 +38,8 @@ from demo.inspect_tab import (
 from demo.session import PREDICT_PRODUCT
 from demo.style import message_html
 from demo.teach_tab import teach_product
-from modeling_anople.pipeline_anople import predict
-from modeling_anople.runtime.heat_maps import overlay
+from modeling_anople.pipeline_anople import Prediction, predict
+from modeling_anople.runtime.heat_maps import number_regions, overlay
 
 from ..test_images import encoded, with_size_in_header
 
@@ -60,6 +62,19 @@ def test_colors_are_those_of_the_fixed_scale(session, nut):
     quiet = overlay(inspection.image, np.zeros(inspection.image.size[::-1], np.float32))
     assert np.array_equal(np.asarray(quiet), np.asarray(inspection.image))
     assert not np.array_equal(np.asarray(inspection.heat_map), np.asarray(inspection.image))
+
+
+def test_regions_of_the_picture_are_numbered_as_in_the_list(session):
+    anomaly_map = np.zeros((64, 80), np.float32)
+    anomaly_map[8:16, 10:30], anomaly_map[40:50, 40:60] = 0.7, 0.9
+    prediction = Prediction(size=(64, 80), threshold=0.5, anomaly_map=anomaly_map)
+    regions = prediction.find_regions()
+    assert [each["box"][0] for each in regions] == [40, 10]
+    image = Image.new("RGB", (160, 128), "grey")  # of which the map is half as large
+    shown, heat_map = draw_heat_map(image, replace(prediction, size=(128, 160)), regions)
+    expected = overlay(shown, replace(prediction, size=(128, 160)).full_size_map())
+    number_regions(expected, [each["box"] for each in regions])
+    assert np.array_equal(np.asarray(heat_map), np.asarray(expected))
 
 
 def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut):
