@@ -42,7 +42,7 @@ endif
 
 # a process for each core, of one thread: the tests' models are so small that a second one only gets in the way
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # transformers' tests are in its source distribution alone, and are taken from that of the installed version
 $(VENV)/transformers/ready: $(VENV)/ready
@@ -55,7 +55,7 @@ $(VENV)/transformers/ready: $(VENV)/ready
 
 test-transformers: $(VENV)/transformers/ready
 	TRANSFORMERS_SOURCE=$(abspath $(VENV)/transformers) OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest tests/transformers_suite --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest tests/transformers_suite --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 quality: $(VENV)/ready
 	$(BIN)/ruff check .

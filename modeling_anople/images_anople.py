@@ -679,7 +679,7 @@ def _turned_along(mask: np.ndarray, orientation: int, size: tuple[int, int], nam
 PRINT_SIDE = 16
 # Of 255: what JPEG and WebP change, down to quality 75; two parts differ by 1.8 and 12 at least.
 SAME_MEAN, SAME_MOST = 1.0, 6.0
-WINDOW_SIDE = 64  # pixels as they are, where the small picture cannot tell: fine grain has one mean everywhere
+WINDOW_SIDE = 32  # pixels as they are, where the small picture cannot tell: fine grain has one mean everywhere
 WINDOWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 3))  # fourths of what is left of height and width
 # Of fine grain JPEG and WebP change, down to quality 50, 2.9 of 255 at most (deviation), or 0.5 of both pictures' own
 # squares; that of other photographs differs by all of these, 1.0.
@@ -699,7 +699,7 @@ class PicturePrint:
     Args:
         size: width and height.
         small: uint8 (side, side, 3), all of it.
-        windows: uint8 (windows, side, side), some places at half its own scale.
+        windows: uint8 (windows, side, side), some places pixel by pixel.
     """
 
     size: tuple[int, int]
@@ -724,22 +724,22 @@ class PicturePrint:
         """Read what [`packed`] wrote."""
         size, small, windows = np.split(row, [8, 8 + 3 * PRINT_SIDE**2])
         width, height = np.frombuffer(size.tobytes(), dtype="<u4").tolist()
-        shapes = (PRINT_SIDE, PRINT_SIDE, 3), (len(WINDOWS), WINDOW_SIDE // 2, WINDOW_SIDE // 2)
+        shapes = (PRINT_SIDE, PRINT_SIDE, 3), (len(WINDOWS), WINDOW_SIDE, WINDOW_SIDE)
         return cls((width, height), small.reshape(shapes[0]), windows.reshape(shapes[1]))
 
 
-PRINT_BYTES = 8 + 3 * PRINT_SIDE**2 + len(WINDOWS) * (WINDOW_SIDE // 2) ** 2
+PRINT_BYTES = 8 + 3 * PRINT_SIDE**2 + len(WINDOWS) * WINDOW_SIDE**2
 
 
 def print_of(photograph: Image.Image) -> PicturePrint:
     """Reduce an RGB photograph to what tells it from others."""
     small = photograph.resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX)
     (width, height), windows = photograph.size, []
-    across, down = min(WINDOW_SIDE, width), min(WINDOW_SIDE, height)
+    size, across, down = (WINDOW_SIDE, WINDOW_SIDE), min(WINDOW_SIDE, width), min(WINDOW_SIDE, height)
     for row, column in WINDOWS:
         left, top = (width - across) * column // 4, (height - down) * row // 4
         window = photograph.crop((left, top, left + across, top + down)).convert("L")
-        windows.append(np.asarray(window.resize((WINDOW_SIDE // 2, WINDOW_SIDE // 2), Image.Resampling.BOX)))
+        windows.append(np.asarray(window if window.size == size else window.resize(size, Image.Resampling.NEAREST)))
     return PicturePrint(photograph.size, np.asarray(small), np.stack(windows))
 
 

@@ -333,7 +333,7 @@ LOCK_SECONDS = 600
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
+def locked(folder: str | Path, *, wait: float | None = None) -> Iterator[None]:
     """
     Keep all other programs from changing a folder, which is made where it is missing; those that only read need not wait.
 
@@ -341,12 +341,13 @@ def locked(folder: str | Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
     again.
 
     Args:
-        wait: seconds to wait for another program that changes the folder.
+        wait: seconds to wait for another program that changes the folder; by default 600.
 
     Raises:
         ValueError: if the place is a file, or another program still changes the folder after this time.
         OSError: if nothing can be written there.
     """
+    wait = LOCK_SECONDS if wait is None else wait
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder.")

@@ -134,6 +134,8 @@ def test_the_files_have_the_promised_keys(tmp_path, detector, data):
         "shots",
         "seed",
         "evaluation_size",
+        "memory_encoder",
+        "memory_image_size",
         "clip",
         "detector_sha256",
         "errors",

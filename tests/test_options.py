@@ -186,7 +186,8 @@ def test_a_recipe_sets_defaults_and_single_options_override_it():
 
 
 def test_the_best_recipe_looks_closer_where_the_memory_has_an_encoder():
-    assert parse("--recipe", "best", "--memory_encoder", "some/encoder")[1]["memory_image_size"] == 448
+    best = parse("--recipe", "best", "--memory_encoder", "some/encoder")[1]
+    assert (best["memory_image_size"], best["memory_limit"]) == (448, 4096)
     assert "memory_image_size" not in parse("--recipe", "standard", "--memory_encoder", "some/encoder")[1]
     chosen = parse("--recipe", "best", "--memory_encoder", "some/encoder", "--memory_image_size", "224")[1]
     assert chosen["memory_image_size"] == 224

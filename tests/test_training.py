@@ -115,7 +115,12 @@ def test_only_prompts_prefix_and_decoder_are_trained(launched, small_clip_folder
     start = AnoPLeModel.from_clip(str(small_clip_folder), ["bolt", "nut"])
     trained = {name for name, weight in start.named_parameters() if not torch.equal(weight, weights[name])}
     assert {name for name, _ in start.named_parameters() if name.startswith(tuple(LEARNABLE))} == trained
-    assert {weight.dtype for weight in weights.values()} == {torch.float32, torch.int64, torch.int32}
+    assert {weight.dtype for weight in weights.values()} == {
+        torch.float32,
+        torch.int64,
+        torch.int32,
+        torch.uint8,  # prints of its photographs
+    }
 
 
 def test_the_chosen_files_are_logged_and_kept(fit, products, caplog):

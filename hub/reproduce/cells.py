@@ -184,7 +184,7 @@ def _encoder_of(cell: Cell, options: ReproduceOptions) -> dict:
     return {"memory_encoder": name_of(encoder), "memory_encoder_weights": clip_weights(encoder)}
 
 
-def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str, encoder: str | None) -> list[str]:
+def fit_words(cell: Cell, seed: int, options: ReproduceOptions, clip: str, encoder: str | None = None) -> list[str]:
     """Write the options with which `anople fit` makes a cell's detector."""
     steps = options.max_steps if cell.trained else 0
     values = {"recipe": "paper", "clip": clip, "seed": seed, "shots": cell.shots or options.shots, "max_steps": steps}

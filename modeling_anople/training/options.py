@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "best": {**WEIGHTED, "memory_rotations": "eighth_turns"},
 }
 # What a recipe also takes where the memory has an encoder of its own.
-ENCODER_RECIPES: dict[str, dict[str, object]] = {"best": {"memory_image_size": 448}}
+ENCODER_RECIPES: dict[str, dict[str, object]] = {"best": {"memory_image_size": 448, "memory_limit": 4096}}
 
 
 # The least and the greatest value of every number of a fit, both allowed; help texts name them.
@@ -88,7 +88,8 @@ class TrainingConfig(DataOptions):
         default="standard",
         metadata={
             "help": "A preset, which single options override: standard, the paper's with its parts weighed by what each finds; "
-            "paper, as faithfully as it is known; or best, which also remembers turned photographs, and takes longer."
+            "paper, as faithfully as it is known; or best, which also remembers turned photographs, looks at 448 px through a memory "
+            "encoder, and takes longer."
         },
     )
     shots: int = field(default=4, metadata={"help": "Good photographs per product, 1 to 100000."})
