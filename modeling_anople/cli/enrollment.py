@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..runtime import CHECKPOINT, make_parser, parse, printable, say
 from ..runtime.outputs import check_new_folder
@@ -20,6 +20,8 @@ NEW_DETECTOR = (
     "memory_encoder",
     "memory_encoder_revision",
     "memory_image_size",
+    "memory_rotations",
+    "memory_limit",
 )  # wanted by --clip alone
 
 
@@ -99,12 +101,22 @@ class EnrollOptions(AddOptions):
         default=None,
         metadata={"help": "Side in pixels of what the memory encoder sees, 1 to 4096; by default as pretrained."},
     )
+    memory_rotations: Literal["none", "quarter_turns", "eighth_turns"] | None = field(
+        default=None,
+        metadata={"help": "Turned copies of the photographs that a new detector remembers too; by default none."},
+    )
+    memory_limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most patches that a new detector remembers of a product, 0 to 1000000000; 0 for all, by default 16384."
+        },
+    )
 
     def __post_init__(self):
         from ..configuration_anople import RANGES, check_ranges
 
         super().__post_init__()
-        check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size")}, "--")
+        check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size", "memory_limit")}, "--")
         given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
         if given and self.clip is None:
             raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
@@ -189,7 +201,7 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
-    sight = {option: getattr(options, option) for option in NEW_DETECTOR}
+    sight = {option: value for option in NEW_DETECTOR if (value := getattr(options, option)) is not None}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
     processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)

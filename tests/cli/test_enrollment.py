@@ -178,7 +178,11 @@ def test_a_program_killed_while_saving_damages_nothing(capsys, checkpoint, pictu
 
 def test_a_detector_begins_with_its_first_product(capsys, pictures, tmp_path):
     new = tmp_path / "new"
-    said = run(capsys, "enroll", new, "bolt", *pictures, "--clip", "mini")
+    seen = ["--memory_rotations", "quarter_turns", "--memory_limit", "300"]
+    said = run(capsys, "enroll", new, "bolt", *pictures, "--clip", "mini", *seen)
+    config = AnoPLeModel.config_class.from_pretrained(new)
+    assert (config.memory_rotations, config.memory_limit) == ("quarter_turns", 300)
+    assert sum(config.products[0]["image_vectors"]) == 300
     assert f"bolt: {len(pictures)} good photographs" in said and str(new) in said
     run(capsys, "enroll", new, "nut", pictures[0], "--tiling", "2,2")
     lines = [json.loads(line) for line in run(capsys, "predict", new, *pictures, "--class", "bolt").splitlines()]
