@@ -58,7 +58,8 @@ def k_center(vectors: Tensor, limit: int) -> Tensor:
 
 def _farthest(vectors: Tensor, gaps: Tensor, most: int) -> list[int]:
     """
-    Return the next centers of the greedy choice, in its order: as many as follow from the largest gaps alone.
+    Return the next centers of the greedy choice, in its order: as many as follow from the largest gaps alone (but for which
+    of equally far ones comes first).
 
     No other vector has a larger gap than the smallest of these. Gaps only shrink, so the greedy choice takes none of the
     others before all of these have fallen below that.

@@ -248,6 +248,18 @@ class ProductStore(nn.ModuleList):
         super().__init__(Product(ProductRecord.from_dict(values), config) for values in config.products)
         self.config = config
         self._pooled_threshold()  # refuses one that cannot be
+        unchecked = [
+            product.name
+            for product, values in zip(self, config.products, strict=True)
+            if values.get("frame") and product.record.frame is None
+        ]
+        if unchecked:
+            logger.warning(
+                "An earlier version learned what photographs of %s look like, in numbers that are no longer used: a dark or "
+                "blurred one is not told from a good one until the good photographs that it was taught are given to `anople "
+                "calibrate` once more.",
+                ", ".join(unchecked),
+            )
 
     def id_of(self, class_name: str) -> int:
         """Return the id of a product; a `ValueError` for an unknown one names those that are known."""

@@ -101,9 +101,12 @@ def test_a_record_is_a_product_again_with_tensors_of_its_size():
     assert bare.image_count == 0 and bare.unpacked_mask() is None and bare.bank.boxes is None
 
 
-def test_frames_that_an_earlier_version_described_by_other_numbers_are_not_asked_for():
+def test_frames_that_an_earlier_version_described_by_other_numbers_are_not_asked_for_and_that_is_said(caplog):
     values = dataclasses.asdict(ProductRecord("bolt", frame=FrameLimits.of([[0.1, 0.2]] * 2)))
     assert ProductRecord.from_dict(values).frame is None
+    store = ProductStore(AnoPLeConfig(products=[values, {"name": "nut"}]))
+    assert store.named("bolt").record.frame is None
+    assert "of bolt look like" in caplog.text and "`anople calibrate` once more" in caplog.text
     values["frame"]["mean"] = [0.1]
     with pytest.raises(ValueError, match="'bolt': the frame of a product must have as many finite numbers"):
         ProductRecord.from_dict(values)
