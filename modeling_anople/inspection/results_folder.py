@@ -132,8 +132,7 @@ class ResultsFolder:
         if not entries:
             return []
         for entry in entries:
-            if entry.target is not None:
-                self._place(entry)
+            self._place(entry)
         lines = [entry.line for entry in entries]
         complete(self.folder / RESULTS, entries[0].results_at, [line.encode() for line in lines])
         rows = [table_text(json.loads(line)).encode(errors="backslashreplace") for line in lines]
@@ -173,7 +172,17 @@ class ResultsFolder:
     # One photograph.
 
     def _place(self, entry: Entry) -> None:
-        """Bring a photograph and its heat map to their places."""
+        """Bring a photograph, where there is one, and its heat map to their places."""
+        if entry.target is not None:
+            self._place_photograph(entry)
+        drawn = self._work(entry.number, "overlay")
+        if entry.overlay is not None and drawn.exists():
+            (self.folder / entry.overlay).parent.mkdir(parents=True, exist_ok=True)
+            put(drawn, self.folder / entry.overlay)
+        if not entry.stays and entry.target is not None:
+            self._remove_source(entry)
+
+    def _place_photograph(self, entry: Entry) -> None:
         work, target = self._work(entry.number, "photograph"), self.folder / entry.target
         if _sha256(target) == entry.sha256:
             if _sha256(work) == entry.sha256:
@@ -188,12 +197,6 @@ class ResultsFolder:
         else:
             logger.warning("%s is gone since it was judged: its row is all that is left of it.", entry.path)
             self._rename(entry, lost=True)
-        drawn = self._work(entry.number, "overlay")
-        if entry.overlay is not None and drawn.exists():
-            (self.folder / entry.overlay).parent.mkdir(parents=True, exist_ok=True)
-            put(drawn, self.folder / entry.overlay)
-        if not entry.stays and entry.target is not None:
-            self._remove_source(entry)
 
     def _rename(self, entry: Entry, *, lost: bool = False) -> None:
         """Give an entry another name, or none where its photograph is lost, in the journal as well."""
