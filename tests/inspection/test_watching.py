@@ -1,14 +1,17 @@
 """Every photograph that arrives is judged once and put away, none is lost or replaced, and what is broken is never normal."""
 
 import csv
+import errno
 import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from modeling_anople.inspection import watching
 from modeling_anople.inspection.journal import JOURNAL, Journal
 from modeling_anople.inspection.watching import Watch
 from modeling_anople.saving_anople import locked
@@ -128,6 +131,40 @@ def test_what_stops_a_batch_stops_it_alone(plant, bolts, caplog):
         (plant.output / "work").mkdir()
         plant.wait_for(2)
     assert files_below(plant.output / "normal") == {"0.png", "1.png"}
+
+
+def test_one_photograph_stops_no_line(plant, bolts, caplog, monkeypatch):
+    """A bad sector, too little memory for one, and a heat map that cannot be drawn are errors of their photographs alone."""
+    read_bytes, predict, load_image = Path.read_bytes, watching.predict, watching.load_image
+
+    def read(path: Path) -> bytes:
+        if path == plant.inbox / "sector.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    def judge(model, processor, sources, **options):
+        if any("huge" in source["path"] for source in sources):
+            raise MemoryError
+        return predict(model, processor, sources, **options)
+
+    def load(source, **options):
+        if "drawn" in source["path"]:
+            raise RuntimeError("no picture\nat all")
+        return load_image(source, **options)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(watching, "predict", judge)
+    monkeypatch.setattr(watching, "load_image", load)
+    for name in ("a", "sector", "huge", "drawn", "b"):
+        bolts[0].save(plant.inbox / f"{name}.png")
+    with plant.watched(poll=True):
+        rows = {Path(row["path"]).stem: row for row in plant.wait_for(5)}
+    assert [rows[name]["label"] for name in ("a", "b", "sector", "huge", "drawn")] == ["normal"] * 2 + [None] * 3
+    assert "cannot be read ([Errno 5] Input/output error)" in rows["sector"]["error"] and "file" not in rows["sector"]
+    assert "could not be judged (MemoryError)" in rows["huge"]["error"]
+    assert "could not be judged (no picture at all)" in rows["drawn"]["error"]
+    assert files_below(plant.output / "error") == {"huge.png", "drawn.png"} and (plant.inbox / "sector.png").exists()
+    assert "waiting until that is mended" not in caplog.text
 
 
 @pytest.mark.parametrize(
