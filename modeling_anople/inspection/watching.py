@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +154,12 @@ class _Judge:
     """The detector of a watch, loaded anew when its folder has changed."""
 
     def __init__(self, watch: Watch):
-        self._watch, self._failed = watch, None
+        self._watch = watch
+        self._failed, self._failures, self._again = (
+            None,
+            0,
+            0.0,
+        )  # the state that failed, how often, when it is tried again
         self._state = self._look()
         self.model, self.processor = self._load()
 
@@ -179,17 +185,28 @@ class _Judge:
         return model, processor
 
     def has_changed(self) -> bool:
-        """Load a detector that was changed; one that cannot be loaded is tried again, and the one before judges meanwhile."""
+        """
+        Load a detector that was changed. One that cannot be loaded is tried again with longer and longer pauses, and the one
+        before judges meanwhile.
+        """
         state = self._look()
-        if state in (self._state, self._failed):
+        if state == self._state or (state == self._failed and time.monotonic() < self._again):
             return False
         try:
             self.model, self.processor = self._load()
-        except (ValueError, OSError) as error:
-            logger.error("The detector was changed and cannot be loaded; the one before judges on. %s", error)
-            self._failed = state
+        except Exception as error:  # of whatever kind: there is one that judges
+            self._failures = self._failures + 1 if state == self._failed else 1
+            before, pause = (
+                min(LONGEST_PAUSE, 2.0 ** min(count, 10) / 2) for count in (self._failures - 1, self._failures)
+            )
+            if pause > before:  # not each time, once it is the longest
+                logger.error(
+                    "The detector was changed and cannot be loaded; the one before judges on. It is tried again in %g s. %s",
+                    *(pause, one_line(error)),
+                )
+            self._failed, self._again = state, time.monotonic() + pause
             return False
-        self._state = state
+        self._state, self._failed = state, None
         logger.info("%s was changed, and is loaded anew.", self._watch.checkpoint)
         return True
 

@@ -117,6 +117,25 @@ def test_a_changed_detector_is_loaded_anew(plant, bolts, tmp_path):
     assert first["raw_score"] != second["raw_score"]
 
 
+def test_a_changed_detector_that_fails_to_load_is_tried_again(plant, tmp_path, monkeypatch, caplog):
+    detector = shutil.copytree(plant.detector, tmp_path / "detector")
+    judge = watching._Judge(Watch(str(detector), plant.inbox, plant.output, class_name="bolt", device="cpu"))
+    load_judge, before, tried = watching.load_judge, judge.model, []
+
+    def load(*given):
+        tried.append(given)
+        if len(tried) == 1:
+            raise RuntimeError("no memory\nfor it")
+        return load_judge(*given)
+
+    monkeypatch.setattr(watching, "load_judge", load)
+    os.utime(detector / "config.json", (1, 1))
+    assert not judge.has_changed() and judge.model is before and "in 1 s. no memory for it" in caplog.text
+    assert not judge.has_changed() and len(tried) == 1  # not before the pause is over
+    wait_until(judge.has_changed)
+    assert judge.model is not before and not judge.has_changed() and len(tried) == 2
+
+
 def test_what_stops_a_batch_stops_it_alone(plant, bolts, caplog):
     """A disk without room, or a folder that is gone, is waited for; then the same batch goes on."""
     with plant.watched(poll=True):
