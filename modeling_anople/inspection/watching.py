@@ -330,12 +330,13 @@ class _Inspector:
         for row in rows:
             if (name := row["class"]) not in self._drifts:
                 continue
-            found, state = self._drifts[name].feed(row), str(changed_at(self._judge.model.config, name))
-            if found is None or journal.fact(f"{WARNED} {name}") == state:
+            has_changed, state = self._drifts[name].feed(row), str(changed_at(self._judge.model.config, name))
+            if not has_changed or journal.fact(f"{WARNED} {name}") == state:
                 continue
-            logger.warning("%s", found.advice())
+            advice = self._drifts[name].finding().advice()
+            logger.warning("%s", advice)
             journal.note(f"{WARNED} {name}", state)
-            body = json.dumps({"warning": "drift", "class": name, "time": row["time"], "advice": found.advice()})
+            body = json.dumps({"warning": "drift", "class": name, "time": row["time"], "advice": advice})
             journal.tell(body + "\n", self._results.places)
 
 
