@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,7 +152,7 @@ class ResultsFolder:
     def _work(self, number: int, kind: str) -> Path:
         return self.folder / WORK / f"{number}.{kind}"
 
-    def _free_name(self, folder: Path, inside: Path, taken: Iterable[Path] = ()) -> Path:
+    def _free_name(self, folder: Path, inside: Path, taken: Collection[Path] = ()) -> Path:
         """Find a name that no file has, below the folder of results; as deep as the photograph lay where that can be."""
         name = _shortened(inside.name)
         parent = folder / inside.parent
@@ -160,14 +160,24 @@ class ResultsFolder:
             (self.folder / parent).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):  # a photograph has the name of a folder
             parent = folder
-        stem, ending, number = Path(name).stem, Path(name).suffix, 1
-        while True:
-            target = parent / (name if number == 1 else f"{stem} ({number}){ending}")
-            if target not in taken and not any(
+
+        def numbered(number: int) -> Path:
+            return parent / (name if number == 1 else f"{Path(name).stem} ({number}){Path(name).suffix}")
+
+        def is_free(number: int) -> bool:
+            target = numbered(number)
+            return target not in taken and not any(
                 os.path.lexists(self.folder / each) for each in (target, _overlay_of(target))
-            ):
-                return target
-            number += 1
+            )
+
+        # a camera may write one name for years: the first free number after one that has a file, in few looks
+        last, free = 0, 1
+        while not is_free(free):
+            last, free = free, 2 * free
+        while free - last > 1:
+            middle = (last + free) // 2
+            last, free = (last, middle) if is_free(middle) else (middle, free)
+        return numbered(free)
 
     # One photograph.
 

@@ -1,6 +1,7 @@
 """What was judged comes to its place, or its row says why it did not, whatever became of the file meanwhile."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,21 @@ def test_a_photograph_that_is_lost_before_a_restart_leaves_its_row(results, tmp_
     assert entry.target is None and "file" not in json.loads(entry.line) and not again.journal.unfinished()
     assert (results.folder / "results.jsonl").read_text() == entry.line
     assert not path.exists() if newer is None else path.read_bytes() == newer
+
+
+def test_one_name_for_years_takes_few_looks_each(results, monkeypatch):
+    """Numbers follow each other, also within a batch and where some were taken out; no place is given that has a file."""
+    for number in range(2, 1001):
+        (results.folder / "normal" / f"same ({number}).png").touch()
+    (results.folder / "overlays/normal").mkdir()
+    (results.folder / "overlays/normal/same.png.png").touch()  # a heat map whose photograph was taken out
+    looks, lexists = [], os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: looks.append(path) or lexists(path))
+    taken = set()
+    for _ in range(3):
+        taken.add(results._free_name(Path("normal"), Path("same.png"), taken))
+    assert {path.name for path in taken} == {f"same ({number}).png" for number in (1001, 1002, 1003)}
+    assert len(looks) < 3 * 50
+    (results.folder / "normal/same (512).png").unlink()
+    again = results._free_name(Path("normal"), Path("same.png"), taken)
+    assert again not in taken and not lexists(results.folder / again)
