@@ -155,11 +155,8 @@ class _Judge:
 
     def __init__(self, watch: Watch):
         self._watch = watch
-        self._failed, self._failures, self._again = (
-            None,
-            0,
-            0.0,
-        )  # the state that failed, how often, when it is tried again
+        # the state that could not be loaded, how often, and when it is tried again
+        self._failed, self._failures, self._again = None, 0, 0.0
         self._state = self._look()
         self.model, self.processor = self._load()
 
@@ -262,7 +259,8 @@ class _Inspector:
         described = [
             self._describe(each, Prediction(str(each.arrival.path), each.error)) for each in read if each.error
         ]
-        described += self._judge_together([each for each in read if each.error is None])
+        if whole := [each for each in read if each.error is None]:
+            described += self._judge_together(whole)
         # one with an error gets more time: perhaps its writer only pauses
         judged = [
             each for each in described if each.prediction.error is None or not self._arrivals.wait_longer(each.arrival)
