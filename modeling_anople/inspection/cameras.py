@@ -51,7 +51,9 @@ class Camera(threading.Thread):
             try:
                 taken = self._take()
                 reason = "its stream has ended"
-            except (OSError, ValueError) as error:  # of FFmpeg, of the camera, and of a disk that is full
+            except (
+                Exception
+            ) as error:  # of FFmpeg, of the camera, of a disk that is full: whatever it is, it is tried again
                 taken, reason = 0, f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
             if self._ended.is_set():
                 return

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from .journal import Delivery, Journal
 
@@ -25,7 +25,7 @@ WEBHOOK_SECRET, MQTT_PASSWORD = (
 )  # environment: options can be listed by all
 SECONDS = 10  # of one attempt
 LONGEST_PAUSE = 300
-AGAIN = {408, 425, 429}  # refusals that pass; other 4xx are of this one result
+OF_THIS_ONE = {400, 413, 415, 422}  # answers that refuse one result; all others are of the receiver
 SIGNATURE, TIMESTAMP, NUMBER = "X-AnoPLe-Signature", "X-AnoPLe-Timestamp", "X-AnoPLe-Delivery"
 
 
@@ -60,25 +60,37 @@ def sign(secret: str, timestamp: str, body: bytes) -> str:
     return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
+def _take_apart(url: str, option: str, schemes: tuple[str, str], advice: str) -> SplitResult:
+    """Split an address; a `ValueError`, which shows no more of it than its host, for one that cannot be."""
+    shown = option
+    with contextlib.suppress(ValueError):  # of brackets, and of a port beyond 65535
+        parts = urlsplit(url)
+        shown = f"{option} {parts.scheme}://{parts.hostname or ''}"
+        if parts.scheme in schemes and parts.hostname and parts.port != 0:
+            return parts
+    raise ValueError(f"{shown} {advice}")
+
+
 class Webhook:
     """An address to which each result is posted as JSON."""
 
     name = "webhook"
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"--webhook {parts.scheme}://{parts.hostname or ''} is no address: give http(s)://HOST/PATH."
-            )
+        advice = "is no address: give http(s)://HOST[:PORT]/PATH."
+        parts = _take_apart(url, "--webhook", ("http", "https"), advice)
         if not (secret := os.environ.get(WEBHOOK_SECRET)):
             raise ValueError(
                 f"--webhook signs what it sends: put a secret that the receiver knows into the environment as {WEBHOOK_SECRET}."
             )
         import httpx2
 
-        self._url, self._secret, self._errors = url, secret, httpx2.HTTPError
         self.address = f"{parts.scheme}://{parts.hostname}"  # the rest may be a secret
+        try:
+            self._url = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"--webhook {self.address} {advice}") from error
+        self._secret, self._errors = secret, httpx2.HTTPError
         self._client = httpx2.Client(timeout=SECONDS)
 
     def send(self, delivery: Delivery) -> None:
@@ -91,7 +103,7 @@ class Webhook:
         except self._errors as error:
             raise Undelivered(f"{type(error).__name__}: {error}") from error
         if not 200 <= status < 300:
-            raise Undelivered(f"it answered {status}", alone=400 <= status < 500 and status not in AGAIN)
+            raise Undelivered(f"it answered {status}", alone=status in OF_THIS_ONE)
 
     def close(self) -> None:
         """Close the connections."""
@@ -104,16 +116,20 @@ class Broker:
     name = "mqtt"
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
+        advice = "is no topic: give mqtt://[USER@]HOST[:PORT]/TOPIC, or mqtts://."
+        parts = _take_apart(url, "--mqtt", ("mqtt", "mqtts"), advice)
+        self.address = f"{parts.scheme}://{parts.hostname}"
         topic = unquote(parts.path.lstrip("/"))
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic or {"#", "+"} & {*url}:
+        if not topic or {"#", "+"} & {*url}:
+            raise ValueError(f"--mqtt {self.address} {advice}")
+        if parts.password is not None:
             raise ValueError(
-                f"--mqtt {parts.scheme}://{parts.hostname or ''} is no topic: give mqtt://[USER@]HOST[:PORT]/TOPIC, or mqtts://."
+                f"--mqtt {self.address} holds a password, which options show to all: put it into the environment as "
+                f"{MQTT_PASSWORD}."
             )
         import paho.mqtt.client as mqtt
 
         self._mqtt, self._parts, self._topic = mqtt, parts, topic
-        self.address = f"{parts.scheme}://{parts.hostname}"
         self._client: mqtt.Client | None = None
         self._refusal = ""
 
@@ -171,13 +187,15 @@ class Courier(threading.Thread):
     """
     Delivers what waits in a journal to one receiver, for as long as it runs; after a failure with longer and longer pauses.
 
-    Where a receiver is not reached, nothing else is tried meanwhile. A result that it refuses (4xx) is tried again later, too.
+    Where a receiver is not reached, or lets nobody in, nothing else is tried meanwhile. A result that it refuses while it
+    takes others is tried again later, too.
     """
 
     def __init__(self, journal: Journal, receiver: Receiver):
         super().__init__(name=f"courier of {receiver.name}", daemon=True)
         self.journal, self.receiver = journal, receiver
-        self._news, self._ended, self._failures = threading.Event(), threading.Event(), 0
+        self._news, self._ended = threading.Event(), threading.Event()
+        self._failures, self._refuses = 0, False  # in a row, and whether the last result was refused alone
 
     def wake(self) -> None:
         """Say that there is something to deliver."""
@@ -206,31 +224,39 @@ class Courier(threading.Thread):
         """Deliver all that is due; return the seconds to wait for."""
         while True:
             try:
-                delivery = self.journal.next_delivery(self.receiver.name)
-                if delivery is None:
+                if not self._deliver_next():
                     return 1.0
-                self.receiver.send(delivery)
-                self.journal.delivered(delivery)
-            except Undelivered as failure:
-                if failure.alone:
-                    logger.warning(
-                        "%s refuses a result (%s): it is kept, and sent again.", self.receiver.address, failure
-                    )
-                    self.journal.postpone(delivery, min(LONGEST_PAUSE, 2.0 ** (delivery.attempts + 2)))
-                    continue
-                return self._pause_after(failure)
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # of the journal, on a full disk; nothing is lost, as nothing was removed
+            except Exception as error:  # also of the journal, on a full disk; nothing is lost, as nothing was removed
                 return self._pause_after(error)
             if self._failures:
                 logger.warning("%s is reached again.", self.receiver.address)
                 self._failures = 0
 
+    def _deliver_next(self) -> bool:
+        """Deliver what has been due for longest, or put it off where it alone was refused; say whether there was any."""
+        delivery = self.journal.next_delivery(self.receiver.name)
+        if delivery is None:
+            return False
+        try:
+            self.receiver.send(delivery)
+        except Undelivered as failure:
+            if not failure.alone:
+                raise
+            self.journal.postpone(delivery, min(LONGEST_PAUSE, 2.0 ** min(delivery.attempts + 2, 12)))
+            if not self._refuses:
+                logger.warning(
+                    "%s refuses results (%s): they are kept, and sent again.", self.receiver.address, failure
+                )
+            self._refuses = True
+        else:
+            self.journal.delivered(delivery)
+            self._refuses = False
+        return True
+
     def _pause_after(self, failure: Exception) -> float:
         if not self._failures:
-            logger.warning("%s is not reached (%s): results are kept until it is.", self.receiver.address, failure)
+            reason = failure if isinstance(failure, Undelivered) else f"{type(failure).__name__}: {failure}"
+            logger.warning("%s is not reached (%s): results are kept until it is.", self.receiver.address, reason)
         self._failures += 1
         return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(self._failures, 12))
 

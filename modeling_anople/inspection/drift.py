@@ -13,6 +13,9 @@ where R reaches `interval`. Hence, while nothing changes,
 
 This takes for granted that the good photographs of the calibration and those of the line are exchangeable: taken alike and
 scored alike. Scores of remembered photographs are each against the memory of the others, which is one smaller.
+
+Beyond `KEPT` scores one goes at each step, chosen by chance among all, the new one too. Which one says nothing of when it
+came, so that the ranks stay independent and uniform, and the bounds hold; they would not if the oldest went.
 """
 
 import bisect
@@ -35,6 +38,8 @@ INTERVAL = 100_000  # photographs between two false warnings, on average and at 
 STAKES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # e: a negative one bets on small p-values, which high scores have
 JUMP = 0.01  # share of each stake that is moved at a step
 RECENT = 200  # photographs whose reasons are looked at
+KEPT = 100_000  # scores that a new one is ranked among; of more a sample by chance, in which the old become rare
+NEWEST = 1000  # scores since a change of which the median is taken
 FEW = 0.05  # share of photographs with a reason from which on the reason is named
 
 
@@ -48,7 +53,7 @@ class Drift:
         since: time of the record from which on they did, as far as can be told.
         count: of normal photographs since then.
         is_higher: whether they have become higher, not lower.
-        ratio: their median score, in units of that of the calibration and of all before.
+        ratio: the median score of the newest 1,000 of them, in units of that of the calibration and of all before.
         reason: what most of the recent photographs that are none of the product were said to be; `None` if they are few.
         interval: see the module.
     """
@@ -66,7 +71,7 @@ class Drift:
         manner = "higher" if self.is_higher else "lower"
         found = (
             f"{self.product}: the scores of what is called normal have become {manner}, since about {self.since} "
-            f"({self.count} photographs; their median is {self.ratio:.2f} times that of the calibration and all others)."
+            f"({self.count} photographs; their median is {self.ratio:.2f} times that of the calibration and all before)."
         )
         if self.reason:
             advice = f"Look at the light and the camera first: photographs are called {self.reason!r}."
@@ -107,35 +112,46 @@ class DriftWatch:
         self._sorted = sorted(self.calibration)
         self._capital = [1 / len(STAKES)] * len(STAKES)
         self._log, self._lowest = 0.0, 0.0  # of S, and the lowest so far: from there on it has grown
-        self._since: list[tuple[str, float]] = []  # time and score of each from there on
+        self._since, self._since_count = "", 0  # time of the first from there on, and how many
+        self._newest: deque[float] = deque(maxlen=NEWEST)  # of their scores
+        self._before = self._middle()  # median until there
         self._reasons: deque[str | None] = deque(maxlen=RECENT)
 
-    def feed(self, row: Mapping[str, object]) -> Drift | None:
+    def feed(self, row: Mapping[str, object]) -> bool:
         """
         Take one record of the product; those that are not normal count as reasons alone.
 
         Returns:
-            What was found, as long as the statistic is at or above the interval.
+            Whether there is a drift now, which [`finding`] describes: the statistic is at or above the interval.
         """
         if row.get("error"):
-            return None
+            return False
         self._reasons.append(row.get("reason"))
         score = row.get("raw_score")
         if row.get("label") != "normal" or not isinstance(score, (int, float)) or not math.isfinite(score):
-            return None
+            return False
         self._bet(self._p_value(float(score), str(row.get("id"))))
         if self._log <= self._lowest:
-            self._lowest = self._log
-            self._since.clear()
-        self._since.append((str(row.get("time")), float(score)))
-        return self._found() if self.statistic >= self.interval else None
+            self._lowest, self._before, self._since_count = self._log, self._middle(), 0
+            self._newest.clear()
+        if self._since_count == 0:
+            self._since = str(row.get("time"))
+        self._since_count += 1
+        self._newest.append(float(score))
+        return self.statistic >= self.interval
+
+    def _middle(self) -> float | None:
+        return self._sorted[len(self._sorted) // 2] if self._sorted else None
 
     def _p_value(self, score: float, key: str) -> float:
-        """Rank a score among all before it, equal ones in an order by chance that the record's id decides."""
+        """Rank a score among those before it, equal ones in an order by chance that the record's id decides."""
         low, high = bisect.bisect_left(self._sorted, score), bisect.bisect_right(self._sorted, score)
-        chance = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) + 0.5) / 2**48
+        digest = hashlib.sha256(key.encode()).digest()
+        chance, other_chance = ((int.from_bytes(each) + 0.5) / 2**48 for each in (digest[:6], digest[6:12]))
         p_value = (len(self._sorted) - high + chance * (high - low + 1)) / (len(self._sorted) + 1)
         self._sorted.insert(high, score)
+        if len(self._sorted) > KEPT:
+            del self._sorted[int(other_chance * len(self._sorted))]
         return p_value
 
     def _bet(self, p_value: float) -> None:
@@ -148,17 +164,15 @@ class DriftWatch:
         self._capital = [each / now for each in self._capital]  # only shares matter, and none may overflow
         self.count += 1
 
-    def _found(self) -> Drift:
-        times, scores = zip(*self._since, strict=True)
-        others = list(self._sorted)
-        for score in scores:
-            others.pop(bisect.bisect_left(others, score))
-        ratio = statistics.median(scores) / max(statistics.median(others or scores), 1e-9)
+    def finding(self) -> Drift:
+        """Describe what has changed, once [`feed`] says that something has."""
+        now = statistics.median(self._newest)
+        ratio = now / max(now if self._before is None else self._before, 1e-9)
         reasons = Counter(filter(None, self._reasons))
         reason, times_said = reasons.most_common(1)[0] if reasons else (None, 0)
         named = reason if times_said > FEW * len(self._reasons) else None
         is_higher = sum(stake * each for stake, each in zip(STAKES, self._capital, strict=True)) < 0
-        return Drift(self.product, times[0], len(scores), is_higher, ratio, named, self.interval)
+        return Drift(self.product, self._since, self._since_count, is_higher, ratio, named, self.interval)
 
 
 def _logit(share: float) -> float:
@@ -229,14 +243,14 @@ def read_drift(
     Look for drift in results that were written since each product was changed last.
 
     Returns:
-        For each product that has rows there the watch after them, and the first thing that it found.
+        For each product that has rows there the watch after them, or where it has found something, and what that is.
     """
     found = {}
     for product in products or config.class_names:
         rows = list(rows_since(read_rows(results), product, changed_at(config, product)))
         if rows or products:
             watch = follow(config, product, interval=interval)
-            first = next(filter(None, map(watch.feed, rows)), None)
+            first = watch.finding() if any(map(watch.feed, rows)) else None
             found[product] = watch, first
     return found
 

@@ -43,7 +43,8 @@ class Entry:
         size, changed: bytes, and the time of the last change in nanoseconds, of the file that was judged.
         sha256: of its content.
         line: its row as a JSON line.
-        target, overlay: where photograph and heat map go, below the folder of results; no heat map of what was not judged.
+        target: where the photograph goes, below the folder of results; `None` where it cannot be read, or is lost.
+        overlay: where its heat map goes; `None` of what was not judged.
         results_at, table_at: how long the two tables were before the batch of this entry.
         stays: whether the photograph also stays where it was found.
     """
@@ -54,7 +55,7 @@ class Entry:
     changed: int
     sha256: str
     line: str
-    target: Path
+    target: Path | None
     overlay: Path | None
     results_at: int
     table_at: int
@@ -62,10 +63,11 @@ class Entry:
 
     def values(self) -> tuple:
         """The columns of the table, in its order."""
+        target = b"" if self.target is None else os.fsencode(self.target)  # the column takes no NULL
         overlay = None if self.overlay is None else os.fsencode(self.overlay)
         return (
             *(self.number, os.fsencode(self.path), self.size, self.changed, self.sha256, self.line),
-            *(os.fsencode(self.target), overlay, self.results_at, self.table_at, self.stays),
+            *(target, overlay, self.results_at, self.table_at, self.stays),
         )
 
 
@@ -144,7 +146,7 @@ class Journal:
             )
 
     def update(self, entry: Entry) -> None:
-        """Keep another line and target of an entry."""
+        """Keep another line, target and stay of an entry."""
         with self._change() as connection:
             connection.execute("INSERT OR REPLACE INTO photographs VALUES (?,?,?,?,?,?,?,?,?,?,?,0)", entry.values())
 
@@ -153,8 +155,9 @@ class Journal:
         rows = self._rows("SELECT * FROM photographs WHERE NOT done ORDER BY number")
         return [
             Entry(
-                *(number, Path(os.fsdecode(path)), size, changed, sha256, line, Path(os.fsdecode(target))),
-                *(None if overlay is None else Path(os.fsdecode(overlay)), results_at, table_at, bool(stays)),
+                *(number, Path(os.fsdecode(path)), size, changed, sha256, line),
+                *(Path(os.fsdecode(each)) if each else None for each in (target, overlay)),
+                *(results_at, table_at, bool(stays)),
             )
             for number, path, size, changed, sha256, line, target, overlay, results_at, table_at, stays, _ in rows
         ]

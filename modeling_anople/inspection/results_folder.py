@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +132,7 @@ class ResultsFolder:
         if not entries:
             return []
         for entry in entries:
-            if entry.target is not None:
-                self._place(entry)
+            self._place(entry)
         lines = [entry.line for entry in entries]
         complete(self.folder / RESULTS, entries[0].results_at, [line.encode() for line in lines])
         rows = [table_text(json.loads(line)).encode(errors="backslashreplace") for line in lines]
@@ -153,7 +152,7 @@ class ResultsFolder:
     def _work(self, number: int, kind: str) -> Path:
         return self.folder / WORK / f"{number}.{kind}"
 
-    def _free_name(self, folder: Path, inside: Path, taken: Iterable[Path] = ()) -> Path:
+    def _free_name(self, folder: Path, inside: Path, taken: Collection[Path] = ()) -> Path:
         """Find a name that no file has, below the folder of results; as deep as the photograph lay where that can be."""
         name = _shortened(inside.name)
         parent = folder / inside.parent
@@ -161,19 +160,39 @@ class ResultsFolder:
             (self.folder / parent).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):  # a photograph has the name of a folder
             parent = folder
-        stem, ending, number = Path(name).stem, Path(name).suffix, 1
-        while True:
-            target = parent / (name if number == 1 else f"{stem} ({number}){ending}")
-            if target not in taken and not any(
+
+        def numbered(number: int) -> Path:
+            return parent / (name if number == 1 else f"{Path(name).stem} ({number}){Path(name).suffix}")
+
+        def is_free(number: int) -> bool:
+            target = numbered(number)
+            return target not in taken and not any(
                 os.path.lexists(self.folder / each) for each in (target, _overlay_of(target))
-            ):
-                return target
-            number += 1
+            )
+
+        # a camera may write one name for years: the first free number after one that has a file, in few looks
+        last, free = 0, 1
+        while not is_free(free):
+            last, free = free, 2 * free
+        while free - last > 1:
+            middle = (last + free) // 2
+            last, free = (last, middle) if is_free(middle) else (middle, free)
+        return numbered(free)
 
     # One photograph.
 
     def _place(self, entry: Entry) -> None:
-        """Bring a photograph and its heat map to their places."""
+        """Bring a photograph, where there is one, and its heat map to their places."""
+        if entry.target is not None:
+            self._place_photograph(entry)
+        drawn = self._work(entry.number, "overlay")
+        if entry.overlay is not None and drawn.exists():
+            (self.folder / entry.overlay).parent.mkdir(parents=True, exist_ok=True)
+            put(drawn, self.folder / entry.overlay)
+        if not entry.stays and entry.target is not None:
+            self._remove_source(entry)
+
+    def _place_photograph(self, entry: Entry) -> None:
         work, target = self._work(entry.number, "photograph"), self.folder / entry.target
         if _sha256(target) == entry.sha256:
             if _sha256(work) == entry.sha256:
@@ -188,12 +207,6 @@ class ResultsFolder:
         else:
             logger.warning("%s is gone since it was judged: its row is all that is left of it.", entry.path)
             self._rename(entry, lost=True)
-        drawn = self._work(entry.number, "overlay")
-        if entry.overlay is not None and drawn.exists():
-            (self.folder / entry.overlay).parent.mkdir(parents=True, exist_ok=True)
-            put(drawn, self.folder / entry.overlay)
-        if not entry.stays and entry.target is not None:
-            self._remove_source(entry)
 
     def _rename(self, entry: Entry, *, lost: bool = False) -> None:
         """Give an entry another name, or none where its photograph is lost, in the journal as well."""

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductRecord
+from ..runtime import one_line
 from ..runtime.heat_maps import overlay, with_legend
 from ..runtime.loading import load_judge
 from ..saving_anople import locked
@@ -152,7 +154,9 @@ class _Judge:
     """The detector of a watch, loaded anew when its folder has changed."""
 
     def __init__(self, watch: Watch):
-        self._watch, self._failed = watch, None
+        self._watch = watch
+        # the state that could not be loaded, how often, and when it is tried again
+        self._failed, self._failures, self._again = None, 0, 0.0
         self._state = self._look()
         self.model, self.processor = self._load()
 
@@ -178,17 +182,28 @@ class _Judge:
         return model, processor
 
     def has_changed(self) -> bool:
-        """Load a detector that was changed; one that cannot be loaded is tried again, and the one before judges meanwhile."""
+        """
+        Load a detector that was changed. One that cannot be loaded is tried again with longer and longer pauses, and the one
+        before judges meanwhile.
+        """
         state = self._look()
-        if state in (self._state, self._failed):
+        if state == self._state or (state == self._failed and time.monotonic() < self._again):
             return False
         try:
             self.model, self.processor = self._load()
-        except (ValueError, OSError) as error:
-            logger.error("The detector was changed and cannot be loaded; the one before judges on. %s", error)
-            self._failed = state
+        except Exception as error:  # of whatever kind: there is one that judges
+            self._failures = self._failures + 1 if state == self._failed else 1
+            before, pause = (
+                min(LONGEST_PAUSE, 2.0 ** min(count, 10) / 2) for count in (self._failures - 1, self._failures)
+            )
+            if pause > before:  # not each time, once it is the longest
+                logger.error(
+                    "The detector was changed and cannot be loaded; the one before judges on. It is tried again in %g s. %s",
+                    *(pause, one_line(error)),
+                )
+            self._failed, self._again = state, time.monotonic() + pause
             return False
-        self._state = state
+        self._state, self._failed = state, None
         logger.info("%s was changed, and is loaded anew.", self._watch.checkpoint)
         return True
 
@@ -239,23 +254,17 @@ class _Inspector:
 
     def _inspect(self, batch: Sequence[Arrival]) -> None:
         read = [found for found in map(_read, batch) if found is not None]
-        sources = [
-            {"path": str(arrival.path), "bytes": content} for arrival, _, content in read if content is not None
+        if any(each.error for each in read):
+            os.scandir(self._watch.folder).close()  # where all of the folder is gone, its photographs have no errors
+        described = [
+            self._describe(each, Prediction(str(each.arrival.path), each.error)) for each in read if each.error
         ]
-        model, processor = self._judge.model, self._judge.processor
-        name, size = self._watch.class_name, self._watch.batch_size
-        predictions = predict(model, processor, sources, class_names=name, batch_size=size)
-        judged = []
-        for arrival, id, content in read:
-            if content is None:
-                prediction = Prediction(
-                    str(arrival.path), f"{arrival.path}: may not be read: let it be read, and save it anew."
-                )
-            else:
-                prediction = next(predictions)
-            if prediction.error is not None and self._arrivals.wait_longer(arrival):
-                continue  # perhaps its writer only pauses
-            judged.append(self._describe(arrival, id, content, prediction))
+        if whole := [each for each in read if each.error is None]:
+            described += self._judge_together(whole)
+        # one with an error gets more time: perhaps its writer only pauses
+        judged = [
+            each for each in described if each.prediction.error is None or not self._arrivals.wait_longer(each.arrival)
+        ]
         if not judged:
             return
         self._results.begin(judged)
@@ -274,15 +283,29 @@ class _Inspector:
             for courier in self._couriers:
                 courier.wake()
 
-    def _describe(self, arrival: Arrival, id: str, content: bytes | None, prediction: Prediction) -> Judged:
-        inside = arrival.path.relative_to(self._watch.folder)
+    def _judge_together(self, batch: Sequence["_Read"]) -> list[Judged]:
+        """Judge and describe photographs; where that fails, each alone, so that one does not take the others with it."""
+        model, processor, name = self._judge.model, self._judge.processor, self._watch.class_name
+        try:
+            sources = [each.source for each in batch]
+            predictions = predict(model, processor, sources, class_names=name, batch_size=self._watch.batch_size)
+            return [self._describe(each, prediction) for each, prediction in zip(batch, predictions, strict=True)]
+        except Exception as error:  # of whatever kind: the watch goes on, and the photograph is an error
+            if len(batch) > 1:
+                return [self._judge_together([each])[0] for each in batch]
+            path = batch[0].arrival.path
+            logger.warning("%s could not be judged: %s", path, one_line(error))
+            failed = Prediction(str(path), f"{path}: could not be judged ({one_line(error)}).")
+            return [self._describe(batch[0], failed)]
+
+    def _describe(self, read: "_Read", prediction: Prediction) -> Judged:
+        given = (read.arrival, read.id, read.content, prediction, read.arrival.path.relative_to(self._watch.folder))
         if prediction.error is not None:
-            return Judged(arrival, id, content, prediction, inside)
+            return Judged(*given)
         full = prediction.full_size_map()
-        source = {"path": str(arrival.path), "bytes": content}
-        picture = overlay(load_image(source, white_value=self._judge.processor.white_value), full)
+        picture = overlay(load_image(read.source, white_value=self._judge.processor.white_value), full)
         regions = prediction.find_regions(full, min_area=self._watch.min_area)
-        return Judged(arrival, id, content, prediction, inside, regions, with_legend(picture))
+        return Judged(*given, regions, with_legend(picture))
 
     # Drift.
 
@@ -305,25 +328,42 @@ class _Inspector:
         for row in rows:
             if (name := row["class"]) not in self._drifts:
                 continue
-            found, state = self._drifts[name].feed(row), str(changed_at(self._judge.model.config, name))
-            if found is None or journal.fact(f"{WARNED} {name}") == state:
+            has_changed, state = self._drifts[name].feed(row), str(changed_at(self._judge.model.config, name))
+            if not has_changed or journal.fact(f"{WARNED} {name}") == state:
                 continue
-            logger.warning("%s", found.advice())
+            advice = self._drifts[name].finding().advice()
+            logger.warning("%s", advice)
             journal.note(f"{WARNED} {name}", state)
-            body = json.dumps({"warning": "drift", "class": name, "time": row["time"], "advice": found.advice()})
+            body = json.dumps({"warning": "drift", "class": name, "time": row["time"], "advice": advice})
             journal.tell(body + "\n", self._results.places)
 
 
-def _read(arrival: Arrival) -> tuple[Arrival, str, bytes | None] | None:
-    """Read a photograph, with the id of its record; `None` where it has changed meanwhile, bytes of `None` where it may not be."""
-    id = record_id(arrival.path)
+@dataclass
+class _Read:
+    """A photograph with the id of its record, and its bytes or what is said where they cannot be had."""
+
+    arrival: Arrival
+    id: str
+    content: bytes | None = None
+    error: str | None = None
+
+    @property
+    def source(self) -> dict[str, str | bytes | None]:
+        return {"path": str(self.arrival.path), "bytes": self.content}
+
+
+def _read(arrival: Arrival) -> _Read | None:
+    """Read a photograph; `None` where it is gone, or has changed meanwhile."""
+    read = _Read(arrival, record_id(arrival.path))
     try:
-        content = arrival.path.read_bytes()
-    except PermissionError:
-        content = None
+        read.content = arrival.path.read_bytes()
     except FileNotFoundError:
         return None
-    return (arrival, id, content) if Arrival.of(arrival.path) == arrival else None
+    except PermissionError:
+        read.error = f"{arrival.path}: may not be read: let it be read, and save it anew."
+    except (OSError, MemoryError) as error:
+        read.error = f"{arrival.path}: cannot be read ({one_line(error)}): look at its disk, and save it anew."
+    return read if Arrival.of(arrival.path) == arrival else None
 
 
 __all__ = ["Watch"]

@@ -30,8 +30,8 @@ def say(*lines: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Say on one line of a terminal what an error says, which libraries do on several."""
-    return printable(" ".join(str(error).split()))
+    """Say on one line of a terminal what an error says, which libraries do on several; its kind where it says nothing."""
+    return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -1,11 +1,12 @@
 """Frames of a camera are judged as photographs are; one that is gone is waited for."""
 
 import fractions
+import threading
 
 import numpy as np
 import pytest
 
-from modeling_anople.inspection.cameras import is_camera
+from modeling_anople.inspection.cameras import Camera, is_camera
 
 from .conftest import wait_until
 
@@ -32,6 +33,21 @@ def test_frames_are_judged_and_a_camera_that_is_gone_is_waited_for(plant, bolts,
         rows = plant.wait_for(2)
     assert all(row["label"] and row["path"].startswith(str(plant.output / "frames/2")) for row in rows)
     assert "waits for" not in caplog.text and len({row["id"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("error", [av.error.EOFError(1, "gone"), av.FFmpegError(1, "odd"), IndexError("no video")])
+def test_a_camera_outlives_whatever_happens(tmp_path, monkeypatch, caplog, error):
+    stop = threading.Event()
+    camera = Camera("rtsp://host/1", tmp_path, every=1, stop=stop)
+
+    def take() -> int:
+        if caplog.records:
+            stop.set()  # it came back after the error
+        raise error
+
+    monkeypatch.setattr(camera, "_take", take)
+    camera.run()
+    assert f"rtsp://host gives no frames ({type(error).__name__}" in caplog.text
 
 
 def test_a_camera_is_told_from_a_folder():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_anople.inspection.delivery import WEBHOOK_SECRET, Broker, Courier, Webhook, sign
+from modeling_anople.inspection.delivery import WEBHOOK_SECRET, Broker, Courier, Undelivered, Webhook, sign
 from modeling_anople.inspection.journal import JOURNAL, Journal
 
 from .conftest import wait_until
@@ -110,16 +110,41 @@ def test_a_webhook_that_was_away_gets_all_of_it_later(journal, inbox, caplog):
     assert back.numbers == [1, 2, 3] and not again.waiting()
 
 
-def test_a_result_that_is_refused_waits_alone(journal, inbox):
-    hook = Webhook(f"http://127.0.0.1:{inbox.port}/")
-    tell(journal, "webhook", 1)
-    inbox.status = 400
-    courier = Courier(journal, hook)
+@pytest.mark.parametrize(("status", "refused"), [(400, 2), (422, 2), (401, 0), (404, 0), (429, 0)])
+def test_results_that_are_refused_wait_alone_and_other_answers_stop_all(journal, inbox, caplog, status, refused):
+    tell(journal, "webhook", 1, 2)
+    courier = Courier(journal, Webhook(f"http://127.0.0.1:{inbox.port}/"))
+    inbox.status = status
     courier._deliver_due()
+    assert len(caplog.records) == 1  # not one for each result
     inbox.status = 200
-    tell(journal, "webhook", 2)
+    tell(journal, "webhook", 3)
     courier._deliver_due()
-    assert inbox.numbers == [2] and journal.waiting() == {"webhook": 1}
+    assert inbox.numbers == [1, 2, 3][refused:] and sum(journal.waiting().values()) == refused
+
+
+def test_a_courier_outlives_whatever_happens(journal, monkeypatch, caplog):
+    """A library raises what nobody foresaw, and the disk is full when a result is to be put off."""
+
+    class Odd:
+        name, address = "webhook", "http://odd"
+
+        def send(self, delivery) -> None:
+            raise Undelivered("it answered 400", alone=True) if delivery.attempts else TypeError("odd")
+
+        def close(self) -> None:
+            pass
+
+    tell(journal, "webhook", 1)
+    courier = Courier(journal, Odd())
+    assert courier._deliver_due() == 1.0 and "http://odd is not reached (TypeError: odd)" in caplog.text
+    journal.postpone(journal.next_delivery("webhook"), 0)
+
+    def postpone(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(journal, "postpone", postpone)
+    assert courier._deliver_due() == 2.0 and journal.waiting() == {"webhook": 1}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +155,11 @@ def test_a_result_that_is_refused_waits_alone(journal, inbox):
         (Broker, "mqtt://host", "is no topic"),
         (Broker, "mqtt://host/a/#", "is no topic"),
         (Broker, "http://host/a", "is no topic"),
+        (Webhook, "http://host:99999/x", "--webhook http://host is no address"),
+        (Webhook, "http://host/\x01", "--webhook http://host is no address"),
+        (Webhook, "http://[::1/x", "--webhook is no address"),
+        (Broker, "mqtt://host:port/a", "--mqtt mqtt://host is no topic"),
+        (Broker, "mqtt://me:secret@host/a", "--mqtt mqtt://host holds a password.* as ANOPLE_MQTT_PASSWORD"),
     ],
 )
 def test_addresses_that_cannot_be_are_refused(kind, url, message, monkeypatch):

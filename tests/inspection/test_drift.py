@@ -2,11 +2,13 @@
 
 import json
 import random
+import time
 
 import pytest
 
 from modeling_anople.calibration_anople import fit_threshold
 from modeling_anople.cli import main
+from modeling_anople.inspection import drift
 from modeling_anople.inspection.drift import DriftWatch, read_drift
 from modeling_anople.runtime.loading import load_config
 
@@ -30,9 +32,10 @@ def rows_of(generator: random.Random, threshold, count: int, *, shift: float = 0
         }
 
 
-@pytest.mark.parametrize("count", [4, 30])
-def test_false_warnings_keep_to_the_bound(count):
+@pytest.mark.parametrize(("count", "kept"), [(4, 100_000), (30, 100_000), (30, 60)])
+def test_false_warnings_keep_to_the_bound(count, kept, monkeypatch):
     """Within n photographs of no change there is a warning with a probability of at most n / interval: 200 lines of 200."""
+    monkeypatch.setattr(drift, "KEPT", kept)
     interval, length, lines, warned = 1000, 200, 200, 0
     for seed in range(lines):
         generator = random.Random(seed)
@@ -56,10 +59,10 @@ def test_a_drift_is_found_and_advised_on(change, words):
     threshold = threshold_of(generator, 50)
     watch = DriftWatch("bolt", threshold)
     assert not any(map(watch.feed, rows_of(generator, threshold, 300)))
-    found = list(filter(None, map(watch.feed, rows_of(generator, threshold, 300, **change))))
-    assert found and 300 - len(found) < 250  # photographs until it was found
-    assert found[0].count < 250  # and not since the beginning
-    assert all(word in found[0].advice() for word in [*words, "at most once in 100000"]), found[0].advice()
+    assert any(map(watch.feed, rows_of(generator, threshold, 250, **change)))  # and no more is fed
+    found = watch.finding()
+    assert found.count < 250 and (found.ratio > 1) == found.is_higher  # and not since the beginning
+    assert all(word in found.advice() for word in [*words, "at most once in 100000"]), found.advice()
 
 
 def test_many_photographs_in_another_light_name_the_light():
@@ -67,8 +70,23 @@ def test_many_photographs_in_another_light_name_the_light():
     threshold = threshold_of(generator, 50)
     watch = DriftWatch("bolt", threshold)
     rows = [*rows_of(generator, threshold, 40, reason="too dark"), *rows_of(generator, threshold, 300, shift=0.25)]
-    found = next(filter(None, map(watch.feed, rows)))
-    assert "Look at the light and the camera first: photographs are called 'too dark'" in found.advice()
+    assert any(map(watch.feed, rows))
+    assert "Look at the light and the camera first: photographs are called 'too dark'" in watch.finding().advice()
+
+
+def test_a_line_that_runs_on_after_a_drift_costs_no_more(monkeypatch):
+    """What is kept has a bound, and what is done for one photograph does not grow with those before."""
+    monkeypatch.setattr(drift, "KEPT", 5000)
+    generator = random.Random(5)
+    threshold = threshold_of(generator, 50)
+    watch = DriftWatch("bolt", threshold)
+    rows = list(rows_of(generator, threshold, 20_000, creep=-5))
+    start = time.process_time()
+    for row in rows:
+        is_drift = watch.feed(row)
+    assert time.process_time() - start < 5  # 0.3 s; with a finding for each it takes minutes
+    assert is_drift and len(watch._sorted) == drift.KEPT and len(watch._newest) == drift.NEWEST
+    assert watch.finding().count > 19_000 and watch.finding().ratio < 0.1
 
 
 def test_scores_that_are_all_the_same_are_no_drift_and_errors_count_for_nothing():

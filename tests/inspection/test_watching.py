@@ -1,14 +1,17 @@
 """Every photograph that arrives is judged once and put away, none is lost or replaced, and what is broken is never normal."""
 
 import csv
+import errno
 import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from modeling_anople.inspection import watching
 from modeling_anople.inspection.journal import JOURNAL, Journal
 from modeling_anople.inspection.watching import Watch
 from modeling_anople.saving_anople import locked
@@ -114,6 +117,25 @@ def test_a_changed_detector_is_loaded_anew(plant, bolts, tmp_path):
     assert first["raw_score"] != second["raw_score"]
 
 
+def test_a_changed_detector_that_fails_to_load_is_tried_again(plant, tmp_path, monkeypatch, caplog):
+    detector = shutil.copytree(plant.detector, tmp_path / "detector")
+    judge = watching._Judge(Watch(str(detector), plant.inbox, plant.output, class_name="bolt", device="cpu"))
+    load_judge, before, tried = watching.load_judge, judge.model, []
+
+    def load(*given):
+        tried.append(given)
+        if len(tried) == 1:
+            raise RuntimeError("no memory\nfor it")
+        return load_judge(*given)
+
+    monkeypatch.setattr(watching, "load_judge", load)
+    os.utime(detector / "config.json", (1, 1))
+    assert not judge.has_changed() and judge.model is before and "in 1 s. no memory for it" in caplog.text
+    assert not judge.has_changed() and len(tried) == 1  # not before the pause is over
+    wait_until(judge.has_changed)
+    assert judge.model is not before and not judge.has_changed() and len(tried) == 2
+
+
 def test_what_stops_a_batch_stops_it_alone(plant, bolts, caplog):
     """A disk without room, or a folder that is gone, is waited for; then the same batch goes on."""
     with plant.watched(poll=True):
@@ -128,6 +150,40 @@ def test_what_stops_a_batch_stops_it_alone(plant, bolts, caplog):
         (plant.output / "work").mkdir()
         plant.wait_for(2)
     assert files_below(plant.output / "normal") == {"0.png", "1.png"}
+
+
+def test_one_photograph_stops_no_line(plant, bolts, caplog, monkeypatch):
+    """A bad sector, too little memory for one, and a heat map that cannot be drawn are errors of their photographs alone."""
+    read_bytes, predict, load_image = Path.read_bytes, watching.predict, watching.load_image
+
+    def read(path: Path) -> bytes:
+        if path == plant.inbox / "sector.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    def judge(model, processor, sources, **options):
+        if any("huge" in source["path"] for source in sources):
+            raise MemoryError
+        return predict(model, processor, sources, **options)
+
+    def load(source, **options):
+        if "drawn" in source["path"]:
+            raise RuntimeError("no picture\nat all")
+        return load_image(source, **options)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(watching, "predict", judge)
+    monkeypatch.setattr(watching, "load_image", load)
+    for name in ("a", "sector", "huge", "drawn", "b"):
+        bolts[0].save(plant.inbox / f"{name}.png")
+    with plant.watched(poll=True):
+        rows = {Path(row["path"]).stem: row for row in plant.wait_for(5)}
+    assert [rows[name]["label"] for name in ("a", "b", "sector", "huge", "drawn")] == ["normal"] * 2 + [None] * 3
+    assert "cannot be read ([Errno 5] Input/output error)" in rows["sector"]["error"] and "file" not in rows["sector"]
+    assert "could not be judged (MemoryError)" in rows["huge"]["error"]
+    assert "could not be judged (no picture at all)" in rows["drawn"]["error"]
+    assert files_below(plant.output / "error") == {"huge.png", "drawn.png"} and (plant.inbox / "sector.png").exists()
+    assert "waiting until that is mended" not in caplog.text
 
 
 @pytest.mark.parametrize(
