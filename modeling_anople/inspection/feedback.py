@@ -79,7 +79,8 @@ def give_feedback(checkpoint: str, id: str, verdict: Verdict, *, results: str | 
     Raises:
         ValueError: for an unknown id, a photograph that is gone or has changed, a product that the detector does not know, and
             for what cannot be undone.
-        OSError: if the list or the detector cannot be written; the detector is as it was then.
+        OSError: if the detector cannot be written, which is as it was then, or the list, while the detector may have changed
+            already: with room again, say the same once more.
     """
     folder = Path(os.path.abspath(results))
     if verdict not in ("good", "bad", "undo"):
@@ -180,11 +181,12 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
         model, processor = load_detector(checkpoint)
         digest = digest_of(load_image(path, white_value=processor.white_value))
         if digest in known_digests(config.history, row["class"]):
-            kept = folder / BEFORE / row["id"]  # learned by a program that was killed before it wrote the list
-            before = getattr(load_config(str(kept)), ID) if kept.is_dir() else None
-            return _line(
-                row, "good", added=kept.is_dir(), before=before, after=_state_of(place), said="It is known already."
-            )
+            kept, said = folder / BEFORE / row["id"], "It is known already."
+            old = load_config(str(kept)) if kept.is_dir() else None
+            # learned by a program that was killed before it wrote the list, and nothing was done to the detector since
+            if old is not None and config.history[:-1] == old.history:
+                return _line(row, "good", added=True, before=getattr(old, ID), after=_state_of(place), said=said)
+            return _line(row, "good", said=said)
         detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
         threshold: ProductThreshold = detector.add_normals(row["class"], [path])
         before = _state_of(place)
@@ -202,20 +204,23 @@ def _undo(checkpoint: str, folder: Path, row: dict, last: Feedback | None) -> Fe
     if not last.added:
         return _line(row, "undo", said=f"{last.verdict!r} is taken back.")
     kept, place = folder / BEFORE / row["id"], Path(checkpoint)
-    if not (kept / "config.json").exists():
-        raise ValueError(
-            f"The detector before {row['id']} is no longer kept (the last {KEPT} are): it cannot be undone."
-        )
     with locked(place):
-        if _state_of(place) != last.after:
-            raise ValueError(
-                f"{checkpoint} was changed after it learned {row['id']}: undo what came later first, `anople products` has the log."
-            )
-        with replacing(place) as unfinished:
-            for path in _files_of(kept):
-                target = unfinished / path.relative_to(kept)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        state = _state_of(place)
+        if last.before is None or state != last.before:  # else by a program that was killed before it wrote the list
+            if not (kept / "config.json").exists():
+                raise ValueError(
+                    f"The detector before {row['id']} is no longer kept (the last {KEPT} are): it cannot be undone."
+                )
+            if state != last.after:
+                raise ValueError(
+                    f"{checkpoint} was changed after it learned {row['id']}: undo what came later first, `anople products` has the log."
+                )
+            with replacing(place) as unfinished:
+                for path in _files_of(kept):
+                    target = unfinished / path.relative_to(kept)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+        shutil.rmtree(kept, ignore_errors=True)
     return _line(
         row, "undo", added=True, before=last.after, after=last.before, said="The detector is as it was before that."
     )

@@ -754,9 +754,8 @@ def _add_products(app: FastAPI, service: Service) -> None:
         except ValueError as error:
             raise HTTPException(400, one_line(error)) from error
         except OSError as error:
-            raise HTTPException(
-                507, f"The detector cannot be saved ({one_line(error)}): nothing was changed."
-            ) from error
+            text = f"The detector cannot be saved, or not loaded after that ({one_line(error)}): make room, and try again."
+            raise HTTPException(507, text) from error
 
 
 def _add_feedback(app: FastAPI, service: Service) -> None:
@@ -779,7 +778,7 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
         except ValueError as error:
             raise HTTPException(409, one_line(error)) from error
         except OSError as error:
-            raise HTTPException(507, f"It cannot be kept ({one_line(error)}): nothing was changed.") from error
+            raise HTTPException(507, f"Not all of it can be kept ({one_line(error)}): make room, and say it again.") from error
 
 
 def _add_watching(app: FastAPI, service: Service) -> None:
