@@ -17,12 +17,11 @@ from filelock import FileLock
 
 from ..calibration_anople import ProductThreshold, describe_guarantee
 from ..enrollment_anople import digest_of, known_digests
-from ..images_anople import load_image
+from ..images_anople import RESULTS, load_image
 from ..pipeline_anople import AnomalyDetectionPipeline
 from ..runtime.loading import load_config, load_detector
 from ..saving_anople import ID, is_trace, locked, replacing, state_folder, sync
-from .drift import read_rows
-from .records import now, record_id
+from .records import Rows, append_lines, now, record_id
 
 
 FEEDBACK, BEFORE, LOCK = "feedback.jsonl", "before_feedback", ".feedback.lock"
@@ -107,17 +106,17 @@ def give_feedback(checkpoint: str, id: str, verdict: Verdict, *, results: str | 
 def find_row(folder: Path, id: str) -> dict:
     """Find the newest row of an id in a folder of results; a `ValueError` without one."""
     found = None
-    for row in read_rows(folder):
+    for row in Rows(folder):
         found = row if row.get("id") == id else found
     if found is None:
         raise ValueError(
-            f"{folder} holds no result {id!r}: give an id of its results.jsonl, or --results for another folder."
+            f"{folder} holds no result {id!r}: give an id of its {RESULTS}, or --results for another folder."
         )
     return found
 
 
 def read_feedback(folder: Path) -> Iterator[Feedback]:
-    """Read the list of a folder of results; a torn last line is passed over."""
+    """Read the list of a folder of results; torn lines are passed over."""
     path = folder / FEEDBACK
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError):
@@ -134,13 +133,9 @@ def _line(row: dict, verdict: Verdict, **more: object) -> Feedback:
 
 
 def _append(path: Path, given: Feedback) -> None:
-    """Add a line, after one that was torn where there is one."""
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        torn = size and file.read() != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(asdict(given)).encode() + b"\n")
-        file.flush()
+    """Add a line, and bring it to the disk."""
+    with append_lines(path) as file:
+        file.write(json.dumps(asdict(given)) + "\n")
         os.fsync(file.fileno())
 
 

@@ -85,6 +85,14 @@ def test_what_is_bad_is_kept_in_a_list_and_changes_nothing(checkpoint, results):
     assert contents(checkpoint) == before or row["unsure"]
 
 
+def test_a_torn_row_takes_no_other_rows_feedback(checkpoint, results):
+    rows = rows_of(results)
+    lines = [json.dumps(row) for row in rows]
+    (results / "results.jsonl").write_text("\n".join([lines[0], lines[1][:70], *lines[1:]]) + "\n", encoding="utf-8")
+    for row in rows[:2]:
+        assert give_feedback(str(checkpoint), row["id"], "bad", results=results).id == row["id"]
+
+
 def test_what_cannot_be_learned_is_refused_and_changes_nothing(checkpoint, results, tmp_path):
     rows, before = rows_of(results), contents(checkpoint)
     alarm, broken = next(row for row in rows if row["label"] == "anomalous"), rows[-1]
