@@ -154,7 +154,8 @@ def test_what_is_not_ours_is_not_taken_for_it(tmp_path, content):
             with pytest.raises(ValueError, match="did not write it"):
                 check_outputs([Output("--a", path, recognize)])
     path.write_bytes(b"a,b\r\n1,2\r\n")
-    check_outputs([Output("--a", path, csv_of(("a", "b")))])
+    for recognize in (csv_of(("a", "b")), csv_of(("a", "b", "c"), ("a", "b"))):
+        check_outputs([Output("--a", path, recognize)])
     path.write_bytes(b'{"b": 1, "a": 2, "c": 3}\n')
     check_outputs([Output("--a", path, json_lines_of(("a", "b")))])
     check_outputs([Output("--a", path, json_of(("a", "b")))])
@@ -173,6 +174,8 @@ def test_predict_runs_twice_and_spares_what_is_not_its_own(capsys, detector, pic
     assert main(command) == 2
     assert "0000-0.png is there already, and this command did not write it" in capsys.readouterr().err
     assert drawn.read_bytes() == before and main([*command, "--overwrite"]) == 0
+    table.write_text(",".join(COLUMNS[:-3]) + "\r\n", encoding="utf-8")  # of an earlier version
+    assert main(command) == 0 and table.read_text(encoding="utf-8").startswith(",".join(COLUMNS))
     table.write_text("mine\n", encoding="utf-8")
     assert main(command) == 2 and table.read_text(encoding="utf-8") == "mine\n"
     (out / "results.jsonl").write_text("mine\n", encoding="utf-8")

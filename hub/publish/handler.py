@@ -5,7 +5,6 @@ It needs transformers alone: the detector's code lies in the same folder. Rows a
 """
 
 import base64
-import binascii
 from typing import Any
 
 from PIL import Image
@@ -62,5 +61,5 @@ def decoded(photograph: object) -> bytes | Image.Image:
         return photograph
     try:
         return base64.b64decode(str(photograph).rpartition(",")[2], validate=True)
-    except binascii.Error:
+    except ValueError:
         return b""  # no image, which becomes the error of this photograph

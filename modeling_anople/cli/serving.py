@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runtime import CHECKPOINT, make_parser, parse, printable, return_free_memory, say
-from ..runtime.outputs import OVERWRITE, Output, check_outputs, json_lines_of
+from ..runtime.outputs import OVERWRITE, Output, check_outputs, is_page, json_lines_of
 
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def serve(arguments: list[str]) -> int:
     places, options = parse(make_parser("serve", ServeOptions, checkpoint=CHECKPOINT), arguments)
     import uvicorn
 
+    from ..images_anople import RESULT_KEYS, RESULTS
     from ..inspection.journal import JOURNAL
     from ..inspection.server import Settings, make_app
     from ..saving_anople import locked
@@ -73,11 +74,11 @@ def serve(arguments: list[str]) -> int:
         listening = stack.enter_context(listen(options.host, options.port))
         folder = options.output and Path(options.output)
         if folder:
-            results = folder / "results.jsonl"
+            results = folder / RESULTS
             if (folder / JOURNAL).exists():
                 raise ValueError(f"--output {folder} holds the results of `anople watch`: name another folder.")
-            check_outputs([Output("--output", results, json_lines_of(("path", "class", "score", "label")))])
-            stack.enter_context(locked(folder))  # two servers would number their pictures alike
+            check_outputs([Output("--output", results, json_lines_of(RESULT_KEYS))])
+            stack.enter_context(locked(folder))  # two servers would write into each other's lines
         settings = Settings(
             places.checkpoint,
             token=options.token or os.environ.get(TOKEN) or None,
@@ -134,11 +135,12 @@ def report(arguments: list[str]) -> int:
     """Write a page about what predict, watch or serve have inspected, or evaluate has measured."""
     results = "Folder that predict, watch or serve had as --output, its results.jsonl, or evaluate's JSON file."
     places, options = parse(make_parser("report", ReportOptions, results=results), arguments)
-    from ..inspection.report import is_page, page_of_evaluation, report_of_results
+    from ..images_anople import RESULTS
+    from ..inspection.report import page_of_evaluation, report_of_results
     from ..runtime.loading import load_config
 
     place, output = Path(places.results), Path(options.output)
-    read = place / "results.jsonl" if place.is_dir() else place
+    read = place / RESULTS if place.is_dir() else place
     check_outputs([Output("--output", output, is_page)], inputs=[read], overwrite=options.overwrite)
     if evaluation := _evaluation_in(read):
         if options.detector:

@@ -26,7 +26,7 @@ from ..data.public_sets import saturation_areas
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
-from ..inspection.report import Report, is_page
+from ..inspection.report import Report
 from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
@@ -34,7 +34,7 @@ from ..product_store_anople import composed, find_class
 from ..runtime import CHECKPOINT, make_parser, parse, printable, say, start_logging
 from ..runtime.heat_maps import SAMPLES, contact_sheet, overlay, panel, with_legend, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
-from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, json_of
+from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, is_page, json_of
 from ..scoring_anople import resize_maps
 from .metrics import PixelMetrics, image_metrics, mean_metrics
 

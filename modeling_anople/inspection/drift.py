@@ -20,7 +20,6 @@ came, so that the ranks stay independent and uniform, and the bounds hold; they 
 
 import bisect
 import hashlib
-import json
 import math
 import statistics
 from collections import Counter, deque
@@ -31,7 +30,7 @@ from pathlib import Path
 
 from ..calibration_anople import ProductThreshold
 from ..configuration_anople import AnoPLeConfig
-from ..images_anople import RESULTS
+from .records import Rows
 
 
 INTERVAL = 100_000  # photographs between two false warnings, on average and at least
@@ -204,30 +203,6 @@ def changed_at(config: AnoPLeConfig, product: str) -> float:
     return max((datetime.fromisoformat(date).timestamp() for date in dates), default=0.0)
 
 
-def read_rows(results: Path) -> Iterator[dict]:
-    """
-    Read the rows of a folder of results, or of a file of JSON lines; a torn last line is passed over.
-
-    Raises:
-        ValueError: for a place without results, or a line before the last that is none.
-    """
-    path = results / RESULTS if results.is_dir() else results
-    if not path.is_file():
-        raise ValueError(
-            f"{results} holds no {RESULTS}: name a folder that `anople watch`, `serve` or `predict` wrote."
-        )
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                yield row
-            elif line.endswith("\n") and line.strip():
-                raise ValueError(f"{path}, line {number} is no result: remove the line.")
-
-
 def rows_since(rows: Iterable[dict], product: str, moment: float) -> Iterator[dict]:
     """Keep the rows of a product that were written at a moment or after it."""
     for row in rows:
@@ -247,7 +222,7 @@ def read_drift(
     """
     found = {}
     for product in products or config.class_names:
-        rows = list(rows_since(read_rows(results), product, changed_at(config, product)))
+        rows = list(rows_since(Rows(results), product, changed_at(config, product)))
         if rows or products:
             watch = follow(config, product, interval=interval)
             first = watch.finding() if any(map(watch.feed, rows)) else None
@@ -255,4 +230,4 @@ def read_drift(
     return found
 
 
-__all__ = ["INTERVAL", "Drift", "DriftWatch", "changed_at", "follow", "read_drift", "read_rows", "rows_since"]
+__all__ = ["INTERVAL", "Drift", "DriftWatch", "changed_at", "follow", "read_drift", "rows_since"]

@@ -17,12 +17,11 @@ from filelock import FileLock
 
 from ..calibration_anople import ProductThreshold, describe_guarantee
 from ..enrollment_anople import digest_of, known_digests
-from ..images_anople import load_image
+from ..images_anople import RESULTS, load_image
 from ..pipeline_anople import AnomalyDetectionPipeline
 from ..runtime.loading import load_config, load_detector
 from ..saving_anople import ID, is_trace, locked, replacing, state_folder, sync
-from .drift import read_rows
-from .records import now, record_id
+from .records import Rows, append_lines, now, record_id
 
 
 FEEDBACK, BEFORE, LOCK = "feedback.jsonl", "before_feedback", ".feedback.lock"
@@ -79,7 +78,8 @@ def give_feedback(checkpoint: str, id: str, verdict: Verdict, *, results: str | 
     Raises:
         ValueError: for an unknown id, a photograph that is gone or has changed, a product that the detector does not know, and
             for what cannot be undone.
-        OSError: if the list or the detector cannot be written; the detector is as it was then.
+        OSError: if the detector cannot be written, which is as it was then, or the list, while the detector may have changed
+            already: with room again, say the same once more.
     """
     folder = Path(os.path.abspath(results))
     if verdict not in ("good", "bad", "undo"):
@@ -106,17 +106,17 @@ def give_feedback(checkpoint: str, id: str, verdict: Verdict, *, results: str | 
 def find_row(folder: Path, id: str) -> dict:
     """Find the newest row of an id in a folder of results; a `ValueError` without one."""
     found = None
-    for row in read_rows(folder):
+    for row in Rows(folder):
         found = row if row.get("id") == id else found
     if found is None:
         raise ValueError(
-            f"{folder} holds no result {id!r}: give an id of its results.jsonl, or --results for another folder."
+            f"{folder} holds no result {id!r}: give an id of its {RESULTS}, or --results for another folder."
         )
     return found
 
 
 def read_feedback(folder: Path) -> Iterator[Feedback]:
-    """Read the list of a folder of results; a torn last line is passed over."""
+    """Read the list of a folder of results; torn lines are passed over."""
     path = folder / FEEDBACK
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError):
@@ -133,13 +133,9 @@ def _line(row: dict, verdict: Verdict, **more: object) -> Feedback:
 
 
 def _append(path: Path, given: Feedback) -> None:
-    """Add a line, after one that was torn where there is one."""
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        torn = size and file.read() != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(asdict(given)).encode() + b"\n")
-        file.flush()
+    """Add a line, and bring it to the disk."""
+    with append_lines(path) as file:
+        file.write(json.dumps(asdict(given)) + "\n")
         os.fsync(file.fileno())
 
 
@@ -180,11 +176,12 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
         model, processor = load_detector(checkpoint)
         digest = digest_of(load_image(path, white_value=processor.white_value))
         if digest in known_digests(config.history, row["class"]):
-            kept = folder / BEFORE / row["id"]  # learned by a program that was killed before it wrote the list
-            before = getattr(load_config(str(kept)), ID) if kept.is_dir() else None
-            return _line(
-                row, "good", added=kept.is_dir(), before=before, after=_state_of(place), said="It is known already."
-            )
+            kept, said = folder / BEFORE / row["id"], "It is known already."
+            old = load_config(str(kept)) if kept.is_dir() else None
+            # learned by a program that was killed before it wrote the list, and nothing was done to the detector since
+            if old is not None and config.history[:-1] == old.history:
+                return _line(row, "good", added=True, before=getattr(old, ID), after=_state_of(place), said=said)
+            return _line(row, "good", said=said)
         detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
         threshold: ProductThreshold = detector.add_normals(row["class"], [path])
         before = _state_of(place)
@@ -202,20 +199,23 @@ def _undo(checkpoint: str, folder: Path, row: dict, last: Feedback | None) -> Fe
     if not last.added:
         return _line(row, "undo", said=f"{last.verdict!r} is taken back.")
     kept, place = folder / BEFORE / row["id"], Path(checkpoint)
-    if not (kept / "config.json").exists():
-        raise ValueError(
-            f"The detector before {row['id']} is no longer kept (the last {KEPT} are): it cannot be undone."
-        )
     with locked(place):
-        if _state_of(place) != last.after:
-            raise ValueError(
-                f"{checkpoint} was changed after it learned {row['id']}: undo what came later first, `anople products` has the log."
-            )
-        with replacing(place) as unfinished:
-            for path in _files_of(kept):
-                target = unfinished / path.relative_to(kept)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        state = _state_of(place)
+        if last.before is None or state != last.before:  # else by a program that was killed before it wrote the list
+            if not (kept / "config.json").exists():
+                raise ValueError(
+                    f"The detector before {row['id']} is no longer kept (the last {KEPT} are): it cannot be undone."
+                )
+            if state != last.after:
+                raise ValueError(
+                    f"{checkpoint} was changed after it learned {row['id']}: undo what came later first, `anople products` has the log."
+                )
+            with replacing(place) as unfinished:
+                for path in _files_of(kept):
+                    target = unfinished / path.relative_to(kept)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+        shutil.rmtree(kept, ignore_errors=True)
     return _line(
         row, "undo", added=True, before=last.after, after=last.before, said="The detector is as it was before that."
     )

@@ -6,9 +6,12 @@ What is written of each inspected photograph: a row of facts, as a JSON line and
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
+import logging
+import math
 import os
 import re
 import stat
@@ -16,9 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from ..runtime.outputs import Output, check_outputs, csv_of, inert_row, json_lines_of
+from ..runtime.outputs import Output, check_outputs, csv_of, inert_row, is_page, json_lines_of
 from .journal import JOURNAL
 
 
@@ -28,27 +31,16 @@ if TYPE_CHECKING:
     from ..pipeline_anople import Prediction
 
 
+logger = logging.getLogger(__name__)
+
 # --- A row: what is known of one photograph ---
 
 
-COLUMNS = (
-    *(
-        "id",
-        "time",
-        "path",
-        "file",
-        "class",
-        "score",
-        "label",
-        "unsure",
-        "reason",
-        "raw_score",
-        "p_value",
-        "seconds",
-        "regions",
-    ),
+COLUMNS_BEFORE = (
+    *("path", "class", "score", "label", "unsure", "reason", "raw_score", "p_value", "seconds", "regions"),
     *("overlay", "mask", "map", "error"),
 )
+COLUMNS = (*COLUMNS_BEFORE, "id", "time", "file")  # new ones come last: tables are also read by position
 DRAWN = {"overlay": "", "mask": "masks", "map": "maps"}  # column -> folder inside --output
 
 
@@ -136,6 +128,84 @@ def table_writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]
         yield write
 
 
+# --- Rows as they were written ---
+
+
+class Rows:
+    """
+    The rows that predict, watch or serve have written, read line by line. Lines that are none are passed over and counted: a
+    killed program's last one, for instance, after which others may have been written.
+
+    Args:
+        place: the folder of results, or its file of JSON lines.
+
+    Raises:
+        ValueError: if there is no such file; at the end of reading it, if it has no row.
+    """
+
+    def __init__(self, place: Path):
+        from ..images_anople import RESULTS
+
+        self.path = place / RESULTS if place.is_dir() else place
+        self.damaged = 0  # lines, of those that were read
+        if not self.path.is_file():
+            raise ValueError(
+                f"{self.path} does not exist: give the folder that predict, watch or serve had as --output."
+            )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.damaged, count = 0, 0
+        with self.path.open(encoding="utf-8", errors="replace") as lines:
+            for line in filter(str.strip, lines):
+                row = _sound_row(line)
+                if row is None:
+                    self.damaged += 1
+                else:
+                    count += 1
+                    yield row
+        if not count:
+            raise ValueError(f"{self.path} holds no results: give what predict, watch or serve have written.")
+        if self.damaged:
+            _warn_of_damage(self.path, self.damaged)
+
+
+@functools.lru_cache
+def _warn_of_damage(path: Path, damaged: int) -> None:
+    """Warn once in a program, however often the file is read."""
+    lines = "1 line is damaged and" if damaged == 1 else f"{damaged} lines are damaged and"
+    logger.warning("%s: %s passed over.", path, lines)
+
+
+def _sound_row(line: str) -> dict[str, Any] | None:
+    """Read a line; `None` if it is no row, or one of which a field is not what it should be."""
+    from ..images_anople import RESULT_KEYS
+
+    try:
+        row = json.loads(line)
+        if not (isinstance(row, dict) and row.keys() >= set(RESULT_KEYS) and isinstance(row["path"], str)):
+            return None
+        score, texts = row["score"], [row.get(name) for name in ("class", "label", "error", "reason", "time", "file")]
+        sound = score is None or (type(score) in (int, float) and math.isfinite(score))
+        sound &= all(isinstance(text, (str, type(None))) for text in texts)
+        for region in row.get("regions") or ():
+            sound &= math.isfinite(sum([region["area"], *region["centroid"]])) and len(region["centroid"]) == 2
+        if row.get("time"):
+            datetime.fromisoformat(row["time"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return row if sound else None
+
+
+def append_lines(path: Path) -> TextIO:
+    """Open a file to add lines, each written at once; the first comes after one that a killed program tore."""
+    file = path.open("ab+")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if size and file.read() != b"\n":
+        file.write(b"\n")
+    return io.TextIOWrapper(file, encoding="utf-8", newline="\n", line_buffering=True)
+
+
 # --- What `anople predict` writes: where it goes, and what is drawn ---
 
 
@@ -164,8 +234,10 @@ def open_results(folder: Path | None, inputs: set[Path]) -> contextlib.AbstractC
     """
     if folder is None:
         return contextlib.nullcontext()
+    from ..images_anople import RESULTS  # it brings torch along
+
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
+    results = folder / RESULTS
     for name in _drawn_by(results):  # of the run before, which this one replaces
         if Path(os.path.realpath(folder / name)) not in inputs:
             (folder / name).unlink(missing_ok=True)
@@ -179,16 +251,16 @@ def check_places(options: PredictFiles, paths: list[Path], drawn: list[dict[str,
     Args:
         drawn: the pictures of each photograph, see [`names_of_drawn`].
     """
-    from .report import is_page  # it brings torch along
+    from ..images_anople import RESULT_KEYS, RESULTS  # they bring torch along
 
-    outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS))]
+    outputs = [] if options.csv is None else [Output("--csv", options.csv, csv_of(COLUMNS, COLUMNS_BEFORE))]
     outputs += [] if options.report is None else [Output("--report", options.report, is_page)]
     if options.output is not None:
         folder = folder_of(options)
-        results = folder / "results.jsonl"
+        results = folder / RESULTS
         if (folder / JOURNAL).exists():
             raise ValueError(f"--output {folder} holds the results of `anople watch`: name another folder.")
-        outputs.append(Output("--output", results, json_lines_of(("path", "class", "score", "label"))))
+        outputs.append(Output("--output", results, json_lines_of(RESULT_KEYS)))
         before = set(_drawn_by(results))
         for names in drawn:
             for name in filter(lambda name: os.path.lexists(folder / name), names.values()):
@@ -213,7 +285,7 @@ def names_of_drawn(options: PredictFiles, paths: list[Path], places: list[str]) 
     """
     if options.output is None:
         return [{} for _ in paths]
-    names = [{"overlay": picture_name(number, path)} for number, path in enumerate(paths)]
+    names = [{"overlay": picture_name(f"{number:04d}", path)} for number, path in enumerate(paths)]
     kinds = [kind for kind in ("mask", "map") if f"{kind}s" in options.saved]
     if not kinds:
         return names
@@ -272,9 +344,9 @@ def draw_files(line: dict[str, Any], prediction: "Prediction", full_map: "np.nda
         Image.fromarray(np.rint(full_map * white).astype(dtype)).save(line["map"])
 
 
-def picture_name(number: int, path: Path) -> str:
-    """Name the picture that is drawn of a photograph."""
-    return f"{number:04d}-{path.stem[:60]}.png"  # 240 bytes in any script
+def picture_name(mark: str, path: Path) -> str:
+    """Name the picture that is drawn of a photograph, by its number of at least four digits, or the id of its record."""
+    return f"{mark}-{path.stem[:60]}.png"  # 240 bytes in any script
 
 
 def _drawn_by(results: Path) -> Iterator[str]:
@@ -285,7 +357,7 @@ def _drawn_by(results: Path) -> Iterator[str]:
             row = json.loads(line)
             for column, inside in DRAWN.items():
                 parts = Path(row[column]).parts if column in row else ()
-                if column == "overlay" and parts and re.fullmatch(r"\d{4,}-.*\.png", parts[-1]):
+                if column == "overlay" and parts and re.fullmatch(r"(\d{4,}|[0-9a-f]{16})-.*\.png", parts[-1]):
                     yield parts[-1]
                 elif inside in parts and ".." not in parts:
                     # the folder may have been moved: of a name that holds another "masks", each reading is tried
@@ -295,7 +367,10 @@ def _drawn_by(results: Path) -> Iterator[str]:
 
 __all__ = [
     "COLUMNS",
+    "COLUMNS_BEFORE",
     "PredictFiles",
+    "Rows",
+    "append_lines",
     "check_places",
     "draw_files",
     "folder_of",

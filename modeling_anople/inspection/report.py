@@ -8,8 +8,6 @@ import base64
 import heapq
 import html
 import io
-import json
-import math
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from ..calibration_anople import describe_guarantee, percent
 from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ImageError, load_image
 from ..product_store_anople import UNKNOWN_PRODUCT, ProductRecord
+from .records import Rows
 
 
 MOST_PICTURES, MOST_LISTED = 24, 500  # of a page
@@ -98,55 +97,7 @@ def _name_of(row: dict[str, Any], folders: int) -> str:
     return "/".join(Path(row["path"]).parts[-1 - folders :]) or "(without a name)"
 
 
-# --- Rows as they were written ---
-
-
-def read_rows(place: Path) -> tuple[list[dict[str, Any]], int]:
-    """
-    Read what predict, watch or serve have written.
-
-    Args:
-        place: the folder with `results.jsonl`, or a file of JSON lines.
-
-    Returns:
-        The rows, and how many lines are none: a killed program's last one, for instance.
-
-    Raises:
-        ValueError: where there is no row.
-    """
-    file = place / "results.jsonl" if place.is_dir() else place
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: give the folder that predict, watch or serve had as --output.")
-    rows, broken = [], 0
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in filter(str.strip, lines):
-            try:
-                row = json.loads(line)
-                is_row = isinstance(row, dict) and {"path", "score", "label"} <= row.keys()
-            except ValueError:
-                is_row = False
-            if is_row and _is_sound(row):
-                rows.append(row)
-            else:
-                broken += 1
-    if not rows:
-        raise ValueError(f"{file} holds no results: give what predict, watch or serve have written.")
-    return rows, broken
-
-
-def _is_sound(row: dict[str, Any]) -> bool:
-    """Say whether the fields of a row that are counted and drawn are what they should be."""
-    score, regions = row["score"], row.get("regions")
-    numbers = score is None or (type(score) in (int, float) and math.isfinite(score))
-    try:
-        places = all(math.isfinite(sum([each["area"], *each["centroid"]])) for each in regions or [])
-        places &= all(len(each["centroid"]) == 2 for each in regions or [])
-    except (TypeError, KeyError):
-        places = False
-    if not isinstance(row["path"], str):
-        return False
-    names = (isinstance(row.get(name), (str, type(None))) for name in ("class", "label", "error", "reason", "time"))
-    return numbers and places and all(names)
+# --- Pictures as they were drawn ---
 
 
 def picture_of(row: dict[str, Any], folder: Path) -> Image.Image | None:
@@ -554,12 +505,12 @@ def report_of_results(place: Path, *, config: AnoPLeConfig | None = None, detect
     Raises:
         ValueError: where there are no results.
     """
-    rows, broken = read_rows(place)
+    rows = Rows(place)
     report = Report(place.name or str(place), config=config, detector=detector, settings={"results": str(place)})
-    report.broken = broken
     folder = place if place.is_dir() else place.parent
     for row in rows:
         report.add(row, lambda row=row: picture_of(row, folder))
+    report.broken = rows.damaged
     return report
 
 
@@ -598,10 +549,4 @@ def page_of_evaluation(values: dict[str, Any], name: str) -> str:
     return _PAGE.format(title=_text(f"{TITLE}: {name}"), sections="\n".join(filter(None, sections)))
 
 
-def is_page(path: Path) -> bool:
-    """Say whether a file is a page of this kind, which may be replaced."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return '<meta name="generator" content="anople report">' in file.read(1000)
-
-
-__all__ = ["Report", "describe_row", "is_page", "page_of_evaluation", "read_rows", "report_of_results", "verdict_of"]
+__all__ = ["Report", "describe_row", "page_of_evaluation", "report_of_results", "verdict_of"]

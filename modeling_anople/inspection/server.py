@@ -37,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..calibration_anople import HIGHEST_RATE, LOWEST_RATE, describe_guarantee
 from ..fitting_anople import DEFAULT_FALSE_ALARM_RATE
-from ..images_anople import load_image
+from ..images_anople import RESULTS, load_image
 from ..pipeline_anople import AnomalyDetectionPipeline, Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductRecord, find_class, new_name
@@ -47,13 +47,23 @@ from ..runtime.loading import load_config, load_detector, load_judge
 from ..saving_anople import locked
 from ..scoring_anople import Detector
 from .feedback import find_row, give_feedback
-from .records import picture_name, record_id, to_row
+from .records import append_lines, picture_name, record_id, to_row
 
 
 logger = logging.getLogger(__name__)
 
 BATCH_WAIT = 0.005  # seconds that the first photograph of a batch waits for others
 DRAWING_THREADS = 2
+METHODS = {
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+}  # told apart in figures, which keep each for good
+SLOWEST = 100_000  # bytes a second, of a body that takes longer than its first `Settings.body_seconds`
 READY = "The server does not take photographs any more: ask another, or start it again."
 
 
@@ -245,16 +255,13 @@ class Keeper:
     def __init__(self, folder: Path):
         self.folder, self._lock = folder, threading.Lock()
         (folder / "photographs").mkdir(parents=True, exist_ok=True)
-        results = folder / "results.jsonl"
-        before = results.read_bytes() if results.is_file() else b""
-        self._file = results.open("a", encoding="utf-8", buffering=1)
-        if before and not before.endswith(b"\n"):  # a killed server's last line
-            self._file.write("\n")
-        self._count = before.count(b"\n")
+        self._file = append_lines(folder / RESULTS)
 
     def keep(self, row: dict, content: bytes, picture: Image.Image | None) -> None:
         """
         Keep a photograph, its picture if there is one, and the row, which names both.
+
+        The picture is that of the newest row of its id, as the row is which feedback is about.
 
         Raises:
             OSError: if it cannot be written.
@@ -262,22 +269,25 @@ class Keeper:
         name = plain_name(row["path"])
         place = self.folder / "photographs" / f"{row['id']}-{name}"
         if not place.exists():  # the same photograph may be asked about again
-            unfinished = place.with_name(f".{secrets.token_hex(8)}.part")
-            unfinished.write_bytes(content)
-            unfinished.replace(place)
-        with self._lock:
-            self._count += 1
-            number = self._count
+            _put(content, place)
         row = {**row, "file": str(place)}
         if picture is not None:
-            row["overlay"] = str(self.folder / picture_name(number, Path(name)))
-            picture.save(row["overlay"])
+            drawn = self.folder / picture_name(row["id"], Path(name))
+            _put(_png_of(picture), drawn)
+            row["overlay"] = str(drawn)
         with self._lock:
             self._file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
         """Close the file of results."""
         self._file.close()
+
+
+def _put(content: bytes, place: Path) -> None:
+    """Write a file whole or not at all."""
+    unfinished = place.with_name(f".{secrets.token_hex(8)}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(place)
 
 
 def plain_name(name: str) -> str:
@@ -392,11 +402,7 @@ class Gate:
     """
     Refuse requests with a body that is too large (413), or while too many are in hand (429), and time all of them.
 
-    A body that stops coming (408) holds its place no longer than that.
-
-    Args:
-        limit: requests with a body that may be in hand at once.
-        max_bytes: of a body.
+    A body that stops coming, or comes all too slowly (408), holds its place no longer than that.
     """
 
     def __init__(self, app: ASGIApp, *, service: "Service"):
@@ -420,22 +426,27 @@ class Gate:
                 await self.app(scope, receive, watched)
         finally:
             path = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in METHODS else "other"
             figures = self.service.figures
-            figures.requests.labels(scope["method"], path, status).observe(time.perf_counter() - start)
+            figures.requests.labels(method, path, status).observe(time.perf_counter() - start)
             if status >= 400:
                 figures.refused.labels(status).inc()
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self.service.settings
         declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-        received = 0
+        start, received = time.monotonic(), 0
 
         async def counted() -> Message:
             nonlocal received
+            left = start + settings.body_seconds + received / SLOWEST - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), settings.patience)
+                message = await asyncio.wait_for(receive(), min(settings.patience, left))
             except TimeoutError:
-                text = f"Nothing has come for {settings.patience:g} s: send the request again."
+                text = (
+                    f"The request came too slowly (nothing for {settings.patience:g} s, or after {settings.body_seconds:g} s "
+                    f"fewer than {SLOWEST} bytes a second): send it again."
+                )
                 raise HTTPException(408, text, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
             if received > settings.max_bytes:
@@ -453,7 +464,9 @@ class Gate:
             finally:
                 self.in_hand -= 1
             return
-        await _read_on(receive, settings.max_bytes)
+        with contextlib.suppress(HTTPException):  # what is answered is known already
+            while (await counted()).get("more_body"):  # a client that still sends would not see the answer
+                pass
         await Answer({"detail": error.detail}, error.status_code, error.headers)(scope, receive, send)
 
 
@@ -464,16 +477,6 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 def _come_again(error: QueueFull) -> HTTPException:
     return HTTPException(429, str(error), {"Retry-After": str(error.seconds)})
-
-
-async def _read_on(receive: Receive, most: int) -> None:
-    """Read a body that is not wanted, up to a size: a client that still sends would not see the answer."""
-    received = 0
-    while received <= most:
-        message = await receive()
-        received += len(message.get("body", b""))
-        if not message.get("more_body"):
-            return
 
 
 # --- The service ---
@@ -492,6 +495,7 @@ class Settings:
         queue: photographs that may wait, and requests in hand.
         max_bytes: of a request.
         patience: seconds after which a client that sends nothing more is no longer waited for.
+        body_seconds: for a whole body, and as many more as its bytes take at `SLOWEST`.
         revision, device, dtype: as of `load_judge`.
     """
 
@@ -502,6 +506,7 @@ class Settings:
     queue: int = 64
     max_bytes: int = 64_000_000
     patience: float = 30.0
+    body_seconds: float = 60.0
     revision: str | None = None
     device: str = "auto"
     dtype: str = "float32"
@@ -564,7 +569,9 @@ class Service:
             if self.keeper:
                 self.keeper.keep(row, content, picture if kept else None)
             self.figures.count(row)
-            rows.append({**row, "overlay": _base64_of(picture)} if drawn and picture else row)
+            rows.append(
+                {**row, "overlay": base64.b64encode(_png_of(picture)).decode("ascii")} if drawn and picture else row
+            )
         return rows
 
     def enroll(self, name: str, photographs: list[tuple[str, bytes]], max_false_alarm_rate: float) -> dict:
@@ -612,10 +619,10 @@ def _product_info(values: dict) -> dict:
     }
 
 
-def _base64_of(picture: Image.Image) -> str:
+def _png_of(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 async def _read(files: list[UploadFile]) -> list[tuple[str, bytes]]:
@@ -754,9 +761,8 @@ def _add_products(app: FastAPI, service: Service) -> None:
         except ValueError as error:
             raise HTTPException(400, one_line(error)) from error
         except OSError as error:
-            raise HTTPException(
-                507, f"The detector cannot be saved ({one_line(error)}): nothing was changed."
-            ) from error
+            text = f"The detector cannot be saved, or not loaded after that ({one_line(error)}): make room, and try again."
+            raise HTTPException(507, text) from error
 
 
 def _add_feedback(app: FastAPI, service: Service) -> None:
@@ -779,7 +785,9 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
         except ValueError as error:
             raise HTTPException(409, one_line(error)) from error
         except OSError as error:
-            raise HTTPException(507, f"It cannot be kept ({one_line(error)}): nothing was changed.") from error
+            raise HTTPException(
+                507, f"Not all of it can be kept ({one_line(error)}): make room, and say it again."
+            ) from error
 
 
 def _add_watching(app: FastAPI, service: Service) -> None:

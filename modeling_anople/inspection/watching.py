@@ -24,8 +24,8 @@ from ..saving_anople import locked
 from .arrivals import Arrival, Arrivals, wakes
 from .cameras import Camera, is_camera
 from .delivery import Courier, Receiver
-from .drift import INTERVAL, DriftWatch, changed_at, follow, read_rows, rows_since
-from .records import record_id
+from .drift import INTERVAL, DriftWatch, changed_at, follow, rows_since
+from .records import Rows, record_id
 from .results_folder import Judged, ResultsFolder
 
 
@@ -316,7 +316,7 @@ class _Inspector:
         drifts = {name: follow(config, name, interval=interval) for name in names}
         with contextlib.suppress(ValueError):  # there are none yet
             moments = {name: changed_at(config, name) for name in names}
-            for row in read_rows(self._watch.output):
+            for row in Rows(self._watch.output):
                 if (name := row.get("class")) in drifts:
                     for each in rows_since([row], name, moments[name]):
                         drifts[name].feed(each)

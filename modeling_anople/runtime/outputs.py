@@ -142,10 +142,10 @@ def _is_ours(output: Output, path: Path) -> bool:
 # --- What is ours ---
 
 
-def csv_of(columns: Collection[str]) -> Callable[[Path], bool]:
-    """Recognize a table by its first line."""
-    header = ",".join(columns)
-    return lambda path: _first_line(path, 2 * len(header)) == header
+def csv_of(*columns: Collection[str]) -> Callable[[Path], bool]:
+    """Recognize a table by its first line, which has these columns, or those of an earlier version."""
+    headers = [",".join(names) for names in columns]
+    return lambda path: _first_line(path, 2 * max(map(len, headers))) in headers
 
 
 def json_lines_of(keys: Collection[str]) -> Callable[[Path], bool]:
@@ -156,6 +156,12 @@ def json_lines_of(keys: Collection[str]) -> Callable[[Path], bool]:
 def json_of(keys: Collection[str]) -> Callable[[Path], bool]:
     """Recognize a JSON file by its keys."""
     return lambda path: json.loads(path.read_text(encoding="utf-8")).keys() >= set(keys)
+
+
+def is_page(path: Path) -> bool:
+    """Say whether a file is a page of `anople report`."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return '<meta name="generator" content="anople report">' in file.read(1000)
 
 
 def _first_line(path: Path, limit: int) -> str:
@@ -184,6 +190,7 @@ __all__ = [
     "csv_of",
     "inert",
     "inert_row",
+    "is_page",
     "is_of_detector",
     "json_lines_of",
     "json_of",

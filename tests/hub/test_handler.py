@@ -44,7 +44,7 @@ def test_a_published_folder_answers_as_the_detector(small_clip_folder, photograp
     asked = [
         {"inputs": sent},
         {"inputs": f"data:image/png;base64,{sent[0]}", "parameters": {"product": "bolt", "threshold": 0.0}},
-        {"inputs": [sent[0], "no base64!", str(paths[0]), {"path": str(paths[0])}, 7]},
+        {"inputs": [sent[0], "no base64!", "größe", str(paths[0]), {"path": str(paths[0])}, 7]},
         {"inputs": sent[0], "parameters": {"product": "blot"}},
         {"inputs": sent[0], "parameters": {"top_k": 1}},
         {"inputs": []},
@@ -73,6 +73,6 @@ def test_an_adapter_has_no_handler(small_clip_folder, photograph, tmp_path):
     assert not {"handler.py", "requirements.txt"} & {path.name for path in (tmp_path / "sent").iterdir()}
 
 
-@pytest.mark.parametrize("sent", ["/etc/hostname", {"path": "/etc/hostname"}, ["/etc/hostname"], None, 1.5])
+@pytest.mark.parametrize("sent", ["/etc/hostname", "größe", {"path": "/etc/hostname"}, ["/etc/hostname"], None, 1.5])
 def test_what_is_sent_names_no_file(sent):
     assert isinstance(decoded(sent), bytes)

@@ -34,7 +34,11 @@ def rows_of(generator: random.Random, threshold, count: int, *, shift: float = 0
 
 @pytest.mark.parametrize(("count", "kept"), [(4, 100_000), (30, 100_000), (30, 60)])
 def test_false_warnings_keep_to_the_bound(count, kept, monkeypatch):
-    """Within n photographs of no change there is a warning with a probability of at most n / interval: 200 lines of 200."""
+    """
+    Within n photographs of no change there is a warning with a probability of at most n / interval: 200 lines of 200.
+
+    Measured are 0.085 and 0.07 of a bound of 0.2; lines are the same in each run, so that no chance has to be allowed for.
+    """
     monkeypatch.setattr(drift, "KEPT", kept)
     interval, length, lines, warned = 1000, 200, 200, 0
     for seed in range(lines):
@@ -42,8 +46,7 @@ def test_false_warnings_keep_to_the_bound(count, kept, monkeypatch):
         threshold = threshold_of(generator, count)
         watch = DriftWatch("bolt", threshold, interval=interval)
         warned += any(map(watch.feed, rows_of(generator, threshold, length)))
-    bound = length / interval
-    assert warned / lines <= bound + 3 * (bound * (1 - bound) / lines) ** 0.5
+    assert warned / lines <= length / interval
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_scores_that_are_all_the_same_are_no_drift_and_errors_count_for_nothing(
     assert watch.count == 400
 
 
-def test_the_command_reads_results_of_the_present_line(tmp_path, fitted, capsys):
+def test_the_command_reads_results_of_the_present_line(tmp_path, fitted, capsys, caplog):
     config = load_config(str(fitted))
     scores = config.products[0]["threshold"]["image_scores"]
     rows = [
@@ -116,11 +119,12 @@ def test_the_command_reads_results_of_the_present_line(tmp_path, fitted, capsys)
     results.write_text(text + '{"torn', encoding="utf-8")
     assert main(["drift", str(fitted), str(tmp_path)]) == 1
     assert "bolt: the scores of what is called normal have become higher" in capsys.readouterr().out
+    assert caplog.text.count("1 line is damaged and passed over") == 1  # for all products together
     assert main(["drift", str(fitted), str(results), "--class", "nut"]) == 0
     assert "nut: no drift in 0 normal photographs against 3 of the calibration" in capsys.readouterr().out
     assert main(["drift", str(fitted), str(tmp_path), "--class", "screw"]) == 2
     results.write_text("no json\n" + text, encoding="utf-8")
-    assert main(["drift", str(fitted), str(tmp_path)]) == 2 and "line 1 is no result" in capsys.readouterr().err
+    assert main(["drift", str(fitted), str(tmp_path)]) == 1 and "become higher" in capsys.readouterr().out
     assert main(["drift", str(fitted), str(tmp_path / "gone")]) == 2
     results.write_text("".join(json.dumps({**row, "time": "2020-01-01T00:00:00Z"}) + "\n" for row in rows))
     config.history = [{"class_name": "bolt", "date": "2026-01-01T00:00:00+00:00"}]

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from modeling_anople.cli import main
-from modeling_anople.inspection.feedback import KEPT, give_feedback, read_feedback
+from modeling_anople.inspection.feedback import BEFORE, FEEDBACK, KEPT, give_feedback, read_feedback
+from modeling_anople.pipeline_anople import AnomalyDetectionPipeline
+from modeling_anople.runtime.loading import load_detector
 
 
 @pytest.fixture
@@ -83,6 +85,14 @@ def test_what_is_bad_is_kept_in_a_list_and_changes_nothing(checkpoint, results):
     assert contents(checkpoint) == before or row["unsure"]
 
 
+def test_a_torn_row_takes_no_other_rows_feedback(checkpoint, results):
+    rows = rows_of(results)
+    lines = [json.dumps(row) for row in rows]
+    (results / "results.jsonl").write_text("\n".join([lines[0], lines[1][:70], *lines[1:]]) + "\n", encoding="utf-8")
+    for row in rows[:2]:
+        assert give_feedback(str(checkpoint), row["id"], "bad", results=results).id == row["id"]
+
+
 def test_what_cannot_be_learned_is_refused_and_changes_nothing(checkpoint, results, tmp_path):
     rows, before = rows_of(results), contents(checkpoint)
     alarm, broken = next(row for row in rows if row["label"] == "anomalous"), rows[-1]
@@ -111,6 +121,50 @@ def test_a_program_killed_before_the_list_was_written_is_gone_on_with(checkpoint
     assert give_feedback(str(checkpoint), alarm["id"], "good", results=results).added
     give_feedback(str(checkpoint), alarm["id"], "undo", results=results)
     assert contents(checkpoint) == before and KEPT > 1
+
+
+def change(checkpoint: Path, *verbs: tuple) -> None:
+    """Do something to the detector by hand, as `anople add_normals` and `enroll` do."""
+    model, processor = load_detector(str(checkpoint))
+    detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+    for verb, *given in verbs:
+        getattr(detector, verb)(*given)
+    detector.save_pretrained(checkpoint)
+
+
+def test_undo_deletes_nothing_that_was_learned_since_an_earlier_undo(checkpoint, results, photograph):
+    alarm = next(row for row in rows_of(results) if row["label"] == "anomalous")
+    for verdict in ("good", "undo"):
+        give_feedback(str(checkpoint), alarm["id"], verdict, results=results)
+    assert not (results / BEFORE / alarm["id"]).exists()
+    change(checkpoint, ("add_normals", "bolt", [alarm["path"]]))
+    given = give_feedback(str(checkpoint), alarm["id"], "good", results=results)
+    assert not given.added and given.said == "It is known already."
+    today = contents(checkpoint)
+    assert give_feedback(str(checkpoint), alarm["id"], "undo", results=results).said == "'good' is taken back."
+    assert contents(checkpoint) == today
+
+
+def test_undo_deletes_no_product_that_was_enrolled_after_a_program_was_killed(checkpoint, results, photograph):
+    alarm = next(row for row in rows_of(results) if row["label"] == "anomalous")
+    give_feedback(str(checkpoint), alarm["id"], "good", results=results)
+    (results / FEEDBACK).unlink()  # killed before it wrote the list
+    change(checkpoint, ("enroll", "screw", [photograph(seed) for seed in (61, 62, 63)]))
+    today = contents(checkpoint)
+    assert not give_feedback(str(checkpoint), alarm["id"], "good", results=results).added
+    give_feedback(str(checkpoint), alarm["id"], "undo", results=results)
+    assert contents(checkpoint) == today
+
+
+def test_an_undo_killed_before_the_list_was_written_is_gone_on_with(checkpoint, results):
+    before, alarm = contents(checkpoint), next(row for row in rows_of(results) if row["label"] == "anomalous")
+    give_feedback(str(checkpoint), alarm["id"], "good", results=results)
+    said = (results / FEEDBACK).read_bytes()
+    give_feedback(str(checkpoint), alarm["id"], "undo", results=results)
+    (results / FEEDBACK).write_bytes(said)
+    assert give_feedback(str(checkpoint), alarm["id"], "undo", results=results).added
+    assert contents(checkpoint) == before
+    assert give_feedback(str(checkpoint), alarm["id"], "good", results=results).after is not None
 
 
 def test_a_moved_folder_of_results_still_finds_its_photographs(checkpoint, plant, photograph, tmp_path):

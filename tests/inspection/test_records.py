@@ -1,10 +1,13 @@
 """A record's id names one file in one state; its time is of this moment."""
 
+import json
 import os
 import re
 from datetime import UTC, datetime
 
-from modeling_anople.inspection.records import COLUMNS, record_id, to_row
+import pytest
+
+from modeling_anople.inspection.records import COLUMNS, Rows, append_lines, record_id, to_row
 from modeling_anople.pipeline_anople import Prediction
 
 
@@ -48,3 +51,33 @@ def test_a_row_has_its_time_and_where_the_photograph_lies(tmp_path):
     assert before <= datetime.fromisoformat(row["time"]) <= datetime.now(UTC) and row["time"].endswith("Z")
     assert row["file"] == str(tmp_path / "error/a.png") and row["error"] == "broken" and row["label"] is None
     assert row.keys() <= set(COLUMNS)
+
+
+def test_new_columns_come_last():
+    assert COLUMNS[:4] == ("path", "class", "score", "label") and COLUMNS[-3:] == ("id", "time", "file")
+
+
+def test_lines_that_are_no_rows_are_passed_over_and_told_once(tmp_path, caplog):
+    sound = [{"path": name, "class": "bolt", "score": 0.1, "label": "normal"} for name in ("a", "b")]
+    wrong = [{**sound[0], "time": "yesterday"}, {**sound[0], "score": float("nan")}, {"path": "x"}, 7]
+    lines = [json.dumps(each) for each in (sound[0], *wrong, sound[1])]
+    (tmp_path / "results.jsonl").write_text("\n".join([lines[0], '{"path": "to', *lines[1:]]), encoding="utf-8")
+    for _ in range(2):
+        rows = Rows(tmp_path)
+        assert list(rows) == sound and rows.damaged == 5
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{tmp_path / 'results.jsonl'}: 5 lines are damaged and passed over."
+    ]
+    (tmp_path / "results.jsonl").write_text("7\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no results"):
+        list(Rows(tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "a\n"), ("", "a\n"), ("x\n", "x\na\n"), ("ü", "ü\na\n")])
+def test_a_line_is_added_after_a_torn_one(before, after, tmp_path):
+    path = tmp_path / "lines"
+    if before is not None:
+        path.write_text(before, encoding="utf-8")
+    with append_lines(path) as file:
+        file.write("a\n")
+        assert path.read_text(encoding="utf-8") == after  # at once

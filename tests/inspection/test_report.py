@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from modeling_anople.cli import main
-from modeling_anople.inspection.report import MOST_LISTED, MOST_PICTURES, Report, describe_row, is_page, read_rows
+from modeling_anople.inspection.records import Rows
+from modeling_anople.inspection.report import MOST_LISTED, MOST_PICTURES, Report, describe_row
 from modeling_anople.runtime.loading import load_config
+from modeling_anople.runtime.outputs import is_page
 
 from ..detectors import write_detector
 from ..fitting import write_products
@@ -243,7 +245,8 @@ def test_lines_that_are_none_are_counted(tmp_path):
     ]
     broken.append('{"path": "x", "score": 0.1, "label": "normal", "regions": [{"area": 1}]}')
     folder = write_rows(tmp_path / "results", [row()], *broken)
-    assert read_rows(folder) == ([row()], 5)
+    rows = Rows(folder)
+    assert list(rows) == [row()] and rows.damaged == 5
     assert main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
     assert "5 lines of the results are damaged and not counted here." in words_of((tmp_path / "page.html").read_text())
     assert is_page(tmp_path / "page.html")

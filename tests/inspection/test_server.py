@@ -24,7 +24,8 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from modeling_anople.cli import main
-from modeling_anople.inspection.server import Closed, Figures, Judge, QueueFull, Settings
+from modeling_anople.inspection.records import _drawn_by
+from modeling_anople.inspection.server import Closed, Figures, Judge, Keeper, QueueFull, Settings
 from modeling_anople.runtime.loading import load_judge
 
 from ..detectors import write_detector, write_screws
@@ -115,6 +116,22 @@ def test_what_was_answered_is_kept_with_its_photograph(address, output, photogra
     assert "&lt;b&gt;odd.png: anomalous bolt" in page and "<b>odd" not in page
 
 
+def test_no_heat_map_is_drawn_over_another_after_a_start(tmp_path):
+    """Rows of earlier programs may be fewer than pictures; pictures are known to be ours by their names."""
+    contents = {}
+    for number in range(3):
+        keeper = Keeper(tmp_path)
+        row = {"id": f"{number:016x}", "path": "a.png", "class": "bolt", "score": 0.9, "label": "anomalous"}
+        keeper.keep(row, b"content", Image.new("RGB", (4, 4), (number, 0, 0)))
+        keeper.close()
+        results = tmp_path / "results.jsonl"
+        contents |= {path: path.read_bytes() for path in tmp_path.glob("*.png") if path not in contents}
+        results.write_bytes(results.read_bytes()[:-20])  # killed
+    assert len(contents) == 3 and all(path.read_bytes() == content for path, content in contents.items())
+    Keeper(tmp_path).keep({**row, "id": "f" * 16}, b"content", Image.new("RGB", (4, 4)))
+    assert [*_drawn_by(results)] == [f"{'f' * 16}-a.png"]
+
+
 # --- Refusals ---
 
 
@@ -151,6 +168,33 @@ def test_a_client_that_stops_sending_holds_no_place(detector, photographs):
         gone.sendall(head)
         gone.close()
         assert ask(address, photographs[:1]).status_code == 200
+
+
+def test_a_client_that_sends_byte_by_byte_holds_no_place(detector, photographs):
+    """Neither one that is let in, nor one that is refused: each byte is in time, and the whole is not."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000\r\n\r\n"
+    head += b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    chosen = Settings(str(detector), queue=1, patience=5, body_seconds=0.5)
+    with serving(chosen) as address, contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2])
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=0.05)) for _ in range(2)]
+        answers, end = {}, time.monotonic() + 4
+        while len(answers) < 2 and time.monotonic() < end:
+            for number, each in enumerate(slow):
+                if number not in answers:
+                    each.sendall(head or b"-")
+                    with contextlib.suppress(TimeoutError):
+                        answers[number] = each.recv(1000)[:12]
+            head = b""
+        assert answers == {0: b"HTTP/1.1 408", 1: b"HTTP/1.1 429"}
+        assert ask(address, photographs[:1]).status_code == 200
+
+
+def test_methods_that_strangers_make_up_are_one_figure(address):
+    for number in range(3):
+        httpx.request(f"MADEUP{number}", f"{address}/healthz")
+    figures = httpx.get(f"{address}/metrics").text
+    assert 'method="other"' in figures and "MADEUP" not in figures
 
 
 def test_more_than_may_wait_is_told_when_to_come_again(detector, photographs):
