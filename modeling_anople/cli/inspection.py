@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runtime import CHECKPOINT, make_parser, parse, say
+from ..runtime.outputs import Output, check_outputs, is_page
 
 
 WATCH_RANGES = {
@@ -47,6 +48,9 @@ class WatchOptions(DriftOptions):
             "help": "Folder of the results: normal, anomalous, error, overlays, results.jsonl, results.csv. The same one goes on "
             "where it was ended."
         },
+    )
+    report: str | None = field(
+        default=None, metadata={"help": "When it ends, write a page for people about all results into this file."}
     )
     copy: bool = field(default=False, metadata={"help": "Leave photographs where they are, and put copies away."})
     poll: bool = field(
@@ -98,18 +102,34 @@ def watch(arguments: list[str]) -> int:
     arrive = "Where photographs arrive: a folder, the number of a camera, or its address (rtsp://HOST/PATH)."
     parser = make_parser("watch", WatchOptions, checkpoint=CHECKPOINT, folder=arrive)
     places, options = parse(parser, arguments)
+    from ..images_anople import RESULTS
     from ..inspection.delivery import Broker, Webhook
     from ..inspection.watching import Watch
+
+    if options.report is not None:
+        check_outputs([Output("--report", options.report, is_page)])
 
     if not options.poll:
         import watchfiles  # noqa: F401  a missing one is named before anything is loaded
     receivers = [kind(url) for kind, url in ((Webhook, options.webhook), (Broker, options.mqtt)) if url is not None]
-    given = {name: value for name, value in vars(options).items() if name not in ("webhook", "mqtt", "output")}
+    given = {
+        name: value for name, value in vars(options).items() if name not in ("webhook", "mqtt", "output", "report")
+    }
     interval = given.pop("photographs_per_false_warning")
     Watch(
         places.checkpoint, places.folder, Path(options.output), interval=interval, receivers=receivers, **given
     ).run()
+    if options.report is not None and (Path(options.output) / RESULTS).is_file():
+        _report(Path(options.output), places.checkpoint, options.report)
     return 0
+
+
+def _report(results: Path, checkpoint: str, page: str) -> None:
+    from ..inspection.report import report_of_results
+    from ..runtime.loading import load_config
+
+    report_of_results(results, config=load_config(checkpoint), detector=checkpoint).write(Path(page))
+    say(f"Report: {page}")
 
 
 def drift(arguments: list[str]) -> int:

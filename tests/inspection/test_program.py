@@ -1,6 +1,9 @@
 """`anople watch` as a program: its options, its end by a signal, and what it says where something is missing."""
 
 import json
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -58,6 +61,24 @@ def test_a_watch_warns_of_a_drift_once(plant, bolts, caplog):
             plant.wait_for(8 * (life + 1))
             time.sleep(0.1)
     assert caplog.text.count("the scores of what is called normal have become") == 1
+
+
+def test_at_sigterm_it_ends_well_and_writes_its_page(plant, bolts, tmp_path):
+    bolts[0].save(plant.inbox / "0.png")
+
+    def end() -> None:
+        plant.wait_for(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending, page = threading.Thread(target=end), tmp_path / "page.html"
+    ending.start()
+    places = [plant.detector, plant.inbox, "--output", plant.output, "--report", page]
+    assert main(["watch", *map(str, places), "--settle", "0.05", "--poll"]) == 0
+    ending.join()
+    assert "1 photograph was inspected" in page.read_text(encoding="utf-8") and not list(plant.inbox.glob("*.png"))
+    page.write_text("somebody's")
+    assert main(["watch", *map(str, places), "--settle", "0.05"]) == 2  # before anything is judged
+    assert page.read_text() == "somebody's"
 
 
 def test_a_watch_tells_a_webhook(plant, bolts, monkeypatch):
