@@ -16,11 +16,10 @@ from modeling_anople.inference_anople import TiledImage
 from modeling_anople.training.few_shot import choose_shots, make_samples, make_validation_batch
 from modeling_anople.training.finishing import (
     DecoderHealth,
-    PartHealth,
     _spoiled_views,
     check_decoder,
     describe_parts,
-    fusion_weights,
+    discriminant,
     judge_maps,
     measure_parts,
 )
@@ -177,25 +176,39 @@ def test_watching_can_be_turned_off(products, make_processor):
 # -- what each part finds, and weighs --------------------------------------------------------------------------------
 
 
-def parts_of(**auroc) -> dict[str, PartHealth]:
-    names = ("memory_map", "memory", "decoder_map", "decoder", "text")
-    return {name: PartHealth(auroc.get(name, 0.5), chance=0.55, spread=0.5) for name in names}
+def log_odds_of(*distances: float, correlation: float = 0.0, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Draw log odds of parts with spread 1, so far apart on good and defective images, alike by a correlation."""
+    parts = len(distances)
+    covariance = np.full((parts, parts), correlation) + (1 - correlation) * np.eye(parts)
+    noise = np.random.default_rng(0).multivariate_normal(np.zeros(parts), covariance, 2 * count)
+    return noise[:count], noise[count:] + distances
+
+
+def test_independent_parts_weigh_what_they_find():
+    weights = discriminant(*log_odds_of(2.0, 1.0, 0.5), [True] * 3)
+    assert weights == pytest.approx([1, 0.5, 0.25], abs=0.02)
+
+
+def test_a_part_that_repeats_the_memory_weighs_less():
+    # by hand: covariance [[1, 0.5], [0.5, 1]], inverse times (2, 1.5) is proportional to (1.25, 0.5)
+    assert discriminant(*log_odds_of(2.0, 1.5, correlation=0.5), [True] * 2) == pytest.approx([1, 0.4], abs=0.03)
+    # and one that only repeats it would be taken off: it is left out
+    assert discriminant(*log_odds_of(2.0, 0.5, correlation=0.8), [True] * 2) == [1, 0]
+
+
+def test_a_part_weighs_less_the_more_it_varies():
+    normal, defective = log_odds_of(1.0, 1.0)
+    normal[:, 1], defective[:, 1] = 2 * normal[:, 1], 2 * defective[:, 1]
+    assert discriminant(normal, defective, [True] * 2) == pytest.approx([1, 0.5], abs=0.02)
 
 
 def test_a_part_at_chance_has_no_weight_and_none_outweighs_the_memory():
-    weights = fusion_weights(parts_of(memory_map=0.8, memory=0.8, decoder_map=0.95, decoder=0.7, text=0.3))
-    assert weights["text"] == 0 and weights["decoder_map"] == 1 and 0 < weights["decoder"] < 1
-
-
-def test_a_part_weighs_less_the_more_it_varies_on_good_photographs():
-    health = parts_of(memory=0.8, decoder=0.8)
-    same = fusion_weights(health)["decoder"]
-    health["decoder"].spread = 1.0
-    assert same == 1 and fusion_weights(health)["decoder"] == pytest.approx(0.5)
+    assert discriminant(*log_odds_of(0.5, 3.0, 3.0), [True, True, False]) == [1, 1, 0]
 
 
 def test_a_memory_at_chance_answers_alone():
-    assert set(fusion_weights(parts_of(decoder=0.9, text=0.9)).values()) == {0.0}
+    assert discriminant(*log_odds_of(0.0, 3.0), [False, True]) == [1, 0]
+    assert discriminant(*log_odds_of(-1.0, 3.0), [True, True]) == [1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +240,9 @@ def embedded(drawn_shots):
 def test_the_memory_of_the_embedded_clip_is_seen_to_find_defects(embedded, drawn_shots):
     health = measure_parts(*embedded, drawn_shots)
     assert health["memory_map"].auroc > 0.7 and health["memory"].auroc > 0.6
-    assert all(0 <= known.auroc <= 1 and 0.5 < known.chance < 0.7 and known.spread > 0 for known in health.values())
+    assert all(
+        0 <= known.auroc <= 1 and 0.5 < known.chance < 0.7 and 0 <= known.weight <= 1 for known in health.values()
+    )
     assert measure_parts(*embedded, drawn_shots) == health  # the same photographs, the same figures
 
 
@@ -267,8 +282,7 @@ def test_photographs_on_which_no_defect_can_be_seen_leave_the_memory_alone(tmp_p
     everywhere = np.ones(photograph(0).size[::-1], dtype=bool)
     everywhere[:2] = False  # what counts is too little for any defect
     health = measure_parts(model, processor, dataclasses.replace(shots, masks={"part": everywhere}))
-    assert health == {} and fusion_weights(health) == {}
-    assert "the memory answers alone" in describe_parts(health, {})
+    assert health == {} and "the memory answers alone" in describe_parts(health)
 
 
 def test_a_decoder_that_answers_the_same_everywhere_has_no_weight(embedded, drawn_shots):
@@ -282,5 +296,5 @@ def test_a_decoder_that_answers_the_same_everywhere_has_no_weight(embedded, draw
         return decoded
 
     with mock.patch.object(model.decoder, "forward", blind):
-        weights = fusion_weights(measure_parts(model, processor, drawn_shots))
-    assert weights["decoder_map"] == 0 and weights["decoder"] == 0
+        health = measure_parts(model, processor, drawn_shots)
+    assert health["decoder_map"].weight == 0 and health["decoder"].weight == 0

@@ -4,9 +4,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -212,7 +212,6 @@ def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> Decoder
 
 MEASURED_IMAGES = 64  # at most, of all products together
 CERTAINTY = 1.645  # standard deviations of an AUROC by chance, beyond which a part is believed to see anything: 5 %
-LARGEST_AUROC = 0.999  # none of so few images is perfect
 PIXEL_STEP = 4  # pixels of a map between two that are compared
 
 
@@ -224,20 +223,12 @@ class PartHealth:
     Args:
         auroc: within 0 and 1, 0.5 is chance.
         chance: what one in twenty parts that see nothing would reach on as many images.
-        spread: standard deviation of the log odds of its answers on good photographs.
+        weight: of its log odds in the answer, the memory's being 1.
     """
 
     auroc: float
     chance: float
-    spread: float
-
-    @property
-    def evidence(self) -> float:
-        """What a unit of its log odds says: its distance between defects and good ones, in spreads, by its spread."""
-        distance = (
-            math.sqrt(2) * NormalDist().inv_cdf(min(self.auroc, LARGEST_AUROC)) if self.auroc > self.chance else 0.0
-        )
-        return distance / max(self.spread, SMALLEST_SPREAD)
+    weight: float
 
 
 @torch.no_grad()
@@ -300,13 +291,41 @@ def measure_parts(
     bad, whole = int(spoiled.sum()), len(spoiled)
     chance = 0.5 + CERTAINTY * math.sqrt((whole + 1) / (12 * bad * (whole - bad)))
     health = {}
-    for name, parts in logits.items():
-        values, marked, normal = np.concatenate(parts), spoiled, ~spoiled
-        if name.endswith("map"):
-            marked, normal = at, good
-        auroc, spread = float(roc_auc_score(marked, values)), float(values[normal].std())
-        health[name] = PartHealth(auroc, chance, spread)
+    for beside, (defective, normal) in {"memory_map": (at, good), "memory": (spoiled, ~spoiled)}.items():
+        names = [beside, *(name for name in FUSED_PARTS if name.endswith("map") == beside.endswith("map"))]
+        values = np.stack([np.concatenate(logits[name]) for name in names], axis=1)
+        aurocs = [float(roc_auc_score(defective, column)) for column in values.T]
+        weights = discriminant(values[normal], values[defective], [auroc > chance for auroc in aurocs])
+        health |= {name: PartHealth(*found, chance, weight) for name, *found, weight in zip(names, aurocs, weights)}
     return health
+
+
+def discriminant(normal: np.ndarray, defective: np.ndarray, sees: Sequence[bool]) -> list[float]:
+    """
+    Weigh parts so that their sum tells defects best, by Fisher's linear discriminant (Annals of Eugenics 7, 1936).
+
+    It is the difference of the means, by the inverse of the covariance within the two kinds: a part that mostly repeats the
+    memory weighs little, however much it finds alone.
+
+    Args:
+        normal, defective: log odds (images or pixels, parts), the memory's first.
+        sees: which parts find more than chance; others have no weight.
+
+    Returns:
+        Of each part its share of the memory's weight, at most 1; 0 where it would be negative, the others being weighed
+        without it. Where the memory itself would have none, there is nothing to compare with, and it answers alone.
+    """
+    alone, parts = [1.0, *[0.0] * (len(sees) - 1)], [number for number, each in enumerate(sees) if each]
+    while parts[:1] == [0]:
+        within = (np.cov(normal[:, parts].T) + np.cov(defective[:, parts].T)) / 2
+        weights = np.linalg.pinv(np.atleast_2d(within)) @ (defective[:, parts].mean(0) - normal[:, parts].mean(0))
+        if weights[0] <= 0:
+            break
+        if weights.min() >= 0:
+            shares = dict(zip(parts, weights / weights[0], strict=True))
+            return [round(min(1.0, float(shares.get(number, 0.0))), 4) for number in range(len(sees))]
+        parts.pop(int(weights.argmin()))
+    return alone
 
 
 def _answers_of(output: AnoPLeOutput, config: AnoPLeConfig) -> dict[str, Tensor]:
@@ -378,28 +397,12 @@ def _jittered(values: Tensor) -> Tensor:
     return torch.cat([copies[0], *(every[number % len(every)][None] for number, every in enumerate(copies[1:]))])
 
 
-def fusion_weights(health: dict[str, PartHealth]) -> dict[str, float]:
-    """
-    Weigh decoder and text beside the memory, by what each was measured to find.
-
-    Of independent parts with equal spreads on good and defective photographs, the linear combination that tells them
-    apart best weighs each by its distance between the two, divided by its variance (Fisher's linear discriminant). A
-    part's weight is that, as a share of the memory's, and at most 1; a part at chance has none. Where the memory itself
-    is at chance, or nothing was measured, there is nothing to compare with, and it answers alone.
-    """
-    weights = {}
-    for name in FUSED_PARTS if health else ():
-        beside = health["memory_map" if name.endswith("map") else "memory"].evidence
-        weights[name] = round(min(1.0, health[name].evidence / beside), 4) if beside else 0.0
-    return weights
-
-
-def describe_parts(health: dict[str, PartHealth], weights: dict[str, float]) -> str:
+def describe_parts(health: dict[str, PartHealth]) -> str:
     """Say in a sentence what each part finds and weighs."""
     if not health:
         return "No made defect can be seen on these photographs, so nothing is known of the parts: the memory answers alone."
     found = ", ".join(f"{name.replace('_', ' ')} {known.auroc:.3f}" for name, known in health.items())
-    weighed = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in weights.items())
+    weighed = ", ".join(f"{name.replace('_', ' ')} {health[name].weight:g}" for name in FUSED_PARTS)
     return f"AUROC of each part on made defects: {found}. Weights beside the memory: {weighed}."
 
 
@@ -431,8 +434,8 @@ def finish(
     # 2. What each part weighs in the answer, on which the thresholds rest.
     if "weighted" in (model.config.map_fusion, model.config.image_fusion):
         parts = measure_parts(model, processor, shots, seed=config.seed)
-        model.config.fusion_weights = fusion_weights(parts)
-        logger.info("%s", describe_parts(parts, model.config.fusion_weights))
+        model.config.fusion_weights = {name: parts[name].weight for name in FUSED_PARTS if parts}
+        logger.info("%s", describe_parts(parts))
     # 3. Thresholds, and what they can promise, said once for products of which the same holds.
     statements: dict[str, list[str]] = {}
     for class_id, name in enumerate(shots.files):
