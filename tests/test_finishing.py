@@ -19,8 +19,9 @@ from modeling_anople.training.finishing import (
     _spoiled_views,
     check_decoder,
     describe_parts,
-    discriminant,
+    image_weights,
     judge_maps,
+    map_weights,
     measure_parts,
 )
 from modeling_anople.training.options import TrainingConfig, model_options
@@ -184,42 +185,47 @@ def log_odds_of(*distances: float, correlation: float = 0.0, count: int = 20_000
     return noise[:count], noise[count:] + distances
 
 
-def test_independent_parts_weigh_what_they_find():
-    weights = discriminant(*log_odds_of(2.0, 1.0, 0.5), [True] * 3)
-    assert weights == pytest.approx([1, 0.5, 0.25], abs=0.02)
+def test_independent_maps_weigh_what_they_find():
+    assert map_weights(*log_odds_of(2.0, 1.0, 0.5), [True] * 3) == pytest.approx([1, 0.5, 0.25], abs=0.02)
 
 
-def test_a_part_that_repeats_the_memory_weighs_less():
-    # by hand: covariance [[1, 0.5], [0.5, 1]], inverse times (2, 1.5) is proportional to (1.25, 0.5)
-    assert discriminant(*log_odds_of(2.0, 1.5, correlation=0.5), [True] * 2) == pytest.approx([1, 0.4], abs=0.03)
-    # and one that only repeats it would be taken off: it is left out
-    assert discriminant(*log_odds_of(2.0, 0.5, correlation=0.8), [True] * 2) == [1, 0]
+def test_a_map_that_repeats_the_memory_weighs_less():
+    # by hand: covariance [[1, 0.5], [0.5, 1]], its inverse times (2, 1.5) is proportional to (1.25, 0.5)
+    assert map_weights(*log_odds_of(2.0, 1.5, correlation=0.5), [True] * 2) == pytest.approx([1, 0.4], abs=0.03)
+    assert map_weights(*log_odds_of(2.0, 0.5, correlation=0.8), [True] * 2) == [1, 0]  # and never less than nothing
 
 
-def test_a_part_weighs_less_the_more_it_varies():
+def test_a_map_weighs_less_the_more_it_varies():
     normal, defective = log_odds_of(1.0, 1.0)
     normal[:, 1], defective[:, 1] = 2 * normal[:, 1], 2 * defective[:, 1]
-    assert discriminant(normal, defective, [True] * 2) == pytest.approx([1, 0.5], abs=0.02)
+    assert map_weights(normal, defective, [True] * 2) == pytest.approx([1, 0.5], abs=0.02)
+
+
+def test_image_scores_weigh_what_they_find_by_how_they_vary():
+    assert image_weights([0.8, 0.8], [0.5, 0.5], [True] * 2) == [1, 1]
+    assert image_weights([0.8, 0.8, 0.7], [0.5, 1.0, 0.5], [True] * 3) == pytest.approx([1, 0.5, 0.6231], abs=1e-4)
 
 
 def test_a_part_at_chance_has_no_weight_and_none_outweighs_the_memory():
-    assert discriminant(*log_odds_of(0.5, 3.0, 3.0), [True, True, False]) == [1, 1, 0]
+    assert map_weights(*log_odds_of(0.5, 3.0, 3.0), [True, True, False]) == [1, 1, 0]
+    assert image_weights([0.6, 0.99, 0.9], [0.5] * 3, [True, True, False]) == [1, 1, 0]
 
 
 def test_a_memory_at_chance_answers_alone():
-    assert discriminant(*log_odds_of(0.0, 3.0), [False, True]) == [1, 0]
-    assert discriminant(*log_odds_of(-1.0, 3.0), [True, True]) == [1, 0]
+    assert map_weights(*log_odds_of(0.0, 3.0), [False, True]) == [1, 0]
+    assert map_weights(*log_odds_of(-1.0, 3.0), [True, True]) == [1, 0]
+    assert image_weights([0.5, 0.9], [0.5] * 2, [False, True]) == [1, 0]
 
 
 @pytest.fixture(scope="module")
 def drawn_shots(tmp_path_factory):
-    """Four drawn boards and four drawn caps."""
+    """Two drawn boards and two drawn caps."""
     folder = tmp_path_factory.mktemp("drawn")
     for name in ("bottle cap", "wooden board"):
         (folder / name).mkdir()
-        for number in range(4):
+        for number in range(2):
             draw_product(name, np.random.default_rng(number), 96)[0].save(folder / name / f"{number}.png")
-    return choose_shots(TrainingConfig(data_root=str(folder)))
+    return choose_shots(TrainingConfig(data_root=str(folder), shots=2))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -212,6 +213,7 @@ def judge_maps(maps: Tensor, masks: Tensor, *, feature_spread: float) -> Decoder
 
 MEASURED_IMAGES = 64  # at most, of all products together
 CERTAINTY = 1.645  # standard deviations of an AUROC by chance, beyond which a part is believed to see anything: 5 %
+LARGEST_AUROC = 0.999  # none of so few images is perfect
 PIXEL_STEP = 4  # pixels of a map between two that are compared
 
 
@@ -295,37 +297,61 @@ def measure_parts(
         names = [beside, *(name for name in FUSED_PARTS if name.endswith("map") == beside.endswith("map"))]
         values = np.stack([np.concatenate(logits[name]) for name in names], axis=1)
         aurocs = [float(roc_auc_score(defective, column)) for column in values.T]
-        weights = discriminant(values[normal], values[defective], [auroc > chance for auroc in aurocs])
-        health |= {name: PartHealth(*found, chance, weight) for name, *found, weight in zip(names, aurocs, weights)}
+        sees = [auroc > chance for auroc in aurocs]
+        if beside == "memory_map":
+            weights = map_weights(values[normal], values[defective], sees)
+        else:
+            weights = image_weights(aurocs, values[normal].std(0), sees)
+        health |= {name: PartHealth(auroc, chance, weight) for name, auroc, weight in zip(names, aurocs, weights)}
     return health
 
 
-def discriminant(normal: np.ndarray, defective: np.ndarray, sees: Sequence[bool]) -> list[float]:
+def map_weights(normal: np.ndarray, defective: np.ndarray, sees: Sequence[bool]) -> list[float]:
     """
-    Weigh parts so that their sum tells defects best, by Fisher's linear discriminant (Annals of Eugenics 7, 1936).
+    Weigh maps so that their sum tells defective places best: Fisher's linear discriminant (Annals of Eugenics 7, 1936).
 
-    It is the difference of the means, by the inverse of the covariance within the two kinds: a part that mostly repeats the
-    memory weighs little, however much it finds alone.
+    It is the difference of the means, by the inverse of the covariance within the two kinds: a map that mostly repeats the
+    memory's weighs little, however much it finds alone.
 
     Args:
-        normal, defective: log odds (images or pixels, parts), the memory's first.
+        normal, defective: log odds (places, maps), the memory's first.
+        sees: which maps find more than chance; others have no weight.
+
+    Returns:
+        Of each map its share of the memory's weight, within 0 and 1. Where the memory itself would have none, there is
+        nothing to compare with, and it answers alone.
+    """
+    parts = [number for number, each in enumerate(sees) if each]
+    shares = dict.fromkeys(range(len(sees)), 0.0) | {0: 1.0}
+    if parts[:1] == [0]:
+        within = (np.cov(normal[:, parts].T) + np.cov(defective[:, parts].T)) / 2
+        weights = np.linalg.pinv(np.atleast_2d(within)) @ (defective[:, parts].mean(0) - normal[:, parts].mean(0))
+        if weights[0] > 0:
+            shares |= zip(parts, weights / weights[0], strict=True)
+    return [round(float(np.clip(share, 0, 1)), 4) for share in shares.values()]
+
+
+def image_weights(aurocs: Sequence[float], spreads: Sequence[float], sees: Sequence[bool]) -> list[float]:
+    """
+    Weigh image scores by the same discriminant, as if they were independent: photographs are too few to know how not.
+
+    Args:
+        aurocs: of each part, the memory's first.
+        spreads: standard deviations of their log odds on good photographs.
         sees: which parts find more than chance; others have no weight.
 
     Returns:
-        Of each part its share of the memory's weight, at most 1; 0 where it would be negative, the others being weighed
-        without it. Where the memory itself would have none, there is nothing to compare with, and it answers alone.
+        As [`map_weights`]: the distance between the two kinds in spreads, by the spread, as a share of the memory's.
     """
-    alone, parts = [1.0, *[0.0] * (len(sees) - 1)], [number for number, each in enumerate(sees) if each]
-    while parts[:1] == [0]:
-        within = (np.cov(normal[:, parts].T) + np.cov(defective[:, parts].T)) / 2
-        weights = np.linalg.pinv(np.atleast_2d(within)) @ (defective[:, parts].mean(0) - normal[:, parts].mean(0))
-        if weights[0] <= 0:
-            break
-        if weights.min() >= 0:
-            shares = dict(zip(parts, weights / weights[0], strict=True))
-            return [round(min(1.0, float(shares.get(number, 0.0))), 4) for number in range(len(sees))]
-        parts.pop(int(weights.argmin()))
-    return alone
+    evidence = [
+        math.sqrt(2) * NormalDist().inv_cdf(min(auroc, LARGEST_AUROC)) / max(spread, SMALLEST_SPREAD)
+        if sees_any
+        else 0.0
+        for auroc, spread, sees_any in zip(aurocs, spreads, sees, strict=True)
+    ]
+    if not evidence[0]:
+        return [1.0, *[0.0] * (len(evidence) - 1)]
+    return [round(float(min(1.0, each / evidence[0])), 4) for each in evidence]
 
 
 def _answers_of(output: AnoPLeOutput, config: AnoPLeConfig) -> dict[str, Tensor]:

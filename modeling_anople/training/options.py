@@ -24,7 +24,7 @@ Recipe = Literal["standard", "paper", "best"]
 
 # What each change did to good photographs with drawn defects: `python -m hub.benchmarks.memory_copies`, and
 # `python -m hub.reproduce recipe` on a set of `hub.reproduce.drawn_defects`.
-WEIGHTED = {"map_fusion": "weighted", "image_fusion": "weighted"}  # see training.finishing.discriminant
+WEIGHTED = {"map_fusion": "weighted", "image_fusion": "weighted"}  # see training.finishing.measure_parts
 RECIPES: dict[str, dict[str, object]] = {
     "standard": WEIGHTED,
     "paper": {},
