@@ -66,10 +66,12 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_) -> str:
     return _outside_code(markdown, lambda text: LINK.sub(renew, text))
 
 
-def on_page_content(html: str, **_) -> str:
+def on_page_content(html: str, page: Page, **_) -> str:
     """Show what docstrings write as transformers does, references ([`name`]) and types (`int`, *optional*), without marks."""
+    if not page.file.src_uri.startswith("api/"):
+        return html
     html = re.sub(r"\[(<code>[^<]*</code>)\]", r"\1", html)
-    return re.sub(r"<code>`[^<]*</code>", lambda code: code[0].replace("`", "").replace("*", ""), html)
+    return re.sub(r"<code>[^<]*`[^<]*</code>", lambda code: code[0].replace("`", "").replace("*", ""), html)
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
