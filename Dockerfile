@@ -11,8 +11,11 @@ FROM python:3.11-slim
 RUN pip install --no-cache-dir torch==2.13.0
 
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE model_card.md ./
 COPY modeling_anople ./modeling_anople
+COPY demo ./demo
+COPY hub/__init__.py ./hub/__init__.py
+COPY hub/publish ./hub/publish
 ARG EXTRAS=serve
 RUN pip install --no-cache-dir ".[${EXTRAS}]" && useradd --create-home --uid 10001 anople
 

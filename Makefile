@@ -2,6 +2,7 @@
 # make test         run all tests
 # make test-transformers  run transformers' own tests on a small detector; what may fail stands in tests/transformers_exceptions.md
 # make quality      check style; make style mends it
+# make docs         build the documentation site into out/site; a link to nothing ends it
 # make reproduce-small  one cell of each of the paper's tables, in minutes (PHOTOGRAPHS=folder for your own)
 # make benchmark    measure speed and memory as ratios, into hub/benchmarks/results/speed.md
 
@@ -19,7 +20,7 @@ PHOTOGRAPHS ?= $(if $(wildcard ../shared/data),../shared/data,$(SMALL)/photograp
 # the last digit of a name stands in for the view, which none of these photographs has; your own need a pattern of their own
 VIEW_PATTERN ?= $(if $(filter file,$(origin PHOTOGRAPHS)),([0-9])[.][A-Za-z]+$$)
 
-.PHONY: quickstart test test-transformers quality style reproduce-small benchmark clean
+.PHONY: quickstart test test-transformers quality style docs reproduce-small benchmark clean
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
 # open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
@@ -64,6 +65,9 @@ quality: $(VENV)/ready
 style: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/ready
+	$(BIN)/python -m mkdocs build --strict
 
 # few steps: this shows that every table runs, not what AnoPLe is worth; cells that are done are kept
 reproduce-small: $(VENV)/ready

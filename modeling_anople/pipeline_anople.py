@@ -242,7 +242,9 @@ class AnomalyDetectionPipeline(Pipeline):
     detector.save_pretrained("out/second")
     ```
 
-    Options, of the constructor or of a call:
+    All options are those of the constructor or of a call.
+
+    Args:
         class_name (`str`): the product of all images.
         class_names (iterable of `str`): the product of each, in step with them. Without either, predicted.
         threshold (`float`): score above which an image is anomalous; by default that of the model's config.

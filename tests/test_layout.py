@@ -3,7 +3,6 @@
 import ast
 import functools
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,15 +150,6 @@ def test_a_saved_detector_carries_the_code_it_needs_and_no_other(make_model, mak
         assert {each.name for each in reachable(PACKAGE / name)} | {name} <= saved
     for name in saved:
         assert (tmp_path / name).read_bytes() == (PACKAGE / name).read_bytes()
-
-
-def test_the_wheel_holds_all_of_the_package_and_it_alone():
-    project = REPOSITORY / "pyproject.toml"
-    if not project.exists():
-        pytest.skip("installed without its repository")
-    packages = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(REPOSITORY) for path in FILES}
-    assert set(packages) == {".".join(folder.parts) for folder in folders}
 
 
 def test_what_publishes_knows_neither_the_tests_nor_the_demo():

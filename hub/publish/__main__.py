@@ -1,5 +1,7 @@
 """
-Publish a fitted detector: `python -m hub.publish CHECKPOINT user/name --evaluation evaluation.json --gallery gallery`.
+Publish a fitted detector: `anople push CHECKPOINT user/name --evaluation evaluation.json --gallery gallery`.
+
+In a checkout `python -m hub.publish` is the same.
 
 Weights, config, processor, code, figures, pictures and a model card go up in one commit: whoever loads the repository
 meanwhile gets the revision before or the one after, and a push that is cut off changes nothing and can be repeated.
@@ -35,7 +37,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".
 
 @dataclass
 class PushOptions:
-    """Options of `python -m hub.publish`."""
+    """Options of `anople push`."""
 
     private: bool = field(default=False, metadata={"help": "Make a new repository that only you can see."})
     evaluation: list[str] | None = field(
@@ -209,10 +211,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program."""
+def main(arguments: list[str] | None = None, *, program: str = "python -m hub.publish") -> int:
+    """Run the program, under the name that it was called by."""
     return run_program(
-        "hub.publish",
+        program,
         PushOptions,
         lambda places, options: tell(push(places.checkpoint, places.repo_id, options), options.dry_run),
         arguments,

@@ -416,7 +416,7 @@ def _figure(values: list[float | None]) -> str:
 # --- The card itself ---
 
 
-TEMPLATE = Path(__file__).parents[2] / "model_card.md"
+TEMPLATE = Path(__file__).parents[2] / "model_card.md"  # at the root of a checkout, or in programs/ of a wheel
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """
-Publish the demo as a Space: `python -m hub.publish.space user/name --model user/detector`.
+Publish the demo as a Space: `anople push_space user/name --model user/detector`.
+
+In a checkout `python -m hub.publish.space` is the same.
 
 The demo, the package that it needs and the name of the detector go up in one commit; requirements are pinned. Nothing of
 the demo is imported here: it is copied.
@@ -22,7 +24,7 @@ from modeling_anople.runtime.outputs import check_new_folder
 from .upload import check_repo_id, compare_hashes, explained_failures, tell
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # a checkout, or the folder programs/ of an installed package
 PACKAGE = Path(modeling_anople.__file__).parent
 CHECKPOINT_FILE = "demo/checkpoint.txt"  # where the demo looks for its detector
 # What a push may replace or remove; anything else in a Space is left alone.
@@ -31,7 +33,7 @@ OWN_FILES = ("README.md", "requirements.txt", "LICENSE", "demo/*", "modeling_ano
 
 @dataclass
 class PushSpaceOptions:
-    """Options of `python -m hub.publish.space`."""
+    """Options of `anople push_space`."""
 
     model: str | None = field(
         default=None,
@@ -70,20 +72,14 @@ def push_space(repo_id: str, options: PushSpaceOptions) -> str:
 
 
 def write_space(folder: Path, model: str | None = None) -> None:
-    """
-    Write all files of the Space into a folder.
-
-    Raises:
-        ValueError: if the demo does not lie beside this program.
-    """
+    """Write all files of the Space into a folder."""
     demo = ROOT / "demo"
-    if not (demo / "app.py").is_file():
-        raise ValueError(f"{demo} holds no demo: run this program from a checkout.")
     (folder / "demo").mkdir(parents=True, exist_ok=True)
     # the demo and the package as they lie here: what was tested is what runs there
     for path in sorted(demo.glob("*.py")):
         shutil.copy(path, folder / "demo")
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]"))
+    ignore = shutil.ignore_patterns("__pycache__", "*.py[co]", "programs")
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignore)
     shutil.copy(ROOT / "LICENSE", folder)
     shutil.copy(demo / "requirements.txt", folder)
     card = RepoCard((demo / "README.md").read_text(encoding="utf-8"))
@@ -116,10 +112,10 @@ def _is_left_over(name: str, sent: dict[str, Path]) -> bool:
     return name not in sent and any(fnmatch.fnmatch(name, pattern) for pattern in OWN_FILES)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program."""
+def main(arguments: list[str] | None = None, *, program: str = "python -m hub.publish.space") -> int:
+    """Run the program, under the name that it was called by."""
     return run_program(
-        "hub.publish.space",
+        program,
         PushSpaceOptions,
         lambda places, options: tell(push_space(places.repo_id, options), options.dry_run),
         arguments,

@@ -69,7 +69,7 @@ def reproduce(places: argparse.Namespace, options: ReproduceOptions) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; return the exit code."""
     text = f"One of {', '.join(TABLES)}; several with commas between; or all (that make sense)."
-    return run_program("hub.reproduce", ReproduceOptions, reproduce, arguments, table=text)
+    return run_program("python -m hub.reproduce", ReproduceOptions, reproduce, arguments, table=text)
 
 
 if __name__ == "__main__":

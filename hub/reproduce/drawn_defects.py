@@ -110,7 +110,7 @@ def save(picture: Image.Image, folder: Path, path: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; return the exit code."""
     places = {"data": "Good photographs, in any form that `anople fit` reads.", "output": "Folder to write."}
-    return run_program("hub.reproduce.drawn_defects", DrawnDefectsOptions, make_set, arguments, **places)
+    return run_program("python -m hub.reproduce.drawn_defects", DrawnDefectsOptions, make_set, arguments, **places)
 
 
 if __name__ == "__main__":

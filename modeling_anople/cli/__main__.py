@@ -1,9 +1,9 @@
 """The `anople` program. Each command's modules are imported when it is called."""
 
+import importlib
 import json
 import logging
 import os
-import runpy
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from ..inspection.records import (
@@ -110,18 +111,37 @@ def compare(ours: tuple, official: tuple | None, both_splits: tuple | None) -> t
     return "not known to us", True
 
 
-# --- `anople demo`: the demo lies beside the package in a checkout and is no part of it, so it is run by its path ---
+# --- `anople demo`, `push` and `push_space`: `demo/` and `hub/` lie beside the package in a checkout, in `programs/` of a wheel ---
 
 
 def demo(arguments: list[str]) -> int:
-    """Run `demo/app.py` of the checkout that this package lies in."""
-    program = Path(__file__).resolve().parents[2] / "demo" / "app.py"
-    if not program.is_file():
-        raise ValueError(
-            f"the demo is not installed with the package (no {program}): run `anople demo` from a checkout that is "
-            "installed with `pip install -e '.[demo]'`, or open a Space made by `python -m hub.publish.space`."
-        )
-    return runpy.run_path(str(program))["main"](arguments)
+    """Try a detector in the browser: `python demo/app.py`."""
+    return _import_program("demo.app").main(arguments)
+
+
+def push(arguments: list[str]) -> int:
+    """Publish a detector: `python -m hub.publish`."""
+    return _import_program("hub.publish.__main__").main(arguments, program="anople push")
+
+
+def push_space(arguments: list[str]) -> int:
+    """Publish the demo as a Space: `python -m hub.publish.space`."""
+    return _import_program("hub.publish.space").main(arguments, program="anople push_space")
+
+
+def _import_program(name: str) -> ModuleType:
+    """
+    Import a module of `demo` or `hub`, which only the process that runs it sees under this name.
+
+    Raises:
+        ValueError: where neither a checkout nor a wheel holds it.
+    """
+    package, file = Path(__file__).resolve().parents[1], Path(*name.split(".")).with_suffix(".py")
+    holder = next((folder for folder in (package / "programs", package.parent) if (folder / file).is_file()), None)
+    if holder is None:
+        raise ValueError(f"{package} came without {file}: install a wheel of anople, or a whole checkout.")
+    sys.path.insert(0, str(holder))
+    return importlib.import_module(name)
 
 
 # --- The `anople` program ---
@@ -166,7 +186,11 @@ USAGE = """anople COMMAND ...
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
-  demo [CHECKPOINT] try a detector in the browser (from a checkout)
+  demo [CHECKPOINT] try a detector in the browser
+  push CHECKPOINT USER/NAME
+                    publish a detector on the Hub, with a model card
+  push_space USER/NAME
+                    publish the demo as a Space of the Hub
 
 `anople COMMAND --help` lists the options of a command, `anople --version` says which this is."""
 
@@ -494,6 +518,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "draw": draw,
     "data": data,
     "demo": demo,
+    "push": push,
+    "push_space": push_space,
 }
 
 
@@ -528,7 +554,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
-        extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")
+        own |= {"fit": "train", "watch": "line", "push": "hub", "push_space": "hub"}
+        extra = own.get(arguments[0], "all")
         extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2
@@ -539,6 +566,8 @@ __all__ = [
     "count_set",
     "data",
     "demo",
+    "push",
+    "push_space",
 ]
 
 

@@ -140,9 +140,10 @@ def run_program(
     **places: str,
 ) -> int:
     """
-    Run a program of its own, `python -m NAME`; errors that a person can mend are one line.
+    Run a program of its own; errors that a person can mend are one line.
 
     Args:
+        name: as it is typed, `python -m hub.publish` or `anople push`.
         options: dataclass of its options.
         act: does the work, from positional arguments and options.
         places: name and help of each positional argument.
@@ -152,11 +153,11 @@ def run_program(
     """
     start_logging()
     parser = make_parser("", options, **places)
-    parser.prog = f"python -m {name}"
+    parser.prog = name
     try:
         act(*parse(parser, arguments))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{name}: {one_line(error)}\n")
+        sys.stderr.write(f"{name.removeprefix('python -m ')}: {one_line(error)}\n")
         return 2
     return 0
 

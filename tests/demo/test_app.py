@@ -24,7 +24,7 @@ def test_the_demo_knows_the_package_alone(path):
     assert not modules & {"hub", "tests", "torchvision", "pickle", "cv2"}
 
 
-def test_anople_demo_runs_the_one_beside_the_package(capsys, monkeypatch, tmp_path):
+def test_anople_demo_runs_the_one_that_came_with_the_package(capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as ended:
         cli.main(["demo", "--help"])
     assert ended.value.code == 0 and "usage: anople demo" in capsys.readouterr().out
@@ -32,7 +32,7 @@ def test_anople_demo_runs_the_one_beside_the_package(capsys, monkeypatch, tmp_pa
     assert "holds no detector" in capsys.readouterr().err
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "modeling_anople" / "cli" / "__main__.py"))
     assert cli.main(["demo"]) == 2
-    assert "the demo is not installed with the package" in capsys.readouterr().err
+    assert "came without demo/app.py: install a wheel of anople" in capsys.readouterr().err
 
 
 def test_the_detector_is_chosen_in_order(monkeypatch, tmp_path):

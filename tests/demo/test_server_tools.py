@@ -11,13 +11,10 @@ from demo.examples import Examples
 from demo.inspect_tab import inspect_image
 from demo.server import KeyedSessions
 from demo.teach_tab import teach_product
-from hub.benchmarks.demo_program import free_port, running_program
 
-from ..detectors import write_detector
 from .demo_app import running, session_of
 
 
-ROOT = Path(__file__).resolve().parents[2]
 mcp = pytest.importorskip(
     "mcp", reason="THE DEMO'S MCP TOOLS WERE NOT TESTED: no mcp here (pip install 'mcp>=1.21,<2')."
 )
@@ -82,18 +79,6 @@ def test_two_tools_are_offered_and_inspect_judges_as_the_detector_does(address, 
     assert hidden.isError and unknown.isError and not answer.isError
     expected = inspect_image(session_of(start), picture, "nut").numbers
     assert numbers_of(answer) == {**expected, "milliseconds": 0}
-
-
-def test_the_program_offers_no_other_tools(tmp_path, small_clip_folder, photograph):
-    detector = write_detector(tmp_path / "d", small_clip_folder, photograph)
-    command = ["demo/app.py", str(detector), "--port", str(free_port())]
-
-    async def ask(address: str) -> list[str]:
-        async with connected(address) as client:
-            return [tool.name for tool in (await client.list_tools()).tools]
-
-    with running_program(command, ROOT, {}, log=tmp_path / "log") as address:
-        assert anyio.run(ask, f"{address.rstrip('/')}/") == ["inspect", "enroll"]
 
 
 def test_a_taught_product_is_found_by_its_key_alone(address, start, picture, other_picture):
