@@ -45,6 +45,7 @@ from .inference_anople import TILES_AT_ONCE, TiledImage
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, new_name
+from .scoring_anople import Detector
 from .tiling_anople import Tiling, tiling_text
 
 
@@ -535,10 +536,17 @@ def _open_more(
 def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
     """Refuse images that a product knows already, be it in another file format."""
     reject_duplicates(normals, known_digests(model.config.history, model.products[class_id].name))
-    known = model.products[class_id].unpacked_prints()
-    again = same_pictures([*known, *normals.prints], known=len(known))
-    _reject([_name(normals.files, number - len(known)) for number in again])
+    again = seen_before(model, class_id, normals.digests, normals.prints)
+    _reject([_name(normals.files, number) for number in again])
     reject_near_duplicates(model, normals, class_id)
+
+
+def seen_before(model: Detector, class_id: int, digests: Sequence[str], prints: Sequence[PicturePrint]) -> list[int]:
+    """Number the images that a product was given as good ones before, or that are another one of these once more."""
+    product = model.products[class_id]
+    given, known = set(known_digests(model.config.history, product.name)), product.unpacked_prints()
+    again = same_pictures([*known, *prints], known=len(known))
+    return [number for number, digest in enumerate(digests) if digest in given or number + len(known) in again]
 
 
 def _in_order_of_memory(model: AnoPLeModel, normals: NormalImages, class_id: int) -> list[TiledImage] | None:
@@ -582,5 +590,6 @@ __all__ = [
     "open_normals",
     "reject_duplicates",
     "reject_near_duplicates",
+    "seen_before",
     "set_ignore_mask",
 ]

@@ -65,6 +65,7 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
     if limit:
         bank.reduce(limit)
     product.prototype = (total / (known + len(images))).to(product.prototype)
+    model.products.outdate_sensitivity(class_id)
     model.products.write()
 
 

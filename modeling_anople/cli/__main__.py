@@ -27,6 +27,7 @@ from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, 
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 from .inspection import drift, feedback, watch
+from .sensitivity import sensitivity
 from .serving import report, serve
 
 
@@ -150,6 +151,9 @@ USAGE = """anople COMMAND ...
                     keep what does not count on a product's photographs
   forget CHECKPOINT NAME
                     remove a product
+  sensitivity CHECKPOINT GOOD
+                    say how small a drawn defect is found, and how much light,
+                    blur, shift, rotation and compression good parts bear
   export CHECKPOINT FOLDER
                     write an ONNX graph, which predict takes as well; later
                     --products_only brings it products and lines that changed
@@ -485,6 +489,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "calibrate": calibrate,
     "forget": forget,
     "ignore": ignore,
+    "sensitivity": sensitivity,
     "export": export,
     "serve": serve,
     "report": report,
@@ -528,7 +533,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
-        extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")
+        extra = {"fit": "train", "sensitivity": "evaluate", "watch": "line", **own}.get(arguments[0], "all")
         extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")
         return 2

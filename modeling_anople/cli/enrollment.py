@@ -155,8 +155,8 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
         verb = "add_normals"
-    with _changing(places.checkpoint, options.output, begun=begun) as save:
-        detector = _begin(places.name, options) if begun else _load(places.checkpoint)
+    with changing(places.checkpoint, options.output, begun=begun) as save:
+        detector = _begin(places.name, options) if begun else open_detector(places.checkpoint)
         paths = list_images(places.images) if places.images else None
         threshold = getattr(detector, verb)(
             places.name,
@@ -167,7 +167,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
             white_value=options.white_value,
             **({"tiling": options.tiling} if verb == "enroll" else {}),
         )
-        target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
+        target = save(detector, adapter=not begun and is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
     say(
         f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
@@ -177,7 +177,8 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     return 0
 
 
-def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
+def open_detector(checkpoint: str) -> "AnomalyDetectionPipeline":
+    """Load a detector with its verbs."""
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..runtime.loading import load_detector
 
@@ -185,7 +186,8 @@ def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
     return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
 
 
-def _is_adapter(checkpoint: str) -> bool:
+def is_adapter(checkpoint: str) -> bool:
+    """Say whether a detector is an adapter, and is saved as one."""
     from ..runtime.loading import load_config
 
     return bool(load_config(checkpoint).adapter_clip_sha256)
@@ -214,10 +216,10 @@ def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    with _changing(places.checkpoint, options.output) as save:
-        detector = _load(places.checkpoint)
+    with changing(places.checkpoint, options.output) as save:
+        detector = open_detector(places.checkpoint)
         detector.forget(places.name)
-        target = save(detector, adapter=_is_adapter(places.checkpoint))
+        target = save(detector, adapter=is_adapter(places.checkpoint))
     say(f"{places.name} is forgotten. The detector is in {target}.")
     return 0
 
@@ -229,10 +231,10 @@ def ignore(arguments: list[str]) -> int:
         "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
     )
     places, options = parse(parser, arguments)
-    with _changing(places.checkpoint, options.output) as save:
-        detector = _load(places.checkpoint)
+    with changing(places.checkpoint, options.output) as save:
+        detector = open_detector(places.checkpoint)
         detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
-        target = save(detector, adapter=_is_adapter(places.checkpoint))
+        target = save(detector, adapter=is_adapter(places.checkpoint))
     product = detector.model.products.named(places.name)
     say(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.")
     return 0
@@ -269,6 +271,13 @@ def products(arguments: list[str]) -> int:
     for record in records:
         if record.threshold:
             rows.append(f"{record.name}: {describe_guarantee(record.threshold)}")
+        if known := record.valid_sensitivity(config):
+            rows += [f"{record.name}: {known.describe_defects()}", f"{record.name}: {known.describe_changes()}"]
+        elif record.sensitivity:
+            rows.append(
+                f"{record.name}: What is found was measured with another line ({record.sensitivity.line:.4f}): run anople "
+                "sensitivity again."
+            )
         if record.ignore_mask_size:
             rows.append(f"{record.name}: {_kept_mask(record)}")
     for entry in config.history:
@@ -303,7 +312,7 @@ def _check_target(target: Path, checkpoint: str, *, begun: bool = False) -> None
 
 
 @contextlib.contextmanager
-def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
+def changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
     """
     Say before any work is done whether the changed detector can go where it shall; give what saves it there.
 
@@ -325,4 +334,14 @@ def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> It
         yield save
 
 
-__all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]
+__all__ = [
+    "add_normals",
+    "calibrate",
+    "changing",
+    "enroll",
+    "forget",
+    "ignore",
+    "is_adapter",
+    "open_detector",
+    "products",
+]

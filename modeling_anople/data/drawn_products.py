@@ -310,7 +310,13 @@ def draw_defect(
 WINDOW = 4  # sides of the window that a defect is drawn in, in sizes of the defect
 CANVAS = 256  # side of what it is drawn on, in pixels
 PLACES = 12  # that are tried
-SIZED_DEFECTS = ("scratch", "missing part", "contamination", "discoloured", "broken")  # a dent has no contrast of its own
+SIZED_DEFECTS = (
+    "scratch",
+    "missing part",
+    "contamination",
+    "discoloured",
+    "broken",
+)  # a dent has no contrast of its own
 PLACES_SIDE = 256  # of the mask in which a place is looked for
 SMALLEST_DEFECT = 3  # pixels
 MOST_GAIN = 4.0  # by which a drawn change is made stronger at most
@@ -424,7 +430,9 @@ def draw_sized_defect(
                 break
     if best is not None and any(best[1]):
         return best
-    raise ValueError(f"No {kind!r} of {size:.0f} pixels can be seen on this object: give a larger object, or another size.")
+    raise ValueError(
+        f"No {kind!r} of {size:.0f} pixels can be seen on this object: give a larger object, or another size."
+    )
 
 
 def _depth(allowed: np.ndarray) -> tuple[np.ndarray, float]:
@@ -470,7 +478,9 @@ def _sized(
     ]
     # 3. Where it is allowed.
     left, top = (round(at - length / 2) for at, length in zip(center, shape, strict=True))
-    left, top = (max(0, min(at, whole - length)) for at, whole, length in zip((left, top), image.size, shape, strict=True))
+    left, top = (
+        max(0, min(at, whole - length)) for at, whole, length in zip((left, top), image.size, shape, strict=True)
+    )
     inside = allowed[top : top + shape[1], left : left + shape[0]]
     if inside.shape != shape[::-1]:
         return None
