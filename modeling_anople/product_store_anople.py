@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration_anople import FrameLimits, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
+from .calibration_anople import FrameLimits, KnownDefects, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig, leads_elsewhere
 from .images_anople import PRINT_BYTES, ImageError, PicturePrint
 from .memory_anople import MemoryBank
@@ -498,13 +498,14 @@ class ProductStore(nn.ModuleList):
         files: Sequence[str | None] = (),
         digests: Sequence[str] = (),
         prints: Sequence[PicturePrint] = (),
+        defects: KnownDefects | None = None,
         date: str | None = None,
     ) -> None:
         """
         Write into the history what was done to a product, when, from which files, and where its threshold lies now.
 
         File names stand there without their folders; `digests` are of the images' pixels. `prints` of them are kept with
-        the product.
+        the product. Of `defects` names, digests and costs stand there too.
         """
         names = self.config.class_names
         product = self[names.index(class_name)] if class_name in names else None
@@ -520,6 +521,9 @@ class ProductStore(nn.ModuleList):
             "line": threshold.image_threshold if threshold else None,
             "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
         }
+        if defects is not None:
+            entry |= {"defects": defects.files, "defect_digests": defects.digests}
+            entry |= {"miss_cost": defects.miss_cost, "false_alarm_cost": defects.false_alarm_cost}
         self.config.history = [*self.config.history, entry]
         if prints:
             rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)

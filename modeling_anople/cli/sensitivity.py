@@ -86,11 +86,7 @@ def sensitivity(arguments: list[str]) -> int:
             refused[name] = str(error)
             continue
         say(*reports[-1].lines(), "")
-    for name, left_out in ((report.class_name, report.left_out) for report in reports):
-        for path, reason in left_out.items():
-            logger.warning("%s: %s is left out: %s", name, path, reason)
-    for name, reason in refused.items():
-        logger.warning("%s is not measured: %s", name, reason)
+    _say_left_out(reports, refused)
     if not reports:
         return 2
     state = detector_sha256(model)
@@ -100,8 +96,23 @@ def sensitivity(arguments: list[str]) -> int:
     return 0 if kept and not refused and not any(map(_has_failures, reports)) else 1
 
 
+def _say_left_out(reports: list["SensitivityReport"], refused: dict[str, str]) -> None:
+    from ..evaluation.sensitivity import KNOWN
+
+    for report in reports:
+        failed = {path: reason for path, reason in report.left_out.items() if reason != KNOWN}
+        if known := len(report.left_out) - len(failed):
+            logger.warning("%s: %d photographs are left out: each %s.", report.class_name, known, KNOWN)
+        for path, reason in failed.items():
+            logger.warning("%s: %s is left out: %s", report.class_name, path, reason)
+    for name, reason in refused.items():
+        logger.warning("%s is not measured: %s", name, reason)
+
+
 def _has_failures(report: "SensitivityReport") -> bool:
-    return any("is known to the product" not in reason for reason in report.left_out.values())
+    from ..evaluation.sensitivity import KNOWN
+
+    return any(reason != KNOWN for reason in report.left_out.values())
 
 
 def _sources(data: Sequence[str], class_name: str | None, known: list[str]) -> dict[str, list]:

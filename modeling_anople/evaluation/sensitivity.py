@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 SIZES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the photograph's longer side
 CONTRASTS = (0.05, 0.15, 0.3)  # of white
 ROUNDING = 1e-9
+KNOWN = "is known to the product, or given twice"
 
 
 # --- Changes of a good photograph that make it no worse ---
@@ -349,7 +350,7 @@ def choose_photographs(
         digests.append(digest_of(image))
         prints.append(print_of(image))
     known = {readable[place] for place in seen_before(model, class_id, digests, prints)}
-    left_out |= {names[number]: "is known to the product, or given twice" for number in known}
+    left_out |= {names[number]: KNOWN for number in known}
     kept = [number for number in readable if number not in known]
     if not kept:
         raise ValueError(
@@ -555,7 +556,7 @@ def draw_sensitivity(report: SensitivityReport) -> Image.Image:
         for column, contrast in enumerate(CONTRASTS):
             _draw_cell(draw, canvas, (GAP + column * (PIECE + GAP), y), report, kind, contrast)
         y += PIECE + 2 * line + 2 * GAP
-    draw.text((GAP, y), "A good photograph may be", font=font, fill=INK)
+    draw.text((GAP, y), "A good photograph bears up to", font=font, fill=INK)
     for text in notes:
         y += line
         draw.text((GAP, y), f"{text}", font=font, fill=GREY)
@@ -591,6 +592,7 @@ __all__ = [
     "CHANGES",
     "CONTRASTS",
     "GoodPhotographs",
+    "KNOWN",
     "SIZES",
     "SensitivityReport",
     "choose_photographs",
