@@ -88,7 +88,7 @@ def sensitivity(arguments: list[str]) -> int:
         say(*reports[-1].lines(), "")
     _say_left_out(reports, refused)
     if not reports:
-        return 2
+        raise ValueError("No product could be measured: see above.")
     state = detector_sha256(model)
     if folder is not None:
         _write(folder, reports, refused, state)
@@ -123,18 +123,18 @@ def _sources(data: Sequence[str], class_name: str | None, known: list[str]) -> d
 
     if class_name is not None:
         class_name = known[find_class(class_name, known)]
-        tree = data[0] if len(data) == 1 and (Path(data[0]) / class_name).is_dir() else None
-        if tree is None:
+        if len(data) > 1 or Path(data[0]).is_file():
             return {class_name: list_images(data)}
     elif len(data) > 1:
         raise ValueError("Several folders or photographs were given: say with --class NAME of which product they are.")
-    names = {composed(name): name for name in known}
-    found = source_classes(data[0])
-    wanted = [composed(class_name)] if class_name is not None else [name for name in found if name in names]
+    found, names = source_classes(data[0]), {composed(name): name for name in known}
+    wanted = [name for name in found if name in names and class_name in (None, names[name])]
+    if not wanted and class_name is not None and len(found) == 1:  # its photographs, in a folder of any name
+        wanted, names = found, {found[0]: class_name}
     if not wanted:
         raise ValueError(
-            f"{data[0]} has the products {', '.join(found)}, and the detector knows {', '.join(known)}: name one with "
-            "--class, or give other folders."
+            f"{data[0]} has the products {', '.join(found)}, and the detector knows {', '.join(known)}: give folders of those, "
+            "or with --class NAME the photographs of one."
         )
     rows = read_source(data[0], split="train", classes=wanted)
     sources: dict[str, list] = {names[name]: [] for name in wanted}

@@ -308,7 +308,7 @@ def draw_defect(
 
 
 WINDOW = 4  # sides of the window that a defect is drawn in, in sizes of the defect
-CANVAS = 256  # side of what it is drawn on, in pixels
+CANVASES = 128, 256  # sides of what it is drawn on, in pixels: the least that is not much smaller than the window
 PLACES = 12  # that are tried
 SIZED_DEFECTS = (
     "scratch",
@@ -458,7 +458,7 @@ def _sized(
         np.clip(np.arange(math.floor(at - half), math.ceil(at + half)), 0, length - 1)
         for at, length in zip(center[::-1], pixels.shape[:2], strict=True)
     )
-    side = CANVAS
+    side = CANVASES[len(rows) > 1.4 * CANVASES[0]]
     window = Image.fromarray(pixels[rows[:, None], columns]).resize((side, side), Image.Resampling.BICUBIC)
     try:
         after, marked = draw_defect(kind, window, np.ones((side, side), dtype=bool), generator, attempts=2)
