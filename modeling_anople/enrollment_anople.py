@@ -233,21 +233,21 @@ def _reject(names: Sequence[str]) -> None:
         )
 
 
-def reject_near_duplicates(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
+def near_duplicates(model: AnoPLeModel, images: Iterable[TiledImage], class_id: int) -> list[int]:
     """
-    Refuse images that lie on remembered ones at every place, where not all of these have a digest in the log.
+    Number the images that lie on remembered ones at every place, where not all of these have a digest in the log.
 
     That is so in detectors of versions that logged none, and after `remember`.
     """
     product = model.products[class_id]
     if len(known_digests(model.config.history, product.name, held_out=False)) >= product.image_count:
-        return
+        return []
     rounding, copies = max(LARGEST_ROUNDING, torch.finfo(model.dtype).eps / 16), []
-    for number, (image, file) in enumerate(zip(normals.images, normals.files, strict=True), start=1):
+    for number, image in enumerate(images):
         if _farthest_patch(model, image, class_id) <= rounding:
-            copies.append(file or f"image {number}")
+            copies.append(number)
         image.release()
-    _reject(copies)
+    return copies
 
 
 @torch.no_grad()
@@ -447,9 +447,9 @@ def calibrate(
         raise ValueError(f"{product.name!r} has no threshold yet: give it good images with add_normals first.")
     if max_false_alarm_rate is not None:
         check_rate(max_false_alarm_rate, len(before.image_scores))
+    _check_costs(model, defects, miss_cost, false_alarm_cost)
     if images is None and max_false_alarm_rate is None and defects is None and before.defects is None:
         raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., defects=..., or several.")
-    _check_costs(model, defects, miss_cost, false_alarm_cost)
     normals, remembered, bad = NormalImages([], [], [], []), None, None
     with _reads_by(model, processor, white_value), model.products.transaction():
         # 1. Open all, and refuse what was given twice.
@@ -626,7 +626,7 @@ def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> N
     reject_duplicates(normals, known_digests(model.config.history, model.products[class_id].name))
     again = seen_before(model, class_id, normals.digests, normals.prints)
     _reject([_name(normals.files, number) for number in again])
-    reject_near_duplicates(model, normals, class_id)
+    _reject([_name(normals.files, number) for number in near_duplicates(model, normals.images, class_id)])
     threshold = model.products[class_id].record.threshold
     bad = set(threshold.defects.digests) if threshold and threshold.defects else set()
     _reject_both([_name(normals.files, number) for number, each in enumerate(normals.digests) if each in bad])
@@ -636,6 +636,7 @@ def _reject_good(model: AnoPLeModel, bad: NormalImages, normals: NormalImages, c
     """Refuse defective images that a product knows as good ones, or that are given as such."""
     known, both = len(normals.prints), same_pictures([*normals.prints, *bad.prints], known=len(normals.prints))
     again = {number - known for number in both} | set(seen_before(model, class_id, bad.digests, bad.prints))
+    again |= set(near_duplicates(model, bad.images, class_id))
     _reject_both([_name(bad.files, number) for number in sorted(again)])
 
 
@@ -695,7 +696,7 @@ __all__ = [
     "hint_at_session",
     "open_normals",
     "reject_duplicates",
-    "reject_near_duplicates",
+    "near_duplicates",
     "seen_before",
     "set_ignore_mask",
 ]

@@ -20,11 +20,13 @@ from tqdm.auto import tqdm
 
 from ..calibration_anople import ProductThreshold, percent
 from ..data.drawn_products import SIZED_DEFECTS, draw_sized_defect, find_object
-from ..enrollment_anople import digest_of, seen_before
+from ..enrollment_anople import digest_of, near_duplicates, seen_before
 from ..images_anople import ImageError, ImageSource, PicturePrint, load_image, print_of, source_path
+from ..inference_anople import TiledImage
+from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
-from ..product_store_anople import FOUND_SHARE, Sensitivity
+from ..product_store_anople import FOUND_SHARE, MaskOpener, Sensitivity
 from ..runtime import printable
 from ..scoring_anople import Detector
 from ..tiling_anople import move
@@ -349,7 +351,11 @@ def choose_photographs(
         readable.append(number)
         digests.append(digest_of(image))
         prints.append(print_of(image))
-    known = {readable[place] for place in seen_before(model, class_id, digests, prints)}
+    again = seen_before(model, class_id, digests, prints)
+    if isinstance(model, AnoPLeModel):  # a graph shows nothing of single patches
+        tiling, opener = model.products.tiling_of(class_id), model.products.mask_opener(class_id)
+        again = {*again, *near_duplicates(model, _tiled(sources, readable, processor, tiling, opener), class_id)}
+    known = {readable[place] for place in again}
     left_out |= {names[number]: KNOWN for number in known}
     kept = [number for number in readable if number not in known]
     if not kept:
@@ -361,6 +367,23 @@ def choose_photographs(
         kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, min(most, len(kept))).round().astype(int))
     ]
     return GoodPhotographs([sources[number] for number in chosen], [names[number] for number in chosen], left_out)
+
+
+def _tiled(
+    sources: Sequence[ImageSource],
+    numbers: Sequence[int],
+    processor: AnoPLeProcessor,
+    tiling: str | None,
+    opener: MaskOpener | None,
+) -> Iterator[TiledImage]:
+    """Cut photographs as their product wants it; one that its mask does not fit is not masked."""
+    for number in numbers:
+        image = load_image(sources[number], white_value=processor.white_value)
+        try:
+            mask = opener and opener(image.size[::-1])
+        except ImageError:  # refused when it is judged
+            mask = None
+        yield TiledImage.of(image, processor, tiling, mask)
 
 
 def measure_sensitivity(
