@@ -258,14 +258,16 @@ class SensitivityReport:
             "left_out": self.left_out,
             "unchanged": self.plain.to_dict(),
             "area": self.area(),
-            "smallest": {
-                kind: {f"{contrast:g}": self.smallest(kind, contrast)[0] for contrast in CONTRASTS}
-                for kind in SIZED_DEFECTS
-            },
+            "smallest": [self._smallest_in_json(kind, contrast) for kind in SIZED_DEFECTS for contrast in CONTRASTS],
             "defects": defects,
             "bears": {name: self.bears(name)[0] for name in CHANGES},
             "changes": changes,
         }
+
+    def _smallest_in_json(self, kind: str, contrast: float) -> dict:
+        found, largest = self.smallest(kind, contrast)
+        pixels = None if found is None else [round(found * side) for side in self.pixels]
+        return {"kind": kind, "contrast": contrast, "size": found, "pixels": pixels, "largest_drawn": largest}
 
     def pixels_of(self, size: float) -> str:
         """Write a size in pixels; of photographs of different sizes the range."""
@@ -605,7 +607,7 @@ def _draw_cell(
     draw.text((x, y + PIECE + 4), f"contrast {percent(contrast)}", font=font, fill=GREY)
     said, color = "cannot be drawn", GREY
     if found is not None:
-        said, color = f"from {percent(found)}", FOUND_COLOR
+        said, color = f"from {percent(found)}, {example.pixels} px", FOUND_COLOR
     elif largest:
         said, color = f"not up to {percent(largest)}", MISSED_COLOR
     draw.text((x, y + PIECE + 4 + round(1.2 * TEXT)), said, font=font, fill=color)
