@@ -145,8 +145,9 @@ USAGE = """anople COMMAND ...
   add_normals CHECKPOINT NAME IMAGES...
                     show a product more good photographs
   calibrate CHECKPOINT NAME [IMAGES...]
-                    set a product's line anew, by more good photographs or for
-                    another rate of false alarms; nothing else changes
+                    set a product's line anew, by more good photographs, for
+                    another rate of false alarms, or by a few --defects and
+                    what errors cost; nothing else changes
   ignore CHECKPOINT NAME MASK
                     keep what does not count on a product's photographs
   forget CHECKPOINT NAME

@@ -433,11 +433,12 @@ def measure_sensitivity(
         return (load_image(source, white_value=processor.white_value) for source in photographs.sources)
 
     # 1. As they are: which are called normal, on which a defect can be found.
-    normal = []
+    normal, judged = [], []
     for number, prediction in enumerate(judge(opened())):
         if prediction.error is not None:
             report.left_out[photographs.names[number]] = prediction.error
             continue
+        judged.append(number)
         report.photographs.append(photographs.names[number])
         report.plain.add(prediction)
         normal += [number] if prediction.label == "normal" else []
@@ -451,7 +452,7 @@ def measure_sensitivity(
     title = f"sensitivity {printable(class_name)}"
     with tqdm(total=len(report.photographs), desc=title, disable=None if progress else True) as bar:
         for number, image in enumerate(opened()):
-            if photographs.names[number] in report.left_out:
+            if number not in judged:
                 continue
             sides.append(max(image.size))
             if number in normal:
