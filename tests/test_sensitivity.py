@@ -69,7 +69,10 @@ def test_the_command_counts_the_same_keeps_it_and_shows_it(sensitive, report, ph
     output = tmp_path / "out"
     assert main(["sensitivity", str(folder), str(tmp_path), "--class", "nut", "--output", str(output)]) == 1
     said = capsys.readouterr()
-    assert "torn.png is left out" in caplog.text and "nut: left out, of 3 photographs, 1, each of which is known" in caplog.text
+    assert (
+        "torn.png is left out" in caplog.text
+        and "nut: left out, of 3 photographs, 1, each of which is known" in caplog.text
+    )
     assert f"| scratch       | {report.cell('scratch', 0.05)}" in said.out
     found = json.loads((output / "sensitivity.json").read_text(encoding="utf-8"))["products"]["nut"]
     for name in ("defects", "changes", "unchanged", "bears", "area"):  # the same seed draws the same

@@ -103,7 +103,9 @@ def _say_left_out(reports: list["SensitivityReport"], refused: dict[str, str]) -
         failed = {path: reason for path, reason in report.left_out.items() if reason != KNOWN}
         if known := len(report.left_out) - len(failed):
             given = len(report.left_out) + len(report.photographs)
-            logger.warning("%s: left out, of %d photographs, %d, each of which %s.", report.class_name, given, known, KNOWN)
+            logger.warning(
+                "%s: left out, of %d photographs, %d, each of which %s.", report.class_name, given, known, KNOWN
+            )
         for path, reason in failed.items():
             logger.warning("%s: %s is left out: %s", report.class_name, path, reason)
     for name, reason in refused.items():
