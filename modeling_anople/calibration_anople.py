@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -80,6 +80,8 @@ def describe_guarantee(threshold: "ProductThreshold") -> str:
     Returns:
         Two sentences; in the command line, the model card and the demo they are the same.
     """
+    if threshold.defects is not None:
+        return _describe_costs(threshold, threshold.defects)
     scores, rate = len(threshold.image_scores), threshold.max_false_alarm_rate
     estimate, needed = threshold.estimate, scores_needed(rate)
     if estimate == "rank":
@@ -102,6 +104,30 @@ def describe_guarantee(threshold: "ProductThreshold") -> str:
         "An earlier version set this line and counted moved and relit copies as photographs, so nothing can be promised. "
         f"{percent(rate)} is asked for; {more}"
     )
+
+
+def _describe_costs(threshold: "ProductThreshold", defects: "KnownDefects") -> str:
+    """Say of a line that was set by costs what so few photographs tell of it, good and defective."""
+    normals, line = threshold.image_scores, threshold.image_threshold
+    alarms, missed = sum(score > line for score in normals), len(defects.scores)
+    found = found_when_left_out(threshold)
+    low, high = rate_interval(alarms, len(normals))
+    text = (
+        f"The line was set by {_defects(missed)} and {_photographs(len(normals))}, where a miss (cost {defects.miss_cost:g}) "
+        f"and a false alarm (cost {defects.false_alarm_cost:g}) are expected to cost least. {alarms} of {len(normals)} good "
+        f"ones lie above it: false alarms between {percent(low)} and {percent(high)} (95 %)."
+    )
+    if found is None:
+        return f"{text} 1 defect says nothing of how many are found: between 0 and 100 %."
+    low, high = rate_interval(found, missed)
+    return (
+        f"{text} Each left out in turn, {found} of {_defects(missed)} are found: detections between {percent(low)} and "
+        f"{percent(high)} (95 %)."
+    )
+
+
+def _defects(count: int) -> str:
+    return f"{count} known defect{'s' if count > 1 else ''}"
 
 
 def _photographs(count: int) -> str:
@@ -127,11 +153,42 @@ SMALLEST_NOVELTY_THRESHOLD = 1e-3
 SMALLEST_SCORE = 1e-9  # of which there is a logarithm
 LARGEST_SCORE = 1.0  # raw scores and maps lie within 0 and 1
 LARGEST_SPREAD = 30.0  # logarithms of scores lie within 21
-ESTIMATES = ("", "rank", "extrapolated", "copies")
+ESTIMATES = ("", "rank", "extrapolated", "copies", "costs")
+COST_STEPS = 200  # between the lowest and the highest score, on which a line by costs is looked for
+CONFIDENCE = 0.95  # of intervals of rates
 
 
 class UnreachableThreshold(ValueError):
     """A line above all scores: so few photographs, or so different ones, do not support the rate that was asked for."""
+
+
+@dataclass(frozen=True)
+class KnownDefects:
+    """
+    Photographs of defective parts that a threshold was set by, and what errors cost. None is in the memory.
+
+    Args:
+        scores: their raw scores, one each.
+        miss_cost: what it costs where all defective parts pass.
+        false_alarm_cost: what it costs where all good parts are set aside.
+        files, digests: their names without folders, and digests of their pixels, as in the log.
+    """
+
+    scores: list[float]
+    miss_cost: float
+    false_alarm_cost: float
+    files: list[str | None] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        _require_numbers("defects.scores", self.scores)
+        _require(len(self.scores) > 0, "defects.scores must hold at least one score.")
+        for name in ("miss_cost", "false_alarm_cost"):
+            _require_numbers(name, [getattr(self, name)], above=0)
+        for name in ("files", "digests"):
+            _require(
+                len(getattr(self, name)) in (0, len(self.scores)), f"defects.{name} must be as many as defects.scores."
+            )
 
 
 @dataclass(frozen=True)
@@ -150,9 +207,11 @@ class ProductThreshold:
         image_count: how many independent good photographs are behind the line; 0 in lines of earlier versions, whose
             scores are also of copies.
         held_out: how many of them, the last ones, are not in the memory.
-        estimate: how the line was set: `rank`, `extrapolated` or `copies` (see [`fit_threshold`]); empty before.
+        estimate: how the line was set: `rank`, `extrapolated` or `copies` (see [`fit_threshold`]), or by `costs` (see
+            [`fit_costs`]); empty before.
         attainable_rate: lowest false-alarm rate that the photographs alone support; 1 where nothing is.
         jittered_image_scores, jittered_map_maxima: raw scores of a lone photograph's moved and relit copies against itself.
+        defects: known ones, where `estimate` is `costs`.
 
     Raises:
         ValueError: naming the field that says something impossible, whereby all would be normal, or nothing, or anything.
@@ -173,6 +232,7 @@ class ProductThreshold:
     attainable_rate: float = 1.0
     jittered_image_scores: list[float] = field(default_factory=list)
     jittered_map_maxima: list[float] = field(default_factory=list)
+    defects: KnownDefects | None = None
 
     def __post_init__(self):
         positive = (
@@ -203,6 +263,10 @@ class ProductThreshold:
             f"held_out is {self.held_out}, but image_scores holds {len(self.image_scores)}.",
         )
         _require(self.estimate in ESTIMATES, f"estimate must be one of {ESTIMATES[1:]}, got {self.estimate!r}.")
+        _require(
+            (self.defects is not None) == (self.estimate == "costs"),
+            "defects must be there where estimate is 'costs'.",
+        )
         for name in ("novelty_thresholds", "novelty_scores"):
             values = getattr(self, name)
             _require(
@@ -248,13 +312,21 @@ class ProductThreshold:
             missing = [name for name, each in known.items() if name not in values and _is_needed(each)]
             if unknown := sorted(set(values) - set(known)) or missing:
                 raise ValueError(f"{'it lacks' if unknown is missing else 'it has the unknown'} {', '.join(unknown)}.")
-            record = cls(**values)
+            defects = values.get("defects")
+            record = cls(**{**values, **({} if defects is None else {"defects": _known_defects(defects)})})
             record.check_reach()
             return record
         except ValueError as error:
             raise ValueError(
                 f"The threshold of {owner} cannot be: {error} Copy the detector again, or calibrate the product anew."
             ) from error
+
+
+def _known_defects(values: object) -> KnownDefects:
+    try:
+        return KnownDefects(**values)
+    except TypeError as error:
+        raise ValueError(f"defects are {values!r}, no known defects.") from error
 
 
 def _is_needed(each: dataclasses.Field) -> bool:
@@ -359,16 +431,127 @@ def _limit(scores: Sequence[float], copies: Sequence[float], rate: float) -> tup
     if not scores:
         reach = LONE_SHIFT + student_quantile(1 - rate, LONE_DEGREES) * LONE_SPREAD
         return _exp(statistics.fmean(_logs(copies)) + reach), LONE_SPREAD
-    logs, count = _logs(scores), len(scores)
-    center = statistics.fmean(logs)
-    degrees = PRIOR_DEGREES + count - 1
-    squares = PRIOR_DEGREES * PRIOR_SPREAD**2 + math.fsum((each - center) ** 2 for each in logs)
-    spread = math.sqrt(squares / degrees)
+    center, spread, degrees = _spread_of_logs(scores)
+    count = len(scores)
     rank = rank_from_top(count, rate)
     if rank:
         return max(sorted(scores)[-rank], SMALLEST_SCORE), spread
     reach = student_quantile(1 - rate, degrees) * math.sqrt(1 + 1 / count)
     return max(_exp(center + reach * spread), max(scores)), spread
+
+
+def _spread_of_logs(scores: Sequence[float]) -> tuple[float, float, int]:
+    """Return mean, spread and degrees of freedom of the logarithms of scores, the spread joined with the prior's."""
+    logs = _logs(scores)
+    center, degrees = statistics.fmean(logs), PRIOR_DEGREES + len(logs) - 1
+    squares = PRIOR_DEGREES * PRIOR_SPREAD**2 + math.fsum((each - center) ** 2 for each in logs)
+    return center, math.sqrt(squares / degrees), degrees
+
+
+# --- The line by costs, where a few defects are known ---
+
+
+def fit_costs(threshold: ProductThreshold, defects: KnownDefects) -> ProductThreshold:
+    """
+    Move one class' line to where errors are expected to cost least: miss_cost x missed + false_alarm_cost x false alarms.
+
+    The share of good parts above a line is that of the predictive distribution by which [`fit_threshold`] extrapolates, and
+    the share of defective parts below it that of the same distribution fitted to the defects' scores; where the photographs
+    themselves have more of either, theirs counts. Looked for between the lowest and the highest score of all.
+
+    The good ones' scores, and with them p-values, stay as they are, and so does the line of the places of a map. Good ones
+    were scored against one photograph less than the defects were, which makes the two look more alike than they are.
+
+    Args:
+        threshold: fitted to the good photographs.
+        defects: their scores, and the costs: of all defective parts of a day, say, and of all good ones.
+
+    Returns:
+        The threshold by costs.
+
+    Raises:
+        ValueError: with fewer than two scores of good photographs, or where no defect scores above the lowest of them.
+    """
+    normals = threshold.image_scores
+    if len(normals) < 2 or not threshold.image_count:
+        raise ValueError(
+            "Costs are weighed by the scores of at least 2 good photographs, and fewer are known here: add good ones first."
+        )
+    if max(defects.scores) <= min(normals):
+        raise ValueError(
+            f"The {_defects(len(defects.scores))} score {max(defects.scores):.4f} at most, and the {_photographs(len(normals))} "
+            f"{min(normals):.4f} at least: no line separates them, and nothing was changed. Look whether the defects are in the "
+            "photographs, or teach more good ones, cut into tiles, or with another encoder."
+        )
+    line = cheapest_line(normals, defects.scores, defects.miss_cost, defects.false_alarm_cost)
+    return dataclasses.replace(threshold, image_threshold=line, estimate="costs", defects=defects)
+
+
+def cheapest_line(
+    normals: Sequence[float], defects: Sequence[float], miss_cost: float, false_alarm_cost: float
+) -> float:
+    """Return the line of the least expected cost, see [`fit_costs`]; of several the lowest."""
+    scores = [max(each, SMALLEST_SCORE) for each in (*normals, *defects)]
+    logs = np.linspace(math.log(min(scores)), math.log(max(scores)), COST_STEPS + 1)[:-1]
+    good, bad = _tail_of(normals), _tail_of(defects)
+    costs = []
+    for log in logs:
+        line = math.exp(log)
+        alarms = max(good(log), sum(score > line for score in normals) / len(normals))
+        missed = max(1 - bad(log), sum(score <= line for score in defects) / len(defects))
+        costs.append(miss_cost * missed + false_alarm_cost * alarms)
+    return math.exp(float(logs[int(np.argmin(costs))]))
+
+
+def _tail_of(scores: Sequence[float]) -> Callable[[float], float]:
+    """Return the share of the next scores whose logarithm lies above a value, as [`fit_threshold`] extrapolates."""
+    center, spread, degrees = _spread_of_logs(scores)
+    reach = spread * math.sqrt(1 + 1 / len(scores))
+    return lambda value: 1 - _student_cdf((value - center) / reach, degrees)
+
+
+def found_when_left_out(threshold: ProductThreshold) -> int | None:
+    """
+    Count the known defects above the line that all others set, each left out in turn; `None` for a single one.
+
+    Counted at the line that they set themselves, they would flatter it.
+    """
+    scores, normals = threshold.defects.scores, threshold.image_scores
+    if len(scores) < 2:
+        return None
+    costs = threshold.defects.miss_cost, threshold.defects.false_alarm_cost
+    return sum(
+        score > cheapest_line(normals, [*scores[:place], *scores[place + 1 :]], *costs)
+        for place, score in enumerate(scores)
+    )
+
+
+def rate_interval(count: int, total: int) -> tuple[float, float]:
+    """
+    Return the interval of a rate of which `count` of `total` were seen: that of Clopper and Pearson (Biometrika 26, 1934).
+
+    It holds the true rate in at least 95 % of all series, however few there are.
+    """
+    tail = (1 - CONFIDENCE) / 2
+
+    def at_least(rate: float, least: int) -> float:
+        ways = (
+            math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(least, total + 1)
+        )
+        odds = math.log(rate), math.log1p(-rate)
+        return math.fsum(
+            math.exp(way + k * odds[0] + (total - k) * odds[1]) for k, way in enumerate(ways, start=least)
+        )
+
+    def solve(least: int, wanted: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_least(middle, least) < wanted else (low, middle)
+        return (low + high) / 2
+
+    lower = solve(count, tail) if count else 0.0
+    return lower, solve(count + 1, 1 - tail) if count < total else 1.0
 
 
 def fit_novelty_thresholds(novelty_scores: list[list[float]], *, rate: float) -> list[float]:
@@ -463,10 +646,11 @@ def are_unsure(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) ->
     Say which raw scores (batch,) so few photographs leave open: bool (batch,).
 
     They lie above every good photograph behind a threshold that was extrapolated beyond all of these, to keep a lower rate
-    of false alarms than the photographs alone support. It counts for what is called normal, whichever threshold decides.
+    of false alarms than the photographs alone support, or that costs put there. It counts for what is called normal, whichever threshold decides.
     """
     open_from = [
-        max(each.image_scores) if each and each.estimate == "extrapolated" else math.inf for each in thresholds
+        max(each.image_scores) if each and each.estimate in ("extrapolated", "costs") else math.inf
+        for each in thresholds
     ]
     return scores.float() > scores.new_tensor(open_from, dtype=torch.float32)
 
@@ -673,11 +857,15 @@ class FrameLimits:
 __all__ = [
     "FRAME_NUMBERS",
     "FrameLimits",
+    "KnownDefects",
+    "fit_costs",
+    "found_when_left_out",
     "frame_numbers",
     "ProductThreshold",
     "UnreachableThreshold",
     "attainable_rate",
     "calibrate",
+    "cheapest_line",
     "check_rate",
     "describe_guarantee",
     "fit_novelty_thresholds",
@@ -686,6 +874,7 @@ __all__ = [
     "label_of",
     "p_values",
     "percent",
+    "rate_interval",
     "rank_from_top",
     "scores_needed",
     "student_quantile",

@@ -20,9 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calibration_anople import ProductThreshold, check_rate
+from .calibration_anople import KnownDefects, ProductThreshold, check_rate, fit_costs
 from .configuration_anople import check_range
-from .fitting_anople import DEFAULT_FALSE_ALARM_RATE, calibrate_product, recalibrate_product, remember
+from .fitting_anople import (
+    DEFAULT_FALSE_ALARM_RATE,
+    calibrate_product,
+    compare_recipes,
+    describe_recipes,
+    recalibrate_product,
+    remember,
+    score_images,
+)
 from .images_anople import (
     WHITE_RANGE,
     ImageError,
@@ -45,12 +53,14 @@ from .inference_anople import TILES_AT_ONCE, TiledImage
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
 from .product_store_anople import SAME, ProductRecord, new_name
+from .scoring_anople import Detector
 from .tiling_anople import Tiling, tiling_text
 
 
 logger = logging.getLogger(__name__)
 
 NAMED_FAILURES = 5
+COST_RANGE = (1e-9, 1e12)
 HELD = 64  # images of which what the model sees is held; more are opened again when they are needed
 EXIF_TIME, SESSION = "%Y:%m:%d %H:%M:%S", timedelta(hours=1)
 LARGEST_ROUNDING = 1e-5  # of the distance of an image to itself in the memory; in half precision eps / 16
@@ -97,9 +107,10 @@ def open_normals(
     tiling: Tiling = None,
     ignore_mask: IgnoreMasks = None,
     once: bool = True,
+    kind: Literal["good", "defective"] = "good",
 ) -> NormalImages:
     """
-    Open good images, all or none.
+    Open good images, or defective ones, all or none.
 
     Args:
         sources: a list, folder, dataset or generator of whatever [`load_image`] opens.
@@ -107,6 +118,7 @@ def open_normals(
         tiling: how they are cut.
         ignore_mask: what does not count, one mask for all, or a list with one (or `None`) for each.
         once: whether one that is another once more, in another format, is left out (see [`count_once`]).
+        kind: what they are, for what is said of them.
 
     Raises:
         ValueError: if there is none, or one is there twice (its twin would make its score zero, and the threshold too low).
@@ -138,11 +150,12 @@ def open_normals(
             f"{' '.join(failures[:NAMED_FAILURES])}{more}"
         )
     if not normals.images:
-        raise ValueError("No good images were given: at least one is needed.")
+        raise ValueError(f"No {kind} images were given: at least one is needed.")
     reject_duplicates(normals, [])
     if once:
-        count_once(normals)
-    hint_at_session(taken)
+        count_once(normals, kind)
+    if kind == "good":
+        hint_at_session(taken)
     return normals
 
 
@@ -154,16 +167,17 @@ def refuse_flat(image: Image.Image, source: ImageSource) -> None:
         )
 
 
-def count_once(normals: NormalImages) -> None:
+def count_once(normals: NormalImages, kind: str = "good") -> None:
     """Leave out, in place, images that are another one once more, as PNG and as JPEG for instance, and say which."""
     twins = same_pictures(normals.prints)
     if not twins:
         return
     pairs = [f"{_name(normals.files, number)} as {_name(normals.files, first)}" for number, first in twins.items()]
     logger.warning(
-        "%d of %d good photographs are another one once more, and count once: %s. Give photographs of several parts.",
+        "%d of %d %s photographs are another one once more, and count once: %s. Give photographs of several parts.",
         len(twins),
         len(normals.prints),
+        kind,
         _listed(pairs),
     )
     kept = [number for number in range(len(normals.prints)) if number not in twins]
@@ -219,21 +233,21 @@ def _reject(names: Sequence[str]) -> None:
         )
 
 
-def reject_near_duplicates(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
+def near_duplicates(model: AnoPLeModel, images: Iterable[TiledImage], class_id: int) -> list[int]:
     """
-    Refuse images that lie on remembered ones at every place, where not all of these have a digest in the log.
+    Number the images that lie on remembered ones at every place, where not all of these have a digest in the log.
 
     That is so in detectors of versions that logged none, and after `remember`.
     """
     product = model.products[class_id]
     if len(known_digests(model.config.history, product.name, held_out=False)) >= product.image_count:
-        return
+        return []
     rounding, copies = max(LARGEST_ROUNDING, torch.finfo(model.dtype).eps / 16), []
-    for number, (image, file) in enumerate(zip(normals.images, normals.files, strict=True), start=1):
+    for number, image in enumerate(images):
         if _farthest_patch(model, image, class_id) <= rounding:
-            copies.append(file or f"image {number}")
+            copies.append(number)
         image.release()
-    _reject(copies)
+    return copies
 
 
 @torch.no_grad()
@@ -381,8 +395,9 @@ def add_normals(
     with _reads_by(model, processor, white_value), model.products.transaction():
         normals = _open_more(model, processor, class_id, images, ignore_mask)
         _reject_known(model, normals, class_id)
+        name, before = model.products[class_id].name, model.products[class_id].record.threshold
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
-        name = model.products[class_id].name
+        _warn_of_costs(name, before, threshold)
         model.products.log("add_normals", name, files=normals.files, **normals.traces, date=date)
     return threshold
 
@@ -394,6 +409,9 @@ def calibrate(
     class_name: str,
     images: ImageSources | None = None,
     *,
+    defects: ImageSources | None = None,
+    miss_cost: float | None = None,
+    false_alarm_cost: float | None = None,
     max_false_alarm_rate: float | None = None,
     batch_size: int = 8,
     date: str | None = None,
@@ -401,42 +419,112 @@ def calibrate(
     white_value: float | None = None,
 ) -> ProductThreshold:
     """
-    Fit a product's threshold anew, with more good images that are not remembered, or for another rate of false alarms.
+    Fit a product's threshold anew, with more good images that are not remembered, for another rate, or by known defects.
 
     The memory stays as it is, and so do all raw scores (see [`recalibrate_product`]). Given exactly the images that are
     remembered, it fits the threshold to them anew, as if all had been enrolled at once (see [`calibrate_product`]): after
     [`add_normals`] it is exact again. Arguments and errors are those of [`add_normals`]; without `images` only the rate
     changes.
 
+    Known defects never enter the memory. They place the image's line where errors are expected to cost least (see
+    [`fit_costs`]); the scores of good images, and so p-values, stay what they are, and so does the line of a map's places.
+    With good images beside them, ways of scoring are compared too (see [`compare_recipes`]), and the result is logged.
+    Without defects a line that was set by some is set by the good images alone again.
+
+    Args:
+        defects: images of defective parts, whatever [`load_image`] opens.
+        miss_cost: what it costs where all defective parts pass: those of a day, say.
+        false_alarm_cost: what it costs where all good parts of the same day are set aside.
+
     Raises:
-        ValueError: also for a product without a threshold, and if neither images nor a rate are given.
+        ValueError: also for a product without a threshold, if nothing would change, for an image that is given as good and as
+            defective, for costs without defects, and for defects none of which scores above the lowest good image.
     """
     class_id = model.products.id_of(class_name)
     product = model.products[class_id]
-    if product.record.threshold is None:
+    before = product.record.threshold
+    if before is None:
         raise ValueError(f"{product.name!r} has no threshold yet: give it good images with add_normals first.")
     if max_false_alarm_rate is not None:
-        check_rate(max_false_alarm_rate, len(product.record.threshold.image_scores))
-    if images is None and max_false_alarm_rate is None:
-        raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., or both.")
-    normals, remembered = NormalImages([], [], [], []), None
+        check_rate(max_false_alarm_rate, len(before.image_scores))
+    _check_costs(model, defects, miss_cost, false_alarm_cost)
+    if images is None and max_false_alarm_rate is None and defects is None and before.defects is None:
+        raise ValueError("Nothing would change: give good images, max_false_alarm_rate=..., defects=..., or several.")
+    normals, remembered, bad = NormalImages([], [], [], []), None, None
     with _reads_by(model, processor, white_value), model.products.transaction():
+        # 1. Open all, and refuse what was given twice.
         if images is not None:
             normals = _open_more(model, processor, class_id, images, ignore_mask, once=False)
             remembered = _in_order_of_memory(model, normals, class_id)
         if remembered is None:
             count_once(normals)  # earlier versions remembered all of them
             _reject_known(model, normals, class_id)
+        if defects is not None:
+            bad = _open_more(model, processor, class_id, defects, ignore_mask, kind="defective")
+            _reject_good(model, bad, normals, class_id)
+        # 2. The line of the good ones, and what defects and costs make of it.
         rate = _rate_of(model, class_id, max_false_alarm_rate)
+        given = {"files": [], "digests": [], "prints": []}
         if remembered is not None:
             threshold = calibrate_product(model, remembered, class_id, max_false_alarm_rate=rate)
-            model.products.log("calibrate", product.name, date=date)
         else:
             threshold = recalibrate_product(
                 model, normals.images, class_id, max_false_alarm_rate=rate, batch_size=batch_size
             )
-            model.products.log("calibrate", product.name, files=normals.files, **normals.traces, date=date)
+            given = {"files": normals.files, **normals.traces}
+        if bad is not None:
+            costs = {"miss_cost": miss_cost or 1.0, "false_alarm_cost": false_alarm_cost or 1.0}
+            files = [None if file is None else os.path.basename(file) for file in bad.files]
+            scores = score_images(model, bad.images, class_id, batch_size=batch_size)
+            threshold = fit_costs(threshold, KnownDefects(scores, files=files, digests=bad.digests, **costs))
+            model.products.set_threshold(class_id, threshold)
+            good = normals.images if remembered is None else remembered
+            _compare(model, good, bad.images, class_id, remembered=remembered is not None, **costs)
+        _warn_of_costs(product.name, before, threshold)
+        model.products.log("calibrate", product.name, **given, defects=threshold.defects, date=date)
     return threshold
+
+
+def _check_costs(
+    model: AnoPLeModel, defects: ImageSources | None, miss_cost: float | None, false_alarm_cost: float | None
+) -> None:
+    costs = {"miss_cost": miss_cost, "false_alarm_cost": false_alarm_cost}
+    for name, cost in costs.items():
+        if cost is not None:
+            if defects is None:
+                raise ValueError(f"{name} places the line between good photographs and known defects: add defects.")
+            check_range(name, cost, COST_RANGE)
+    if defects is not None and model.config.class_identity == "pooled":
+        raise ValueError("Pooled classes share one line, which the defects of one product cannot set: leave them out.")
+
+
+def _compare(
+    model: AnoPLeModel,
+    good: Sequence[TiledImage],
+    bad: Sequence[TiledImage],
+    class_id: int,
+    *,
+    remembered: bool,
+    miss_cost: float,
+    false_alarm_cost: float,
+) -> None:
+    """Log which way of scoring tells defects apart best, or why that cannot be said."""
+    if min(len(good), len(bad)) < 2:
+        logger.info("Ways of scoring are compared where at least 2 good photographs and 2 defects are given together.")
+        return
+    costs = {"miss_cost": miss_cost, "false_alarm_cost": false_alarm_cost}
+    logger.info("%s", describe_recipes(compare_recipes(model, good, bad, class_id, remembered=remembered, **costs)))
+
+
+def _warn_of_costs(name: str, before: ProductThreshold | None, threshold: ProductThreshold) -> None:
+    """Say where a line that was set by known defects no longer is."""
+    if before is not None and before.defects is not None and threshold.defects is None:
+        logger.warning(
+            "The line of %s was set by %d known defects, and is set by its good photographs alone again: give the defects to "
+            "calibrate once more where they shall set it.",
+            name,
+            len(before.defects.scores),
+        )
 
 
 def forget(model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, *, date: str | None = None) -> None:
@@ -524,21 +612,48 @@ def _open_more(
     ignore_mask: IgnoreMasks,
     *,
     once: bool = True,
+    kind: Literal["good", "defective"] = "good",
 ) -> NormalImages:
-    """Open more good images of a product, as it is cut and masked."""
+    """Open more images of a product, as it is cut and masked."""
     if ignore_mask is None:
         ignore_mask = model.products.mask_opener(class_id)
     tiling = model.products.tiling_of(class_id)
-    return open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask, once=once)
+    return open_normals(images, processor, tiling=tiling, ignore_mask=ignore_mask, once=once, kind=kind)
 
 
 def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
     """Refuse images that a product knows already, be it in another file format."""
     reject_duplicates(normals, known_digests(model.config.history, model.products[class_id].name))
-    known = model.products[class_id].unpacked_prints()
-    again = same_pictures([*known, *normals.prints], known=len(known))
-    _reject([_name(normals.files, number - len(known)) for number in again])
-    reject_near_duplicates(model, normals, class_id)
+    again = seen_before(model, class_id, normals.digests, normals.prints)
+    _reject([_name(normals.files, number) for number in again])
+    _reject([_name(normals.files, number) for number in near_duplicates(model, normals.images, class_id)])
+    threshold = model.products[class_id].record.threshold
+    bad = set(threshold.defects.digests) if threshold and threshold.defects else set()
+    _reject_both([_name(normals.files, number) for number, each in enumerate(normals.digests) if each in bad])
+
+
+def _reject_good(model: AnoPLeModel, bad: NormalImages, normals: NormalImages, class_id: int) -> None:
+    """Refuse defective images that a product knows as good ones, or that are given as such."""
+    known, both = len(normals.prints), same_pictures([*normals.prints, *bad.prints], known=len(normals.prints))
+    again = {number - known for number in both} | set(seen_before(model, class_id, bad.digests, bad.prints))
+    again |= set(near_duplicates(model, bad.images, class_id))
+    _reject_both([_name(bad.files, number) for number in sorted(again)])
+
+
+def _reject_both(names: Sequence[str]) -> None:
+    if names:
+        raise ValueError(
+            f"These images are given, or known, as good and as defective: {_listed(names)}. A part is one of the two: leave "
+            "them out of one."
+        )
+
+
+def seen_before(model: Detector, class_id: int, digests: Sequence[str], prints: Sequence[PicturePrint]) -> list[int]:
+    """Number the images that a product was given as good ones before, or that are another one of these once more."""
+    product = model.products[class_id]
+    given, known = set(known_digests(model.config.history, product.name)), product.unpacked_prints()
+    again = same_pictures([*known, *prints], known=len(known))
+    return [number for number, digest in enumerate(digests) if digest in given or number + len(known) in again]
 
 
 def _in_order_of_memory(model: AnoPLeModel, normals: NormalImages, class_id: int) -> list[TiledImage] | None:
@@ -581,6 +696,7 @@ __all__ = [
     "hint_at_session",
     "open_normals",
     "reject_duplicates",
-    "reject_near_duplicates",
+    "near_duplicates",
+    "seen_before",
     "set_ignore_mask",
 ]

@@ -2,14 +2,16 @@
 
 import itertools
 import logging
+import math
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration_anople import FrameLimits, ProductThreshold, fit_novelty_thresholds, fit_threshold
+from .calibration_anople import FrameLimits, ProductThreshold, cheapest_line, fit_novelty_thresholds, fit_threshold
 from .images_anople import ignored_patches
 from .inference_anople import TILES_AT_ONCE, JudgedImage, TiledImage, predict_tiles, prepare_tiles
 from .modeling_anople import AnoPLeModel
@@ -65,6 +67,7 @@ def remember(model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *,
     if limit:
         bank.reduce(limit)
     product.prototype = (total / (known + len(images))).to(product.prototype)
+    model.products.outdate_sensitivity(class_id)
     model.products.write()
 
 
@@ -257,6 +260,153 @@ def recalibrate_product(
     return _keep_threshold(model, class_id, threshold, known.novelty_scores)
 
 
+# --- Known defects: their scores, and which way of scoring tells them apart best ---
+
+
+@torch.no_grad()
+def score_images(
+    model: AnoPLeModel, images: Sequence[TiledImage], class_id: int, *, batch_size: int = 8, remembered: bool = False
+) -> list[float]:
+    """
+    Return the raw score of each image of a product, as any image is scored.
+
+    Args:
+        remembered: whether they are all that the memory holds, in its order; each is then left out of it.
+    """
+    scores, size = [], 1 if remembered else batch_size
+    for start in range(0, len(images), size):
+        batch = list(images[start : start + size])
+        for image in batch:
+            image.class_id = class_id
+        own = (class_id, model.products[class_id].bank.vectors_of(start)) if remembered else None
+        judged = predict_tiles(model, batch, class_is_known=True, exclude=own)
+        scores += [float(_counted(each).output.image_scores[0]) for each in judged]
+        for image in batch:
+            image.release()
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(
+            "The scores of these images are not finite: the detector's weights are broken, copy or fit it again."
+        )
+    return scores
+
+
+MOST_FOLDS = 5
+RECIPES = {
+    "memory alone": {"map_fusion": "memory", "image_fusion": "map"},
+    "memory and text": {"map_fusion": "memory", "image_fusion": "harmonic"},
+    "weighted": {"map_fusion": "weighted", "image_fusion": "weighted"},
+    "decoder alone": {"map_fusion": "decoder", "image_fusion": "map", "image_map": "fused"},
+}
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """
+    How a way of scoring did on photographs that its line was not set by.
+
+    Args:
+        name: of the recipe.
+        costs: of each fold, as of [`fit_costs`].
+        found, defects: how many defects were found in all folds, of how many.
+        alarms, normals: how many good ones were set aside, of how many.
+    """
+
+    name: str
+    costs: list[float]
+    found: int
+    defects: int
+    alarms: int
+    normals: int
+
+    def describe(self) -> str:
+        """Say what it costs, and how much that differs between folds."""
+        mean = statistics.fmean(self.costs)
+        return (
+            f"{self.name}: cost {mean:.3g} ({min(self.costs):.3g} to {max(self.costs):.3g} over {len(self.costs)} folds), "
+            f"{self.found} of {self.defects} defects found, {self.alarms} of {self.normals} good ones set aside"
+        )
+
+
+def compare_recipes(
+    model: AnoPLeModel,
+    normals: Sequence[TiledImage],
+    defects: Sequence[TiledImage],
+    class_id: int,
+    *,
+    miss_cost: float,
+    false_alarm_cost: float,
+    remembered: bool = False,
+) -> list[RecipeResult]:
+    """
+    Compare at most four ways of scoring, which need no training, by cross-validation over photographs.
+
+    Fusion is a setting of the whole detector, which this leaves as it is. What was never fitted is not tried.
+
+    Args:
+        normals, defects: at least two of each; the line of each fold is set by those of the others.
+        remembered: see [`score_images`].
+
+    Returns:
+        The present way first.
+    """
+    config = model.config
+    fitted = {"memory alone", "memory and text"} | ({"decoder alone"} if config.fit else set())
+    fitted |= {"weighted"} if config.fusion_weights else set()
+    present = {name: getattr(config, name) for name in ("map_fusion", "image_fusion", "image_map")}
+    same = [name for name, values in RECIPES.items() if {**present, **values} == present]
+    recipes = {f"{same[0]} (as it is)" if same else "as it is": present}
+    recipes |= {name: values for name, values in RECIPES.items() if name in fitted and name not in same}
+    results = []
+    for name, values in [*recipes.items()][:4]:
+        try:
+            for field, value in values.items():
+                setattr(config, field, value)
+            good = score_images(model, normals, class_id, remembered=remembered)
+            bad = score_images(model, defects, class_id)
+        finally:
+            for field, value in present.items():
+                setattr(config, field, value)
+        results.append(_cross_validate(name, good, bad, miss_cost, false_alarm_cost))
+    return results
+
+
+def _cross_validate(
+    name: str, good: Sequence[float], bad: Sequence[float], miss_cost: float, false_alarm_cost: float
+) -> RecipeResult:
+    folds = min(MOST_FOLDS, len(good), len(bad))
+    costs, found, alarms = [], 0, 0
+    for fold in range(folds):
+        parts = [
+            (list(each[fold::folds]), [s for n, s in enumerate(each) if n % folds != fold]) for each in (good, bad)
+        ]
+        (good_out, good_in), (bad_out, bad_in) = parts
+        line = cheapest_line(good_in, bad_in, miss_cost, false_alarm_cost)
+        hits, false = sum(score > line for score in bad_out), sum(score > line for score in good_out)
+        costs.append(miss_cost * (1 - hits / len(bad_out)) + false_alarm_cost * false / len(good_out))
+        found, alarms = found + hits, alarms + false
+    return RecipeResult(name, costs, found, len(bad), alarms, len(good))
+
+
+def describe_recipes(results: Sequence[RecipeResult]) -> str:
+    """Say which way of scoring costs least, and whether so few photographs can tell it from the present one."""
+    best = min(results, key=lambda each: statistics.fmean(each.costs))  # of equal ones the first
+    said = "; ".join(each.describe() for each in results)
+    if best is results[0]:
+        return f"Ways of scoring, each judged on photographs left out: {said}. None is cheaper than the present one."
+    gains = [before - after for before, after in zip(results[0].costs, best.costs, strict=True)]
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    sure = statistics.fmean(gains) > 2 * error
+    verdict = (
+        f"{best.name} is cheapest, beyond twice the standard error of the difference"
+        if sure
+        else f"{best.name} is cheapest, but so few photographs cannot tell it from the present one"
+    )
+    return (
+        f"Ways of scoring, each judged on photographs left out: {said}. {verdict}. The way of scoring is one of the whole detector "
+        "and was left as it is."
+    )
+
+
 def _judge_normal(model: AnoPLeModel, image: TiledImage, class_id: int, number: int, alone: bool) -> JudgedImage:
     """Score an image, and jittered copies of it, against the memory without that image; a lone one's copies alone."""
 
@@ -302,4 +452,13 @@ def _keep_threshold(
     return threshold
 
 
-__all__ = ["DEFAULT_FALSE_ALARM_RATE", "calibrate_product", "recalibrate_product", "remember"]
+__all__ = [
+    "DEFAULT_FALSE_ALARM_RATE",
+    "RecipeResult",
+    "calibrate_product",
+    "compare_recipes",
+    "describe_recipes",
+    "recalibrate_product",
+    "remember",
+    "score_images",
+]

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import logging
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration_anople import FrameLimits, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
+from .calibration_anople import FrameLimits, KnownDefects, ProductThreshold, UnreachableThreshold, fit_pooled_threshold
 from .configuration_anople import AnoPLeConfig, leads_elsewhere
 from .images_anople import PRINT_BYTES, ImageError, PicturePrint
 from .memory_anople import MemoryBank
@@ -116,6 +117,73 @@ def _looks_of(name: str) -> str:
 # --- One product ---
 
 
+FOUND_SHARE = 0.9  # of drawn defects, from which on a size counts as found
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """
+    What drawn defects the threshold of a product finds, and what its good photographs bear, as `anople sensitivity` measured.
+
+    Args:
+        date: ISO date of the measurement.
+        photographs: good photographs that it was measured on, none of which the product knew.
+        false_alarms: how many of them are called anomalous as they are.
+        line, threshold: raw score, and calibrated score, from which on a photograph was called anomalous then.
+        contrasts: of the defects, as shares of white.
+        smallest: of each kind, at each contrast, the size as a share of the photograph's longer side from which on
+            `FOUND_SHARE` of them are found; `None` where that is not so up to the largest.
+        largest: likewise the largest size that could be drawn; 0 where none could.
+        bears: of each change of a good photograph the most at which no more false alarms came than were allowed for; `None`
+            where the least was too much.
+        breaks: what came at the next step, in words; nothing where the most that was tried is borne.
+    """
+
+    date: str
+    photographs: int
+    false_alarms: int
+    line: float
+    threshold: float
+    contrasts: list[float]
+    smallest: dict[str, list[float | None]]
+    largest: dict[str, list[float]]
+    bears: dict[str, float | None]
+    breaks: dict[str, str]
+
+    def __post_init__(self):
+        sizes = [each for row in (*self.smallest.values(), *self.largest.values()) for each in row if each is not None]
+        numbers = [self.line, self.threshold, self.photographs, self.false_alarms, *self.contrasts, *sizes]
+        numbers += [each for each in self.bears.values() if each is not None]
+        if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
+            raise ValueError("its sensitivity holds what is no finite number: run anople sensitivity again.")
+
+    def describe_defects(self) -> str:
+        """Say from which size on defects are found."""
+        parts = []
+        for kind, sizes in self.smallest.items():
+            cells = [self._cell(*pair) for pair in zip(sizes, self.largest[kind], strict=True)]
+            parts.append(f"{kind} {' / '.join(cells)}")
+        contrasts = " / ".join(f"{100 * each:g}" for each in self.contrasts)
+        return (
+            f"Drawn defects of which {100 * FOUND_SHARE:g} % are found, by their longer side in % of the photograph's, at "
+            f"{contrasts} % contrast ({self.photographs} photographs, {self.date[:10]}): {'; '.join(parts)}."
+        )
+
+    @staticmethod
+    def _cell(smallest: float | None, largest: float) -> str:
+        if smallest is None:
+            return f"not up to {100 * largest:g}" if largest else "not drawn"
+        return f"from {100 * smallest:g}"
+
+    def describe_changes(self) -> str:
+        """Say what a good photograph bears."""
+        parts = [
+            f"{name}: {'none' if most is None else f'{most:g}'}{'' if name in self.breaks else ' (all that was tried)'}"
+            for name, most in self.bears.items()
+        ]
+        return f"Changes that a good photograph bears: {'; '.join(parts)}."
+
+
 @dataclass
 class ProductRecord:
     """
@@ -130,6 +198,7 @@ class ProductRecord:
         threshold: fitted from its normals, `None` before.
         frame: what the frames of its normals are like as wholes, `None` before and in detectors of earlier versions.
         print_count: of how many photographs that it was given it is kept what tells them from others.
+        sensitivity: what its threshold was measured to find, `None` before, and after any change of memory, mask or threshold.
     """
 
     name: str
@@ -140,6 +209,7 @@ class ProductRecord:
     threshold: ProductThreshold | None = None
     frame: FrameLimits | None = None
     print_count: int = 0
+    sensitivity: Sensitivity | None = None
 
     @classmethod
     def from_dict(cls, values: dict) -> "ProductRecord":
@@ -156,7 +226,21 @@ class ProductRecord:
                 ) from error
             if record.frame.is_outdated:
                 record.frame = None
+        if record.sensitivity is not None:
+            try:
+                record.sensitivity = Sensitivity(**values["sensitivity"])
+            except (TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{record.name!r}: {error} Copy the detector again.") from error
         return record
+
+    def valid_sensitivity(self, config: AnoPLeConfig) -> Sensitivity | None:
+        """Return the sensitivity if it was measured with the threshold that counts now; one may have been moved by hand."""
+        limit, known = self.threshold, self.sensitivity
+        if config.class_identity == "pooled":
+            limit = ProductThreshold.from_dict(config.pooled_threshold, "all products together")
+        if known is None or limit is None:
+            return None
+        return known if (known.line, known.threshold) == (limit.image_threshold, config.threshold) else None
 
     @property
     def mask_bytes(self) -> int:
@@ -367,7 +451,7 @@ class ProductStore(nn.ModuleList):
             layers, _, width = product.bank.vectors.shape
             product.bank = MemoryBank(layers, width).to(product.bank.vectors)
             product.prototype, product.record.threshold = torch.zeros_like(product.prototype), None
-            product.record.frame = product.prints = None
+            product.record.frame = product.record.sensitivity = product.prints = None
         self.config.history, self.config.pooled_threshold = [], None
         self.write()
 
@@ -384,7 +468,18 @@ class ProductStore(nn.ModuleList):
             raise UnreachableThreshold(f"No threshold can be set for {self[class_id].name!r}. {error}") from error
         self[class_id].record.threshold = threshold
         self._fit_pooled(threshold.max_false_alarm_rate)
+        self.outdate_sensitivity(class_id)
         self.write()
+
+    def keep_sensitivity(self, class_id: int, sensitivity: Sensitivity) -> None:
+        """Keep what a product was measured to find, until its memory, mask or threshold change."""
+        self[class_id].record.sensitivity = sensitivity
+        self.write()
+
+    def outdate_sensitivity(self, class_id: int) -> None:
+        """Drop what was measured before a change of a product; where products are pooled, it was one of all."""
+        for product in self if self.config.class_identity == "pooled" else [self[class_id]]:
+            product.record.sensitivity = None
 
     def keep_mask(self, class_id: int, mask: np.ndarray | None) -> None:
         """Keep what is to be ignored (height, width) on all images of a product, or nothing any more."""
@@ -392,6 +487,7 @@ class ProductStore(nn.ModuleList):
         product.record.ignore_mask_size = None if mask is None else list(mask.shape)
         packed = None if mask is None else torch.from_numpy(np.packbits(mask)).to(product.prototype.device)
         product.ignore_mask = packed
+        self.outdate_sensitivity(class_id)
         self.write()
 
     def log(
@@ -402,13 +498,14 @@ class ProductStore(nn.ModuleList):
         files: Sequence[str | None] = (),
         digests: Sequence[str] = (),
         prints: Sequence[PicturePrint] = (),
+        defects: KnownDefects | None = None,
         date: str | None = None,
     ) -> None:
         """
         Write into the history what was done to a product, when, from which files, and where its threshold lies now.
 
         File names stand there without their folders; `digests` are of the images' pixels. `prints` of them are kept with
-        the product.
+        the product. Of `defects` names, digests and costs stand there too.
         """
         names = self.config.class_names
         product = self[names.index(class_name)] if class_name in names else None
@@ -424,6 +521,9 @@ class ProductStore(nn.ModuleList):
             "line": threshold.image_threshold if threshold else None,
             "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
         }
+        if defects is not None:
+            entry |= {"defects": defects.files, "defect_digests": defects.digests}
+            entry |= {"miss_cost": defects.miss_cost, "false_alarm_cost": defects.false_alarm_cost}
         self.config.history = [*self.config.history, entry]
         if prints:
             rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)
@@ -489,6 +589,7 @@ __all__ = [
     "Product",
     "ProductRecord",
     "ProductStore",
+    "Sensitivity",
     "composed",
     "did_you_mean",
     "find_class",

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,6 +127,7 @@ UNDECIDING = {
     *("history", "fit", "clip_source", "memory_encoder_source", "adapter_clip_sha256", "memory_encoder_sha256", ID),
     *("transformers_version", "_name_or_path", "auto_map", "architectures", "custom_pipelines"),
 }
+NOTES = {"sensitivity"}  # likewise of a product
 
 
 TOWERS = frozenset({"dtype"})
@@ -162,7 +163,14 @@ def content_sha256(config: Mapping, tensors: Mapping[str, Tensor]) -> str:
 def _deciding(values: dict, others: frozenset[str] = frozenset()) -> dict:
     """Leave out what decides nothing; in a config within the config its precision too, which follows the outer one."""
     kept = {name: value for name, value in values.items() if name not in UNDECIDING | others}
+    if kept.get("products"):
+        kept["products"] = deciding_products(kept["products"])
     return {name: _deciding(value, TOWERS) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def deciding_products(products: Sequence[Mapping]) -> list[dict]:
+    """Leave out of `config.products` what decides no answer."""
+    return [{name: value for name, value in product.items() if name not in NOTES} for product in products]
 
 
 def stamp(folder: Path, weights: Iterable[Path], config: Mapping | None = None) -> str:
@@ -595,6 +603,7 @@ __all__ = [
     "check_processor",
     "check_state",
     "content_sha256",
+    "deciding_products",
     "finder",
     "hash_weights",
     "is_empty",

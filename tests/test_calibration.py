@@ -22,18 +22,22 @@ from modeling_anople.calibration_anople import (
     PRIOR_DEGREES,
     PRIOR_SPREAD,
     FrameLimits,
+    KnownDefects,
     ProductThreshold,
     are_unsure,
     attainable_rate,
     calibrate,
     describe_guarantee,
+    fit_costs,
     fit_novelty_thresholds,
     fit_pooled_threshold,
     fit_threshold,
+    found_when_left_out,
     frame_numbers,
     label_of,
     p_values,
     rank_from_top,
+    rate_interval,
     scores_needed,
     student_quantile,
     to_scale,
@@ -616,3 +620,88 @@ def test_what_lies_above_all_good_photographs_is_left_open_where_the_threshold_w
     between = (max(few.image_scores) + few.image_threshold) / 2
     scores = torch.tensor([0.19, between, few.image_threshold * 1.01, math.nan, 0.195, between])
     assert are_unsure(scores, [few, few, few, few, enough, None]).tolist() == [False, True, True, False, False, False]
+
+
+# --- The line by costs, where a few defects are known ---
+
+
+NORMALS = [0.10, 0.12, 0.11, 0.13, 0.115, 0.105]
+
+
+def by_costs(defects: list[float], miss: float = 1, alarm: float = 1) -> ProductThreshold:
+    return fit_costs(fitted_to(NORMALS, 0.05), KnownDefects(defects, miss, alarm))
+
+
+def test_costs_move_the_line_and_nothing_else():
+    plain, even = fitted_to(NORMALS, 0.05), by_costs([0.3, 0.4, 0.5])
+    assert max(NORMALS) < even.image_threshold < 0.3 and even.estimate == "costs"
+    changed = {name for name, value in vars(plain).items() if value != getattr(even, name)}
+    assert changed == {"image_threshold", "estimate", "defects"}
+    query = torch.tensor([0.05, 0.12, 0.2, 0.6])
+    assert torch.equal(p_values(query, [even] * 4), p_values(query, [plain] * 4))
+
+
+def test_a_dearer_miss_lowers_the_line_and_a_dearer_false_alarm_raises_it():
+    lines = [
+        by_costs([0.14, 0.2, 0.3], *costs).image_threshold for costs in ((100, 1), (10, 1), (1, 1), (1, 10), (1, 100))
+    ]
+    assert lines == sorted(lines) and lines[0] < lines[-1]
+    assert by_costs([0.14, 0.2, 0.3], 30, 10) == replace_costs(by_costs([0.14, 0.2, 0.3], 3, 1), 30, 10)
+
+
+def replace_costs(threshold: ProductThreshold, miss: float, alarm: float) -> ProductThreshold:
+    defects = dataclasses.replace(threshold.defects, miss_cost=miss, false_alarm_cost=alarm)
+    return dataclasses.replace(threshold, defects=defects)
+
+
+def test_what_costs_put_above_all_good_ones_is_unsure_and_below_them_nothing_is():
+    high, low = by_costs([0.13, 0.4, 0.5], 1, 100), by_costs([0.12, 0.14, 0.15], 100, 1)
+    assert high.image_threshold > max(NORMALS) > low.image_threshold
+    between = torch.tensor([(high.image_threshold + max(NORMALS)) / 2])
+    assert are_unsure(between, [high]).all() and not are_unsure(torch.tensor([0.119]), [low]).any()
+
+
+def test_defects_below_all_good_ones_and_too_few_good_ones_are_refused():
+    with pytest.raises(
+        ValueError, match="2 known defects score 0.0900 at most, and the 6 photographs 0.1000 at least"
+    ):
+        by_costs([0.08, 0.09])
+    with pytest.raises(ValueError, match="at least 2 good photographs"):
+        fit_costs(fitted_to([0.1], 0.05), KnownDefects([0.3], 1, 1))
+
+
+@pytest.mark.parametrize("count, total", [(0, 3), (2, 3), (3, 3), (1, 50), (300, 500), (1000, 2000)])
+def test_intervals_of_rates_are_those_of_clopper_and_pearson(count, total):
+    expected = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+    assert rate_interval(count, total) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_found_defects_are_counted_at_lines_that_they_did_not_set():
+    assert found_when_left_out(by_costs([0.3])) is None
+    assert found_when_left_out(by_costs([0.3, 0.35, 0.4])) == 3
+    assert found_when_left_out(by_costs([0.132, 0.6, 0.65, 0.7], 1, 5)) == 3  # the others alone would pass it
+
+
+def test_the_statement_of_costs_says_what_so_few_cannot_tell():
+    text = describe_guarantee(by_costs([0.3, 0.35, 0.4], 10, 2))
+    assert text == (
+        "The line was set by 3 known defects and 6 photographs, where a miss (cost 10) and a false alarm (cost 2) are expected "
+        "to cost least. 0 of 6 good ones lie above it: false alarms between 0 % and 45.9 % (95 %). Each left out in turn, 3 of "
+        "3 known defects are found: detections between 29.2 % and 100 % (95 %)."
+    )
+    assert "1 defect says nothing of how many are found" in describe_guarantee(by_costs([0.3]))
+
+
+def test_known_defects_survive_the_config_and_what_cannot_be_is_refused():
+    threshold = fit_costs(fitted_to(NORMALS), KnownDefects([0.3], 2.0, 1.0, files=["a.png"], digests=["0a"]))
+    values = json.loads(json.dumps(dataclasses.asdict(threshold)))
+    assert ProductThreshold.from_dict(values) == threshold
+    for defects, words in (
+        (None, "defects must be there"),
+        ({**values["defects"], "scores": [math.nan]}, "defects.scores must be finite"),
+        ({**values["defects"], "miss_cost": 0}, "miss_cost must lie above 0"),
+        ({**values["defects"], "digests": ["a", "b"]}, "defects.digests must be as many"),
+        ({"score": [1]}, "no known defects"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ProductThreshold.from_dict({**values, "defects": defects})

@@ -169,7 +169,7 @@ def test_two_new_detectors_in_one_folder_are_not_one_over_the_other(room, tmp_pa
     """Both find no folder and begin; the second to be saved sees that it is there by then."""
     from modeling_anople.cli import enrollment
 
-    with enrollment._changing(str(tmp_path / "new"), None, begun=True) as save:
+    with enrollment.changing(str(tmp_path / "new"), None, begun=True) as save:
         shutil.copytree(room.detector, tmp_path / "new")
         with pytest.raises(ValueError, match="is not empty"):
             save(detector_of(*load_detector(str(room.larger))))

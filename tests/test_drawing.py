@@ -6,7 +6,17 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from modeling_anople.data.drawn_products import DEFECTS, PRODUCTS, draw_defect, draw_product, write_dataset
+from modeling_anople.data.drawn_products import (
+    DEFECTS,
+    PRODUCTS,
+    SIZED_DEFECTS,
+    central_disc,
+    draw_defect,
+    draw_product,
+    draw_sized_defect,
+    find_object,
+    write_dataset,
+)
 
 
 SIZE = 128
@@ -177,3 +187,35 @@ def test_write_dataset_refuses_a_folder_in_use(tmp_path):
     with pytest.raises(ValueError, match="teapot"):
         write_dataset(tmp_path / "new", 0, classes=["gear", "teapot"])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", SIZED_DEFECTS)
+def test_a_sized_defect_has_its_size_and_contrast_and_stays_where_it_may(photographs, kind):
+    image, object_mask = photographs["woven fabric"][0]
+    allowed = np.zeros_like(object_mask)
+    allowed[20:100, 30:110] = True
+    for size in (8, 24):
+        defect, pictures = draw_sized_defect(
+            kind, image, allowed, np.random.default_rng(3), size=size, contrasts=(0.05, 0.15)
+        )
+        rows, columns = np.nonzero(defect.mask)
+        assert 0.75 * size <= max(np.ptp(rows), np.ptp(columns)) + 1 <= size + 1
+        for contrast, picture in zip((0.05, 0.15), pictures, strict=True):
+            if picture is None:  # white or black itself
+                continue
+            change = np.abs(pixels(picture) - pixels(image)).max(axis=2)
+            assert not change[~allowed].any()
+            left, top, right, bottom = defect.box
+            seen = change[top:bottom, left:right][defect.mask].mean() / 255
+            assert 0.8 * contrast <= seen <= 1.05 * contrast
+    with pytest.raises(ValueError, match="No 'scratch' of 2 pixels can be seen"):
+        draw_sized_defect("scratch", image, allowed, np.random.default_rng(3), size=2, contrasts=(0.05,))
+
+
+def test_the_object_is_found_where_one_stands_out_and_is_the_middle_otherwise(photographs):
+    for name, share in (("bottle cap", 0.9), ("gear", 0.7)):
+        image, object_mask = photographs[name][0]
+        found = find_object(image)
+        assert (found & object_mask).sum() >= share * (found | object_mask).sum(), name
+    fabric = find_object(photographs["woven fabric"][0][0])
+    assert np.array_equal(fabric, central_disc(*fabric.shape))

@@ -17,7 +17,7 @@ from transformers import pipeline
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, enrollment_anople
 from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.evaluation import evaluate
-from modeling_anople.fitting_anople import calibrate_product, remember
+from modeling_anople.fitting_anople import calibrate_product, remember, score_images
 from modeling_anople.images_anople import PicturePrint, is_flat, print_of, same_pictures, taken_at
 from modeling_anople.inference_anople import TiledImage, prepare_tiles
 from modeling_anople.pipeline_anople import predict
@@ -132,6 +132,7 @@ def test_an_enrolled_product_is_as_if_it_had_been_there_from_the_start(make, mak
         torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4)
     found, expected = (dataclasses.asdict(threshold_of(each, "gasket")) for each in (later, whole))
     assert found.pop("estimate") == expected.pop("estimate") == "extrapolated"
+    assert found.pop("defects") is expected.pop("defects") is None
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], rtol=0.02, err_msg=name)
     assert [image_count(later, name) for name in names] == [image_count(whole, name) for name in names]
@@ -815,3 +816,106 @@ def test_no_refusal_names_more_than_five(detector, photograph):
     images = [image for image in normals_of(photograph, 2, 8) for _ in range(2)]
     with pytest.raises(ValueError, match="image 2, image 4, image 6, image 8, image 10 and 3 more"):
         detector.enroll("screw", images)
+
+
+# --- Known defects ---
+
+
+def defects_of(photograph, class_id: int, count: int = 3) -> list[Image.Image]:
+    """Good photographs of a class with a dark patch each."""
+    defective = [image.copy() for image in normals_of(photograph, class_id, 10 + count)[10:]]
+    for number, image in enumerate(defective):
+        image.paste((10, 0, 0), (8 + 5 * number, 10, 26 + 5 * number, 26))
+    return defective
+
+
+def test_known_defects_set_the_line_by_costs_and_never_enter_the_memory(detector, photograph):
+    memory = detector.model.products.named("nut").bank.vectors.clone()
+    plain, defects = threshold_of(detector, "nut"), defects_of(photograph, 1)
+    fitted = detector.calibrate("nut", defects=defects, miss_cost=3, false_alarm_cost=2)
+    assert fitted == threshold_of(detector, "nut") and fitted.estimate == "costs"
+    assert fitted.image_scores == plain.image_scores and fitted.map_threshold == plain.map_threshold
+    scores = [result["raw_score"] for result in detector(defects, class_name="nut")]
+    assert fitted.defects.scores == pytest.approx(scores, abs=1e-6)
+    product = detector.model.products.named("nut")
+    assert torch.equal(product.bank.vectors, memory) and product.prints is None
+    entry = detector.model.config.history[-1]
+    assert (entry["miss_cost"], entry["false_alarm_cost"]) == (3, 2) and entry["digests"] == []
+    assert entry["defect_digests"] == fitted.defects.digests and len(entry["defects"]) == 3
+    assert threshold_of(detector, "bolt").defects is None
+    dear = detector.calibrate("nut", defects=defects, miss_cost=1000)
+    assert dear.image_threshold < fitted.image_threshold
+
+
+def test_calibrating_without_defects_sets_the_line_by_the_good_ones_again(detector, photograph, caplog):
+    plain = threshold_of(detector, "nut")
+    detector.calibrate("nut", defects=defects_of(photograph, 1))
+    assert detector.calibrate("nut") == plain
+    assert "set by 3 known defects, and is set by its good photographs alone again" in caplog.text
+    with pytest.raises(ValueError, match="Nothing would change"):
+        detector.calibrate("nut")
+    detector.calibrate("nut", defects=defects_of(photograph, 1))
+    caplog.clear()
+    assert detector.add_normals("nut", normals_of(photograph, 1, 4)[3:]).defects is None
+    assert "give the defects to calibrate once more" in caplog.text
+
+
+def test_what_is_good_and_defective_at_once_is_refused_and_changes_nothing(detector, photograph):
+    good, bad = normals_of(photograph, 1, 6), defects_of(photograph, 1)
+    detector.calibrate("nut", good[3:5])
+    before = state_of(detector.model)
+    for images, defects, words in (
+        (None, [good[0]], "good and as defective: image 1"),  # in the memory
+        (None, [bad[0], good[3]], "good and as defective: image 2"),  # behind the line
+        ([good[5]], [bad[0], good[5].copy()], "good and as defective: image 2"),
+        (None, [], "No defective images"),
+        (None, [bad[0], bad[0]], "given twice"),
+        (None, ["gone.png"], "gone.png: there is no such file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            detector.calibrate("nut", images, defects=defects)
+    for options, words in (
+        ({"miss_cost": 2}, "miss_cost places the line between good photographs and known defects: add defects"),
+        ({"defects": bad, "miss_cost": 0}, "miss_cost must lie within 1e-09"),
+        ({"defects": bad, "false_alarm_cost": float("nan")}, "false_alarm_cost must lie within"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            detector.calibrate("nut", **options)
+    assert_unchanged(detector.model, before)
+    detector.calibrate("nut", defects=bad)
+    with pytest.raises(ValueError, match="good and as defective: image 1"):
+        detector.add_normals("nut", [bad[1]])
+
+
+def test_pooled_classes_take_no_defects(make, photograph):
+    with pytest.raises(ValueError, match="Pooled classes share one line"):
+        make(class_identity="pooled").calibrate("nut", defects=defects_of(photograph, 1))
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_ways_of_scoring_are_compared_on_photographs_left_out_and_stay_as_they_are(
+    detector, photograph, caplog, remembered
+):
+    caplog.set_level("INFO")
+    detector.enroll("gasket", normals_of(photograph, 2))
+    good = normals_of(photograph, 2) if remembered else normals_of(photograph, 2, 7)[3:]
+    before = {name: getattr(detector.model.config, name) for name in ("map_fusion", "image_fusion", "image_map")}
+    threshold = detector.calibrate("gasket", good, defects=defects_of(photograph, 2, 4))
+    assert len(threshold.image_scores) == (3 if remembered else 7)
+    assert before == {name: getattr(detector.model.config, name) for name in before}
+    [said] = [record.getMessage() for record in caplog.records if "Ways of scoring, each" in record.getMessage()]
+    for way in ("as it is: cost", "memory alone: cost", "memory and text: cost"):
+        assert way in said
+    assert f"over {3 if remembered else 4} folds" in said and "of 4 defects found" in said and "weighted" not in said
+    caplog.clear()
+    detector.calibrate("gasket", defects=defects_of(photograph, 2))
+    assert "compared where at least 2 good photographs and 2 defects are given together" in caplog.text
+
+
+def test_the_memory_is_looked_up_without_the_photograph_itself(detector, photograph):
+    detector.enroll("gasket", normals_of(photograph, 2))
+    class_id = detector.model.products.id_of("gasket")
+    images = wholes(normals_of(photograph, 2), detector.processor)
+    left_out = score_images(detector.model, images, class_id, remembered=True)
+    assert left_out == pytest.approx(threshold_of(detector, "gasket").image_scores, abs=1e-5)
+    assert min(left_out) > max(score_images(detector.model, images, class_id))

@@ -16,6 +16,7 @@ from modeling_anople.product_store_anople import (
     Product,
     ProductRecord,
     ProductStore,
+    Sensitivity,
     did_you_mean,
     find_class,
     new_name,
@@ -27,6 +28,9 @@ from .detectors import detector_of, normals_of, pixel_images
 
 THRESHOLD = fit_threshold([0.1, 0.2], [0.3, 0.4], max_false_alarm_rate=0.05)
 OTHER = fit_threshold([0.5, 0.6], [0.7, 0.8], max_false_alarm_rate=0.1)
+SENSITIVITY = Sensitivity(
+    "2026-11-30", 12, 0, 0.2, 0.5, [0.3], {"scratch": [0.08]}, {"scratch": [0.32]}, {"turned, degrees": 45}, {}
+)
 FACTS = {field.name for field in dataclasses.fields(ProductRecord)}
 
 
@@ -90,6 +94,7 @@ def test_a_record_is_a_product_again_with_tensors_of_its_size():
         "threshold": dataclasses.asdict(THRESHOLD),
         "frame": dataclasses.asdict(FrameLimits.of([[0.1 * number for number in range(len(FRAME_NUMBERS))]] * 2)),
         "print_count": 3,
+        "sensitivity": dataclasses.asdict(SENSITIVITY),
     }
     product = Product(ProductRecord.from_dict(values), config)
     assert product.describe() == values and values.keys() == FACTS

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_anople import AnoPLeConfig
 from modeling_anople.backbone_anople import MINI_CLIP
 from modeling_anople.calibration_anople import ProductThreshold, describe_guarantee, percent
+from modeling_anople.product_store_anople import ProductRecord
 from modeling_anople.training.options import field_helps
 
 
@@ -206,15 +207,31 @@ def describe_line(config: AnoPLeConfig) -> str | None:
     for name, line in lines.items():
         statements.setdefault(describe_guarantee(line), []).append(code(name))
     support = "\n".join(f"- {joined(names, 'and')}: {text}" for text, names in statements.items())
-    budget = joined([percent(rate) for rate in sorted({line.max_false_alarm_rate for line in lines.values()})], "or")
+    rates = sorted({line.max_false_alarm_rate for line in lines.values() if line.defects is None})
+    by_costs = [code(name) for name, line in lines.items() if line.defects is not None]
+    text = f"Known defects and the cost of errors set the line of {joined(by_costs)}. " if by_costs else ""
+    if rates:
+        whose = " of the others" if by_costs else " between good and bad"
+        text += (
+            f"No defect was needed to set the line{whose}. It was set from good photographs alone and aims at "
+            f"**{joined([percent(rate) for rate in rates], 'or')} false alarms** at most. "
+        )
     return (
-        "No defect was needed to set the line between good and bad. It was set from good photographs alone and aims at "
-        f"**{budget} false alarms** at most. What that rests on:\n\n{support}\n\n"
+        f"{text}What that rests on:\n\n{support}\n\n"
         "The largest of n scores is passed by one in n + 1 of all good photographs, whatever they look like; so much can be "
         "promised. A lower rate trusts that the logarithms of the scores are spread about as a normal distribution. Count "
         "the false alarms on good photographs of your own before you rely on it: `anople calibrate` sets the line by them. "
         "`model.config.threshold` moves it: lower finds more and alarms more."
     )
+
+
+def describe_sensitivity(config: AnoPLeConfig) -> str | None:
+    """Say what drawn defects each product's present line finds; `None` where that was not measured."""
+    parts = []
+    for record in map(ProductRecord.from_dict, config.products):
+        if known := record.valid_sensitivity(config):
+            parts.append(f"- {code(record.name)}: {known.describe_defects()} {known.describe_changes()}")
+    return "\n".join(parts) or None
 
 
 def describe_fit(config: AnoPLeConfig, backbone: Backbone) -> str | None:
@@ -481,6 +498,7 @@ def make_card(config: AnoPLeConfig, facts: CardFacts) -> ModelCard:
         failures=[_picture(picture, config) for picture in wrong],
         successes=[_picture(picture, config) for picture in facts.pictures if picture not in wrong],
         line=describe_line(config),
+        sensitivity=describe_sensitivity(config),
         patch=config.memory_side // config.memory_grid_size,
         side=config.memory_side,
         cost=facts.cost,
@@ -602,6 +620,7 @@ __all__ = [
     "code",
     "describe_fit",
     "describe_line",
+    "describe_sensitivity",
     "in_percent",
     "joined",
     "open_choices",

@@ -28,6 +28,7 @@ from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, 
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 from .inspection import drift, feedback, watch
+from .sensitivity import sensitivity
 from .serving import report, serve
 
 
@@ -164,12 +165,16 @@ USAGE = """anople COMMAND ...
   add_normals CHECKPOINT NAME IMAGES...
                     show a product more good photographs
   calibrate CHECKPOINT NAME [IMAGES...]
-                    set a product's line anew, by more good photographs or for
-                    another rate of false alarms; nothing else changes
+                    set a product's line anew, by more good photographs, for
+                    another rate of false alarms, or by a few --defects and
+                    what errors cost; nothing else changes
   ignore CHECKPOINT NAME MASK
                     keep what does not count on a product's photographs
   forget CHECKPOINT NAME
                     remove a product
+  sensitivity CHECKPOINT GOOD
+                    say how small a drawn defect is found, and how much light,
+                    blur, shift, rotation and compression good parts bear
   export CHECKPOINT FOLDER
                     write an ONNX graph, which predict takes as well; later
                     --products_only brings it products and lines that changed
@@ -509,6 +514,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "calibrate": calibrate,
     "forget": forget,
     "ignore": ignore,
+    "sensitivity": sensitivity,
     "export": export,
     "serve": serve,
     "report": report,
@@ -554,7 +560,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
-        own |= {"fit": "train", "watch": "line", "push": "hub", "push_space": "hub"}
+        own |= {"fit": "train", "sensitivity": "evaluate", "watch": "line", "push": "hub", "push_space": "hub"}
         extra = own.get(arguments[0], "all")
         extra = {"openvino": "openvino", "av": "camera"}.get(error.name, extra)
         sys.stderr.write(f"anople {arguments[0]} needs {error.name}: pip install 'anople[{extra}]'\n")

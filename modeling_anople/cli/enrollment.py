@@ -11,6 +11,7 @@ from ..runtime.outputs import check_new_folder
 
 
 if TYPE_CHECKING:
+    from ..calibration_anople import ProductThreshold
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..product_store_anople import ProductRecord
 
@@ -66,6 +67,40 @@ class AddOptions(ForgetOptions):
         check_ranges(self, {"batch_size": (1, 65_536), "white_value": WHITE_RANGE}, "--")
         if self.max_false_alarm_rate is not None:
             check_rate(self.max_false_alarm_rate)
+
+
+@dataclass
+class CalibrateOptions(AddOptions):
+    """Options of `anople calibrate`."""
+
+    defects: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Photographs of defective parts, or folders of them, behind the good ones: they set the line by costs, and "
+            "never enter the memory."
+        },
+    )
+    miss_cost: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --defects: what it costs where all defective parts pass, 1e-09 to 1e+12; by default 1."
+        },
+    )
+    false_alarm_cost: float | None = field(
+        default=None,
+        metadata={"help": "With --defects: what it costs where all good parts are set aside, alike; by default 1."},
+    )
+
+    def __post_init__(self):
+        from ..configuration_anople import check_ranges
+        from ..enrollment_anople import COST_RANGE
+
+        super().__post_init__()
+        check_ranges(self, {"miss_cost": COST_RANGE, "false_alarm_cost": COST_RANGE}, "--")
+        if self.defects is None and (self.miss_cost is not None or self.false_alarm_cost is not None):
+            raise ValueError(
+                "Costs place the line between good photographs and known defects: add --defects PHOTOGRAPHS."
+            )
 
 
 @dataclass
@@ -139,7 +174,7 @@ def add_normals(arguments: list[str]) -> int:
 
 def calibrate(arguments: list[str]) -> int:
     """Set a product's line anew."""
-    return _learn("calibrate", AddOptions, arguments)
+    return _learn("calibrate", CalibrateOptions, arguments)
 
 
 def _learn(command: str, kind: type, arguments: list[str]) -> int:
@@ -155,8 +190,8 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
     verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
         verb = "add_normals"
-    with _changing(places.checkpoint, options.output, begun=begun) as save:
-        detector = _begin(places.name, options) if begun else _load(places.checkpoint)
+    with changing(places.checkpoint, options.output, begun=begun) as save:
+        detector = _begin(places.name, options) if begun else open_detector(places.checkpoint)
         paths = list_images(places.images) if places.images else None
         threshold = getattr(detector, verb)(
             places.name,
@@ -166,18 +201,33 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
             ignore_mask=options.ignore_mask,
             white_value=options.white_value,
             **({"tiling": options.tiling} if verb == "enroll" else {}),
+            **(_known_defects(options) if command == "calibrate" else {}),
         )
-        target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
+        target = save(detector, adapter=not begun and is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
     say(
         f"{places.name}: {known} good photographs, threshold at raw score {threshold.image_threshold:.4f} "
-        f"(for {threshold.max_false_alarm_rate:g} false alarms). {describe_guarantee(threshold)} "
+        f"({_set_for(threshold)}). {describe_guarantee(threshold)} "
         f"The detector is in {target}."
     )
     return 0
 
 
-def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
+def _set_for(threshold: "ProductThreshold") -> str:
+    if threshold.defects is None:
+        return f"for {threshold.max_false_alarm_rate:g} false alarms"
+    return f"by {len(threshold.defects.scores)} known defects"
+
+
+def _known_defects(options: CalibrateOptions) -> dict:
+    from ..images_anople import list_images
+
+    paths = None if options.defects is None else list_images(options.defects)
+    return {"defects": paths, "miss_cost": options.miss_cost, "false_alarm_cost": options.false_alarm_cost}
+
+
+def open_detector(checkpoint: str) -> "AnomalyDetectionPipeline":
+    """Load a detector with its verbs."""
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..runtime.loading import load_detector
 
@@ -185,7 +235,8 @@ def _load(checkpoint: str) -> "AnomalyDetectionPipeline":
     return AnomalyDetectionPipeline(model, processor=processor, device=model.device)
 
 
-def _is_adapter(checkpoint: str) -> bool:
+def is_adapter(checkpoint: str) -> bool:
+    """Say whether a detector is an adapter, and is saved as one."""
     from ..runtime.loading import load_config
 
     return bool(load_config(checkpoint).adapter_clip_sha256)
@@ -214,10 +265,10 @@ def forget(arguments: list[str]) -> int:
     """Remove a product."""
     parser = make_parser("forget", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
     places, options = parse(parser, arguments)
-    with _changing(places.checkpoint, options.output) as save:
-        detector = _load(places.checkpoint)
+    with changing(places.checkpoint, options.output) as save:
+        detector = open_detector(places.checkpoint)
         detector.forget(places.name)
-        target = save(detector, adapter=_is_adapter(places.checkpoint))
+        target = save(detector, adapter=is_adapter(places.checkpoint))
     say(f"{places.name} is forgotten. The detector is in {target}.")
     return 0
 
@@ -229,10 +280,10 @@ def ignore(arguments: list[str]) -> int:
         "mask", help="Picture of its photographs' size, not black where nothing counts; none drops it."
     )
     places, options = parse(parser, arguments)
-    with _changing(places.checkpoint, options.output) as save:
-        detector = _load(places.checkpoint)
+    with changing(places.checkpoint, options.output) as save:
+        detector = open_detector(places.checkpoint)
         detector.set_ignore_mask(places.name, None if places.mask == "none" else places.mask)
-        target = save(detector, adapter=_is_adapter(places.checkpoint))
+        target = save(detector, adapter=is_adapter(places.checkpoint))
     product = detector.model.products.named(places.name)
     say(f"{product.name}: {_kept_mask(product.record)} The detector is in {target}.")
     return 0
@@ -261,7 +312,8 @@ def products(arguments: list[str]) -> int:
         size, limit = sum(record.image_vectors), record.threshold
         drawn = f"{'none':>10}  {'':16}"
         if limit:
-            drawn = f"{limit.image_threshold:10.4f}  {limit.max_false_alarm_rate:16g}"
+            budget = "by costs" if limit.defects else f"{limit.max_false_alarm_rate:g}"
+            drawn = f"{limit.image_threshold:10.4f}  {budget:>16}"
         count = len(record.image_vectors)
         rows.append(
             f"{printable(record.name):{width}}  {count:11}  {size:7}  {4e-6 * size * numbers:9.1f}  {drawn}".rstrip()
@@ -269,6 +321,13 @@ def products(arguments: list[str]) -> int:
     for record in records:
         if record.threshold:
             rows.append(f"{record.name}: {describe_guarantee(record.threshold)}")
+        if known := record.valid_sensitivity(config):
+            rows += [f"{record.name}: {known.describe_defects()}", f"{record.name}: {known.describe_changes()}"]
+        elif record.sensitivity:
+            rows.append(
+                f"{record.name}: What is found was measured with another line ({record.sensitivity.line:.4f}): run anople "
+                "sensitivity again."
+            )
         if record.ignore_mask_size:
             rows.append(f"{record.name}: {_kept_mask(record)}")
     for entry in config.history:
@@ -276,6 +335,10 @@ def products(arguments: list[str]) -> int:
         limit, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
         drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
         listed = f": {files}" if files else ""
+        if bad := entry.get("defects"):
+            names = ", ".join(file or "(from memory)" for file in bad)
+            costs = f"a miss costs {entry['miss_cost']:g}, a false alarm {entry['false_alarm_cost']:g}"
+            listed, drawn = f"{listed}; known defects {names}; {costs}", f"; line {limit:.4f} by costs"
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
     say(*rows)
     return 0
@@ -303,7 +366,7 @@ def _check_target(target: Path, checkpoint: str, *, begun: bool = False) -> None
 
 
 @contextlib.contextmanager
-def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
+def changing(checkpoint: str, output: str | None, *, begun: bool = False) -> Iterator[Callable[..., Path]]:
     """
     Say before any work is done whether the changed detector can go where it shall; give what saves it there.
 
@@ -325,4 +388,14 @@ def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> It
         yield save
 
 
-__all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]
+__all__ = [
+    "add_normals",
+    "calibrate",
+    "changing",
+    "enroll",
+    "forget",
+    "ignore",
+    "is_adapter",
+    "open_detector",
+    "products",
+]

@@ -1,6 +1,7 @@
 """A small set of drawn products, good and defective, to try things on."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
@@ -272,7 +273,12 @@ def _visible(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def draw_defect(
-    kind: str, image: Image.Image, object_mask: np.ndarray, generator: np.random.Generator
+    kind: str,
+    image: Image.Image,
+    object_mask: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    attempts: int = ATTEMPTS,
 ) -> tuple[Image.Image, np.ndarray]:
     """Draw one defect of a kind of `DEFECTS` on the object of a photograph.
 
@@ -287,7 +293,7 @@ def draw_defect(
             f"The object mask is {object_mask.shape}, the image {(image.height, image.width)}: match them."
         )
     before = np.asarray(image.convert("RGB"), dtype=np.float32)
-    for _ in range(ATTEMPTS if object_mask.any() else 0):
+    for _ in range(attempts if object_mask.any() else 0):
         after = np.clip(np.rint(DEFECTS[kind](before, object_mask.astype(bool), generator)), 0, 255)
         mask = _visible(before, after)
         if 0.0008 <= mask.mean() <= 0.2 and np.abs(after - before)[mask].mean() > 2 * VISIBLE:
@@ -296,6 +302,201 @@ def draw_defect(
     raise ValueError(
         f"No visible {kind!r} fits on an object of {int(object_mask.sum())} pixels: give a larger object."
     )
+
+
+# --- Defects of a stated size and contrast, to measure which are found ---
+
+
+WINDOW = 4  # sides of the window that a defect is drawn in, in sizes of the defect
+CANVASES = 128, 256  # sides of what it is drawn on, in pixels: the least that is not much smaller than the window
+PLACES = 12  # that are tried
+SIZED_DEFECTS = (
+    "scratch",
+    "missing part",
+    "contamination",
+    "discoloured",
+    "broken",
+)  # a dent has no contrast of its own
+PLACES_SIDE = 256  # of the mask in which a place is looked for
+SMALLEST_DEFECT = 3  # pixels
+MOST_GAIN = 4.0  # by which a drawn change is made stronger at most
+REACHED = 0.8  # of the size and contrast asked for; the border of an object, or white itself, may cut the rest
+UNLIKE_BORDER, BORDER_SHARE, ONE_OBJECT = 40, 0.7, 0.8  # grey levels, and shares
+
+
+def find_object(image: Image.Image) -> np.ndarray:
+    """
+    Guess where the object of a photograph is: bool (height, width).
+
+    Where one piece stands out from a border of one color it is that piece, without its holes; otherwise (a texture, parts
+    that reach beyond the frame) the disc in the middle.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    height, width = pixels.shape[:2]
+    rim = max(1, min(height, width) // 50)
+    ring = np.ones((height, width), dtype=bool)
+    ring[rim:-rim, rim:-rim] = False
+    unlike = np.abs(pixels - np.median(pixels[ring], axis=0)).max(axis=2) > UNLIKE_BORDER
+    if (~unlike)[ring].mean() >= BORDER_SHARE:
+        labels, count = ndimage.label(ndimage.binary_opening(ndimage.binary_fill_holes(unlike), iterations=2))
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        if count and sizes.max() >= ONE_OBJECT * sizes.sum() and sizes.max() >= 0.03 * labels.size:
+            return labels == 1 + sizes.argmax()
+    return central_disc(height, width)
+
+
+def central_disc(height: int, width: int) -> np.ndarray:
+    """Mark the middle of a frame, where an object is if there is one: bool (height, width)."""
+    places = (np.indices((height, width)) + 0.5) / np.array([height, width])[:, None, None]
+    return np.hypot(*(places - 0.5)) < 0.42
+
+
+@dataclass
+class SizedDefect:
+    """
+    A change of a photograph, of which copies of several contrasts can be made.
+
+    Args:
+        change: float32 (height, width, 3), of one strength, in grey levels.
+        mask: bool (height, width), where it is seen.
+        left, top: where it begins in the photograph.
+    """
+
+    change: np.ndarray
+    mask: np.ndarray
+    left: int
+    top: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in the photograph."""
+        return self.left, self.top, self.left + self.mask.shape[1], self.top + self.mask.shape[0]
+
+    def laid_on(self, image: Image.Image, contrast: float) -> Image.Image | None:
+        """
+        Lay it over an RGB photograph; `None` where so much contrast cannot be had there.
+
+        Args:
+            contrast: mean change over the defect, of each pixel's most changed color, as a share of white.
+        """
+        gain = 255 * contrast / np.abs(self.change[self.mask]).max(axis=1).mean()
+        before = np.asarray(image.crop(self.box), dtype=np.float32)
+        after = np.clip(np.rint(before + gain * self.change), 0, 255)
+        if gain > MOST_GAIN or np.abs(after - before)[self.mask].max(axis=1).mean() < REACHED * 255 * contrast:
+            return None
+        result = image.copy()
+        result.paste(Image.fromarray(after.astype(np.uint8)), (self.left, self.top))
+        return result
+
+
+def draw_sized_defect(
+    kind: str,
+    image: Image.Image,
+    allowed: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    size: float,
+    contrasts: Sequence[float],
+) -> tuple[SizedDefect, list[Image.Image | None]]:
+    """
+    Draw one defect of a kind of `DEFECTS` whose longer side is `size` pixels, once at each of some contrasts.
+
+    It is drawn by [`draw_defect`] on a window of the photograph, enlarged or reduced to the size, and put where it lies
+    inside what is allowed.
+
+    Args:
+        image: RGB photograph.
+        allowed: bool (height, width), where it may lie.
+        contrasts: see [`SizedDefect.laid_on`].
+
+    Returns:
+        The defect, and the photograph with it at each contrast; `None` for one that cannot be had on this photograph.
+
+    Raises:
+        ValueError: where none of this size fits.
+    """
+    best: tuple[SizedDefect, list[Image.Image | None]] | None = None
+    if size >= SMALLEST_DEFECT and allowed.any():
+        depth, scale = _depth(allowed)
+        for _ in range(PLACES):
+            column, row = _pick(generator, depth >= min(size / 2, 0.8 * depth.max()))
+            center = (column + 0.5) * scale, (row + 0.5) * scale
+            if (defect := _sized(kind, image, allowed, center, size, generator)) is None:
+                continue
+            pictures = [defect.laid_on(image, contrast) for contrast in contrasts]
+            if best is None or pictures.count(None) < best[1].count(None):
+                best = defect, pictures
+            if None not in pictures:
+                break
+    if best is not None and any(best[1]):
+        return best
+    raise ValueError(
+        f"No {kind!r} of {size:.0f} pixels can be seen on this object: give a larger object, or another size."
+    )
+
+
+def _depth(allowed: np.ndarray) -> tuple[np.ndarray, float]:
+    """Say how far places lie inside a mask, in its pixels, and how many of its pixels lie between two places."""
+    scale = max(1.0, max(allowed.shape) / PLACES_SIDE)
+    size = [max(1, round(length / scale)) for length in allowed.shape[::-1]]
+    small = np.asarray(Image.fromarray(allowed).resize(size, Image.Resampling.NEAREST))
+    return ndimage.distance_transform_edt(np.pad(small, 1))[1:-1, 1:-1] * scale, scale
+
+
+def _sized(
+    kind: str,
+    image: Image.Image,
+    allowed: np.ndarray,
+    center: tuple[float, float],
+    size: float,
+    generator: np.random.Generator,
+) -> SizedDefect | None:
+    """Draw a defect about a place; `None` where it cannot be seen, or is cut."""
+    # 1. The window as the painters want it; beyond the frame its last pixels go on.
+    pixels, half = np.asarray(image), WINDOW * size / 2
+    rows, columns = (
+        np.clip(np.arange(math.floor(at - half), math.ceil(at + half)), 0, length - 1)
+        for at, length in zip(center[::-1], pixels.shape[:2], strict=True)
+    )
+    side = CANVASES[len(rows) > 1.4 * CANVASES[0]]
+    window = Image.fromarray(pixels[rows[:, None], columns]).resize((side, side), Image.Resampling.BICUBIC)
+    try:
+        after, marked = draw_defect(kind, window, np.ones((side, side), dtype=bool), generator, attempts=2)
+    except ValueError:
+        return None
+    top, bottom, left, right = _bounds(marked)
+    if top == 0 or left == 0 or bottom == side or right == side:  # cut by the window
+        return None
+    # 2. Its change, of the size that is wanted.
+    change = np.asarray(after, dtype=np.float32) - np.asarray(window, dtype=np.float32)
+    scale = size / max(bottom - top, right - left)
+    shape = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    box = (int(left), int(top), int(right), int(bottom))
+    layers = [
+        np.asarray(Image.fromarray(layer).resize(shape, Image.Resampling.BILINEAR, box=box))
+        for layer in (*np.moveaxis(change, 2, 0), marked.astype(np.float32))
+    ]
+    # 3. Where it is allowed.
+    left, top = (round(at - length / 2) for at, length in zip(center, shape, strict=True))
+    left, top = (
+        max(0, min(at, whole - length)) for at, whole, length in zip((left, top), image.size, shape, strict=True)
+    )
+    inside = allowed[top : top + shape[1], left : left + shape[0]]
+    if inside.shape != shape[::-1]:
+        return None
+    mask = (layers[3] > 0.5 * layers[3].max()) & inside  # a thin one is nowhere whole
+    if not mask.any():
+        return None
+    top_, bottom_, left_, right_ = _bounds(mask)
+    if max(bottom_ - top_, right_ - left_) < REACHED * size:
+        return None
+    return SizedDefect(np.stack(layers[:3], axis=2) * inside[..., None], mask, left, top)
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return top, bottom, left and right of what is marked."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
 
 
 # --- Photographs of made-up products, drawn from random generators: a small data set without a download ---

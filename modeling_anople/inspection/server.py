@@ -342,7 +342,9 @@ class ProductInfo(BaseModel):
     name: str
     photographs: int = Field(description="Good photographs that are remembered.")
     threshold: float | None = Field(description="Raw score above which a photograph is anomalous.")
-    max_false_alarm_rate: float | None = Field(description="Share of good photographs that it was set for.")
+    max_false_alarm_rate: float | None = Field(
+        description="Share of good photographs that it was set for; null where costs set it."
+    )
     promise: str | None = Field(description="What the good photographs behind the threshold can promise.")
 
 
@@ -614,7 +616,7 @@ def _product_info(values: dict) -> dict:
         "name": record.name,
         "photographs": len(record.image_vectors),
         "threshold": limit and limit.image_threshold,
-        "max_false_alarm_rate": limit and limit.max_false_alarm_rate,
+        "max_false_alarm_rate": limit.max_false_alarm_rate if limit and not limit.defects else None,
         "promise": limit and describe_guarantee(limit),
     }
 

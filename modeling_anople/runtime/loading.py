@@ -28,7 +28,16 @@ from safetensors import safe_open
 from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, which lets transformers know them
 from ..export.graph_detector import ExportedDetector, graph_in, put_thresholds, whole_export_in
 from ..processing_anople import check_sight
-from ..saving_anople import FROZEN, StateError, check_state, finder, hash_weights, read_state, state_folder
+from ..saving_anople import (
+    FROZEN,
+    StateError,
+    check_state,
+    deciding_products,
+    finder,
+    hash_weights,
+    read_state,
+    state_folder,
+)
 
 
 if TYPE_CHECKING:
@@ -115,7 +124,7 @@ def detector_sha256(model: AnoPLeModel | ExportedDetector) -> str:
         64 hexadecimal digits. The memory holds features of the frozen towers, and thereby stands for them.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(FROZEN)}
-    known = [model.config.products, model.config.pooled_threshold, model.config.threshold]
+    known = [deciding_products(model.config.products), model.config.pooled_threshold, model.config.threshold]
     text = json.dumps([hash_weights(own), *known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

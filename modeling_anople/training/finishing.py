@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..calibration_anople import UnreachableThreshold, describe_guarantee
 from ..configuration_anople import FUSED_PARTS, AnoPLeConfig
-from ..data.drawn_products import DEFECTS, draw_defect
+from ..data.drawn_products import DEFECTS, central_disc, draw_defect
 from ..enrollment_anople import digest_of, hint_at_session
 from ..fitting_anople import calibrate_product, remember
 from ..images_anople import load_ignore_mask, load_image, print_of, taken_at
@@ -399,8 +399,7 @@ def _spoiled_views(
         ignored = np.zeros((side, side), dtype=bool)
     else:
         ignored = np.asarray(Image.fromarray(ignored).resize((side, side), Image.Resampling.NEAREST))
-    # where an object is, if there is one
-    object_mask = (np.hypot(*((np.indices((side, side)) + 0.5) / side - 0.5)) < 0.42) & ~ignored
+    object_mask = central_disc(side, side) & ~ignored
     pictures, marks, generator = [square], [np.zeros((side, side), dtype=bool)], np.random.default_rng(seed)
     for kind in DEFECTS:
         try:

@@ -87,6 +87,28 @@ def test_the_threshold_is_calibrated_by_images_or_for_another_rate(capsys, check
     assert contents(checkpoint) == before
 
 
+def test_known_defects_set_a_line_by_costs(capsys, checkpoint, pictures, photograph, tmp_path):
+    for number, picture in enumerate(pictures[3:]):
+        image = Image.open(picture).convert("RGB")
+        image.paste((10, 0, 0), (8, 10, 26, 26))
+        image.save(tmp_path / f"bad {number}.png")
+    run(capsys, "enroll", checkpoint, "gasket", *pictures[:3])
+    answer = run(capsys, "calibrate", checkpoint, "gasket", "--defects", *tmp_path.glob("bad*"), "--miss_cost", 5)
+    assert (
+        "(by 2 known defects). The line was set by 2 known defects and 3 photographs, where a miss (cost 5)" in answer
+    )
+    table = run(capsys, "products", checkpoint)
+    assert re.search(r"gasket +3 +48 +0\.0 +0\.\d{4} +by costs\n", table)
+    said = r"calibrate gasket; known defects bad \d.png, bad \d.png; a miss costs 5, a false alarm 1; line 0\.\d{4} by costs"
+    assert re.search(said, table)
+    assert "(for 0.05 false alarms)" in run(capsys, "calibrate", checkpoint, "gasket")
+    before = contents(checkpoint)
+    assert "add --defects PHOTOGRAPHS" in run(capsys, "calibrate", checkpoint, "gasket", "--miss_cost", 2, code=2)
+    known = ("--defects", pictures[0])
+    assert "good and as defective" in run(capsys, "calibrate", checkpoint, "gasket", *known, code=2)
+    assert contents(checkpoint) == before
+
+
 def test_the_answers_of_the_others_stay(capsys, checkpoint, pictures, photograph, tmp_path):
     photograph(7).save(tmp_path / "query.png")
 

@@ -15,6 +15,7 @@ from hub.publish.card import (
     CardFacts,
     Results,
     describe_line,
+    describe_sensitivity,
     make_card,
     open_choices,
     photograph_counts,
@@ -23,7 +24,8 @@ from hub.publish.card import (
 from hub.publish.card_check import check_card
 from hub.publish.folder import choose_pictures
 from modeling_anople import AnoPLeConfig, AnoPLeModel
-from modeling_anople.calibration_anople import fit_threshold
+from modeling_anople.calibration_anople import KnownDefects, fit_costs, fit_threshold
+from modeling_anople.product_store_anople import Sensitivity
 from modeling_anople.runtime.loading import detector_sha256, load_detector
 
 from ..fitting import REPOSITORY
@@ -370,6 +372,37 @@ def test_each_product_has_its_own_statement_and_equal_ones_are_said_once(config)
         "- `bolt`: With 3 photographs at best 1 in 4" in text
         and "- `nut`: With 24 photographs at best 1 in 25" in text
     )
+
+
+def test_a_line_by_costs_and_what_a_line_finds_are_said(config):
+    bolt, nut = config.products
+    assert "What it can find" not in str(make_card(config, CardFacts("me/bolts")))
+    scores = [0.1, 0.12, 0.11]
+    limit = fit_threshold(scores, scores, max_false_alarm_rate=0.05)
+    bolt["threshold"] = dataclasses.asdict(fit_costs(limit, KnownDefects([0.3, 0.4], 5, 1)))
+    text = describe_line(config)
+    assert text.startswith(
+        "Known defects and the cost of errors set the line of `bolt`. No defect was needed to set the"
+    )
+    assert "- `bolt`: The line was set by 2 known defects and 3 photographs" in text
+    line = nut["threshold"]["image_threshold"]
+    entry = [
+        "2026-11-30",
+        12,
+        0,
+        line,
+        0.5,
+        [0.3],
+        {"scratch": [0.08]},
+        {"scratch": [0.32]},
+        {"turned, degrees": 45},
+        {},
+    ]
+    nut["sensitivity"] = dataclasses.asdict(Sensitivity(*entry))
+    card = str(make_card(config, CardFacts("me/bolts")))
+    assert "## What it can find" in card and "- `nut`: Drawn defects of which 90 % are found" in card
+    config.threshold = 0.4  # measured with another one
+    assert describe_sensitivity(config) is None
 
 
 @pytest.mark.parametrize(
