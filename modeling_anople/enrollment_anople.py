@@ -1,5 +1,5 @@
 """
-Products come and go: good images are checked, enrolled and added, products calibrated and forgotten, without training.
+Products come and go: good images are checked, enrolled and added, products calibrated, renamed and forgotten, untrained.
 
 Each is done whole or not at all, and written into the detector's log. Users reach these as verbs of the detector, which is
 what `pipeline("image-anomaly-detection", ...)` returns.
@@ -44,7 +44,7 @@ from .images_anople import (
 from .inference_anople import TILES_AT_ONCE, TiledImage
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
-from .product_store_anople import SAME, ProductRecord, new_name
+from .product_store_anople import SAME, ProductRecord, composed, log_of, new_name
 from .tiling_anople import Tiling, tiling_text
 
 
@@ -260,11 +260,8 @@ def known_digests(history: Iterable[dict], class_name: str, *, held_out: bool = 
 
     Those that only set its threshold count unless `held_out` is off.
     """
-    digests: list[str] = []
-    for entry in history:
-        if entry["class_name"] == class_name and (held_out or entry["action"] != "calibrate"):
-            digests = [] if entry["action"] == "forget" else digests + entry["digests"]
-    return digests
+    counting = (entry for entry in log_of(history, class_name) if held_out or entry["action"] != "calibrate")
+    return [digest for entry in counting for digest in entry["digests"]]
 
 
 def digest_of(image: Image.Image) -> str:
@@ -458,6 +455,35 @@ def forget(model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, *, d
     processor.class_names = list(model.config.class_names)
 
 
+def rename(
+    model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, new_class_name: str, *, date: str | None = None
+) -> None:
+    """
+    Give a product another name. What the detector answers stays as it is, bit for bit.
+
+    Memory, threshold and prompts stay: the words of the name that it was taught under remain in its prompts. To put those of
+    the new name there, forget the product and enroll it anew.
+
+    Args:
+        model, processor: the detector; the processor learns the name.
+        class_name: what the product is called.
+        new_class_name: what it shall be called.
+        date: ISO date for the log; by default now.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones, or a new one that is taken or that [`enroll`] would refuse.
+    """
+    class_id = model.products.id_of(class_name)
+    name = model.products[class_id].name
+    new = new_name(new_class_name, [product.name for product in model.products if product.name != name])
+    if new == composed(name):
+        raise ValueError(f"{name!r} is called so already: give another name.")
+    with model.products.transaction():
+        model.products.rename(class_id, new)
+        model.products.log("rename", new, former_name=name, date=date)
+    processor.class_names = list(model.config.class_names)
+
+
 def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | None, *, date: str | None = None) -> None:
     """
     Keep what does not count on all images of a product, from now on wherever no other mask is given.
@@ -582,5 +608,6 @@ __all__ = [
     "open_normals",
     "reject_duplicates",
     "reject_near_duplicates",
+    "rename",
     "set_ignore_mask",
 ]

@@ -113,6 +113,20 @@ def _looks_of(name: str) -> str:
     return " ".join("".join(shown).split())
 
 
+def log_of(history: Iterable[dict], class_name: str) -> list[dict]:
+    """Read from a detector's log the entries of the product that has a name now, since it is there, under all names it had."""
+    lives: dict[str, list[dict]] = {}
+    for entry in history:
+        name = entry["class_name"]
+        if entry["action"] == "forget":
+            lives.pop(name, None)
+            continue
+        if entry["action"] == "rename":
+            lives[name] = lives.pop(entry["former_name"], [])
+        lives.setdefault(name, []).append(entry)
+    return lives.get(class_name, [])
+
+
 # --- One product ---
 
 
@@ -122,7 +136,7 @@ class ProductRecord:
     The facts of one product, as they stand in `config.products`. A new fact is one more line here.
 
     Args:
-        name: what a user calls it; its words go into the prompts.
+        name: what a user calls it; the words of the first name it had are in its prompts.
         image_vectors: memory vectors, in each layer, of each remembered image, in the order in which images were added.
         has_boxes: whether it was kept which part of its image each vector saw.
         tiling: how its images are cut: "auto", "ROWS,COLUMNS", `None` for wholes, or "same" as the detector's.
@@ -361,6 +375,11 @@ class ProductStore(nn.ModuleList):
         self._fit_pooled(None)
         self.write()
 
+    def rename(self, class_id: int, name: str) -> None:
+        """Give a product another name; its prompts and all else stay, and so do its scores."""
+        self[class_id].record.name = name
+        self.write()
+
     def clear(self) -> None:
         """Drop all images, thresholds and the log, so that products can be learned anew; their texts, tilings and masks stay."""
         for product in self:
@@ -402,13 +421,14 @@ class ProductStore(nn.ModuleList):
         files: Sequence[str | None] = (),
         digests: Sequence[str] = (),
         prints: Sequence[PicturePrint] = (),
+        former_name: str | None = None,
         date: str | None = None,
     ) -> None:
         """
         Write into the history what was done to a product, when, from which files, and where its threshold lies now.
 
         File names stand there without their folders; `digests` are of the images' pixels. `prints` of them are kept with
-        the product.
+        the product; `former_name` is what one that was renamed was called before.
         """
         names = self.config.class_names
         product = self[names.index(class_name)] if class_name in names else None
@@ -424,6 +444,8 @@ class ProductStore(nn.ModuleList):
             "line": threshold.image_threshold if threshold else None,
             "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
         }
+        if former_name is not None:
+            entry["former_name"] = former_name
         self.config.history = [*self.config.history, entry]
         if prints:
             rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)
@@ -492,5 +514,6 @@ __all__ = [
     "composed",
     "did_you_mean",
     "find_class",
+    "log_of",
     "new_name",
 ]

@@ -269,6 +269,7 @@ VERBS = {
     "enroll": lambda detector, images: detector.enroll("gasket", images),
     "add_normals": lambda detector, images: detector.add_normals("bolt", images),
     "calibrate": lambda detector, images: detector.calibrate("bolt", images),
+    "rename": lambda detector, images: detector.rename("bolt", "screw"),
     "forget": lambda detector, images: detector.forget("bolt"),
     "set_ignore_mask": lambda detector, images: detector.set_ignore_mask("bolt", np.eye(40, 48)),
 }

@@ -25,7 +25,7 @@ from ..inspection.records import (
 )
 from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
 from ..runtime.outputs import OVERWRITE, check_new_folder
-from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
+from .enrollment import add_normals, calibrate, enroll, forget, ignore, products, rename
 from .inspection import drift, feedback, watch
 from .serving import report, serve
 
@@ -148,6 +148,8 @@ USAGE = """anople COMMAND ...
                     another rate of false alarms; nothing else changes
   ignore CHECKPOINT NAME MASK
                     keep what does not count on a product's photographs
+  rename CHECKPOINT NAME NEW_NAME
+                    give a product another name; its scores stay
   forget CHECKPOINT NAME
                     remove a product
   export CHECKPOINT FOLDER
@@ -483,6 +485,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "enroll": enroll,
     "add_normals": add_normals,
     "calibrate": calibrate,
+    "rename": rename,
     "forget": forget,
     "ignore": ignore,
     "export": export,

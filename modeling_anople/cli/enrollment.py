@@ -1,4 +1,4 @@
-"""`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
+"""`anople products, enroll, add_normals, calibrate, rename, forget ...`: what a detector knows, and how that changes untrained."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ NEW_DETECTOR = (
 
 @dataclass
 class ForgetOptions:
-    """Options of `anople forget`."""
+    """Options of `anople forget`, `rename` and `ignore`."""
 
     output: str | None = field(
         default=None, metadata={"help": "Folder for the changed detector; by default it is changed where it is."}
@@ -222,6 +222,20 @@ def forget(arguments: list[str]) -> int:
     return 0
 
 
+def rename(arguments: list[str]) -> int:
+    """Give a product another name."""
+    parser = make_parser(
+        "rename", ForgetOptions, checkpoint=CHECKPOINT, name="The product.", new_name="What it is called from now on."
+    )
+    places, options = parse(parser, arguments)
+    with _changing(places.checkpoint, options.output) as save:
+        detector = _load(places.checkpoint)
+        detector.rename(places.name, places.new_name)
+        target = save(detector, adapter=_is_adapter(places.checkpoint))
+    say(f"{places.name} is called {places.new_name} now; its scores are as before. The detector is in {target}.")
+    return 0
+
+
 def ignore(arguments: list[str]) -> int:
     """Keep what does not count on a product's photographs, or nothing any more."""
     parser = make_parser("ignore", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
@@ -276,6 +290,8 @@ def products(arguments: list[str]) -> int:
         limit, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
         drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
         listed = f": {files}" if files else ""
+        if entry["action"] == "rename":
+            listed = f", before: {entry['former_name']}"
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
     say(*rows)
     return 0
@@ -325,4 +341,4 @@ def _changing(checkpoint: str, output: str | None, *, begun: bool = False) -> It
         yield save
 
 
-__all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products"]
+__all__ = ["add_normals", "calibrate", "enroll", "forget", "ignore", "products", "rename"]

@@ -381,6 +381,14 @@ def test_each_product_has_its_own_statement_and_equal_ones_are_said_once(config)
         ([log("calibrate", "z.png")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
         ([log("forget"), log("enroll", "x.png", None, "y.png")], "`x.png`, `y.png` and 1 more, name not kept"),
         ([log("enroll", "x.png"), log("forget"), log("enroll", None, None, None)], "3, names not kept"),
+        (
+            [log("rename", name="screw") | {"former_name": "bolt"}, log("rename") | {"former_name": "screw"}],
+            "`a/0.png`, `a/1.png` and 1 more, name not kept",
+        ),
+        (
+            [log("enroll", "x.png", name="nut"), log("rename") | {"former_name": "nut"}],
+            "`x.png` and 2 more, names not kept",
+        ),
         ([log("enroll", "x.png", name="nut")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
     ],
 )
