@@ -269,9 +269,9 @@ def digest_of(image: Image.Image) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
 
 
-def _warn_of_others(normals: NormalImages, model: AnoPLeModel) -> None:
+def _warn_of_others(normals: NormalImages, model: AnoPLeModel, others: Iterable[str]) -> None:
     """Log a warning for images of a new product that the detector was given as one of the others."""
-    for name in model.config.class_names:
+    for name in others:
         known = set(known_digests(model.config.history, name))
         if count := sum(digest in known for digest in normals.digests):
             logger.warning(
@@ -298,6 +298,7 @@ def enroll(
     tiling: Tiling | Literal["same"] = SAME,
     ignore_mask: IgnoreMasks = None,
     white_value: float | None = None,
+    replace: bool = False,
 ) -> ProductThreshold:
     """
     Add a product from good images, without training: text embedding, memory, prototype and threshold.
@@ -318,35 +319,48 @@ def enroll(
             list with one for each, which is not kept.
         white_value: of photographs with more than 8 bits, such as 4095 of a 12-bit camera; the detector keeps it for all
             its products.
+        replace: whether a product of this name is there, which is forgotten as the new one is learned. Rate, tiling and
+            ignore mask are then by default those that it had.
 
     Returns:
         The threshold that was fitted.
 
     Raises:
-        ValueError: for a name that is taken, no image, one given twice, or other products of which no image is known yet.
+        ValueError: for a name that is taken (or, with `replace`, that is none's), no image, one given twice, or other
+            products of which no image is known yet.
         ImageError: naming the images that cannot be read; nothing was changed.
     """
     config, products = model.config, model.products
     # 1. Refuse what cannot be before anything is opened.
-    class_name = new_name(class_name, config.class_names)
-    if empty := [product.name for product in products if not product.image_count]:
+    old_id = products.id_of(class_name) if replace else None
+    old = None if old_id is None else products[old_id]
+    class_name = new_name(class_name, config.class_names) if old is None else old.name
+    if empty := [product.name for product in products if not product.image_count and product is not old]:
         raise ValueError(
             f"The detector knows no images of {empty}, which could not be judged beside a product that it remembers: give "
             "them some with add_normals first."
         )
     if processor.tokenizer is None:
         raise ValueError("This processor has no tokenizer, so no new product can be named: load it whole.")
+    if old is not None:  # what is not asked for otherwise stays as it was
+        tiling = old.record.tiling if tiling == SAME else tiling
+        ignore_mask = products.mask_opener(old_id) if ignore_mask is None else ignore_mask
+        max_false_alarm_rate = _rate_of(model, old_id, max_false_alarm_rate)
     setting = config.tiling if tiling == SAME else tiling_text(tiling)
     if setting != config.tiling and config.class_identity == "pooled":
         raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
     # 2. Open all images, and make the two texts.
     with _reads_by(model, processor, white_value), products.transaction():
         normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
-        _warn_of_others(normals, model)
+        _warn_of_others(normals, model, [product.name for product in products if product is not old])
         ids = model.tokenize_class(class_name, processor.tokenizer)
         record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
         # 3. Learn it, whole or not at all.
         class_id = products.add(record, ids, model.embed_text(ids)[0].detach())
+        if old is not None:
+            products.remove(old_id)
+            products.log("forget", class_name, date=date)
+            class_id -= 1
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)

@@ -253,6 +253,32 @@ def test_a_renamed_product_answers_as_before_and_keeps_its_past(detector, photog
     assert detector_of(*load_detector(str(tmp_path / "d")))(query, class_name="Dichtung")["score"] == after[0]["score"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_replaced_product_is_the_same_as_one_forgotten_and_enrolled_and_keeps_its_settings(make, photograph, count):
+    replaced, anew = make(), make()
+    images = normals_of(photograph, 2)
+    mask = np.eye(40, 48, dtype=bool)
+    for detector in (replaced, anew):
+        if count == 1:
+            detector.forget("nut")
+        detector.calibrate("bolt", max_false_alarm_rate=0.1)
+        detector.set_ignore_mask("bolt", mask)
+    replaced.enroll("bolt", images, replace=True)
+    if count == 2:
+        anew.forget("bolt")
+        anew.enroll("bolt", images, ignore_mask=mask, max_false_alarm_rate=0.1)
+        assert threshold_of(replaced, "bolt") == threshold_of(anew, "bolt")
+        for name, value in anew.model.state_dict().items():
+            assert torch.equal(value, replaced.model.state_dict()[name]), name
+    product = replaced.model.products.named("bolt")
+    assert (product.unpacked_mask() == mask).all() and threshold_of(replaced, "bolt").max_false_alarm_rate == 0.1
+    assert replaced.model.config.class_names == replaced.processor.class_names == ["nut", "bolt"][-count:]
+    assert [entry["action"] for entry in replaced.model.config.history[-2:]] == ["forget", "enroll"]
+    assert len(known_digests(replaced.model.config.history, "bolt")) == 3
+    with pytest.raises(ValueError, match="'gasket' is not known"):
+        replaced.enroll("gasket", images, replace=True)
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [

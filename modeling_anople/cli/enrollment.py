@@ -75,6 +75,10 @@ class EnrollOptions(AddOptions):
     tiling: str = field(
         default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
     )
+    replace: bool = field(
+        default=False,
+        metadata={"help": "Teach a product that is there anew: it is forgotten as these photographs are learned."},
+    )
     clip: str | None = field(
         default=None,
         metadata={
@@ -118,6 +122,8 @@ class EnrollOptions(AddOptions):
         super().__post_init__()
         check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size", "memory_limit")}, "--")
         given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
+        if self.replace and self.clip is not None:
+            raise ValueError("A detector that begins has no product to --replace: leave out --replace or --clip.")
         if given and self.clip is None:
             raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
 
@@ -165,7 +171,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
             batch_size=options.batch_size,
             ignore_mask=options.ignore_mask,
             white_value=options.white_value,
-            **({"tiling": options.tiling} if verb == "enroll" else {}),
+            **({"tiling": options.tiling, "replace": options.replace} if verb == "enroll" else {}),
         )
         target = save(detector, adapter=not begun and _is_adapter(places.checkpoint))
     known = detector.model.products.named(places.name).image_count
