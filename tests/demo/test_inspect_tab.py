@@ -139,21 +139,22 @@ def test_the_table_shows_each_heat_map_small(session, files, tmp_path):
     assert Image.open(io.BytesIO(picture)).size == inspections[0].image.size and second[1] == ""
 
 
-def test_of_a_folder_the_photographs_are_taken(files, tmp_path):
+def test_of_a_folder_the_photographs_are_taken(session, files, tmp_path):
     others = [str(tmp_path / name) for name in ("Thumbs.db", "notes.txt", ".hidden.png", "a.JPG")]
-    assert take_folder([*others, files[1], files[0]], [files[2]]) == [files[2], others[3], files[0], files[1]]
+    taken = take_folder([*others, files[1], files[0]], [files[2]], session)
+    assert taken == [files[2], others[3], files[0], files[1]]
     with pytest.raises(gr.Error, match="no photograph in this folder"):
-        take_folder(others[:3], None)
+        take_folder(others[:3], None, session)
     with pytest.raises(gr.Error, match="101 photographs are too many"):
-        take_folder(files[:1] * 101, None)
+        take_folder(files[:1] * 101, None, session)
 
 
 def test_stopping_keeps_what_was_judged(session, files):
     steps = inspect_many(files, "bolt", session, progress=lambda *_, **__: None)
     next(steps)
     assert "Stopping" in stop(session)
-    (rows, report, words) = list(steps)[-1]
-    assert len(rows) == 1 and "Stopped after 1 of 4" in words and Path(report).is_file()
+    (table, report, words) = list(steps)[-1]
+    assert len(table["data"]) == 1 and "Stopped after 1 of 4" in words and Path(report).is_file()
     assert len(list(inspect_many(files, "bolt", session, progress=lambda *_, **__: None))) == 5
     with pytest.raises(Exception, match=f"500 photographs are too many at once: give at most {MAX_IMAGES}"):
         next(inspect_many(files[:1] * 500, "bolt", session))
@@ -248,7 +249,7 @@ def test_a_part_that_is_good_is_learned_and_taken_back(session, start, files, nu
     with pytest.raises(gr.Error, match="known already"):
         learn_last(session)
     assert session.image_count("nut") == 4
-    assert "as it was before" in undo_last(session)
+    assert "as it was before" in undo_last(session)[0]
     assert session.image_count("nut") == 3 and inspect_image(session, nut, "nut").score == before.score
     with pytest.raises(gr.Error, match="nothing to undo"):
         undo_last(session)
