@@ -45,6 +45,7 @@ from .style import VERDICTS, data_url, kind_of, legend_html, message_html, verdi
 
 COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
 PAGE_COLUMNS = ("no", "heat map", *COLUMNS[1:])
+COLUMN_WIDTHS = [36, 60, 92, 118, 84, 64, 130, 64, 520]  # pixels: a phone shows the first four
 THUMBNAIL_SIDE = 72  # pixels
 CROP_SIDE = 224  # pixels of a crop on the page
 CROP_MARGIN = 1.3  # sides of the box
@@ -137,6 +138,8 @@ def _many_images(session: gr.State, product: gr.Dropdown) -> gr.Dataframe:
             datatype=["number", "html", "str", "str", "number", "number", "str", "number", "str"],
             interactive=False,
             label="Results: click a head to sort, a row to see it above",
+            wrap=True,
+            column_widths=COLUMN_WIDTHS,
             elem_id="results",
         )
         report = gr.File(label="CSV and heat maps (zip)", interactive=False, elem_id="report")

@@ -59,18 +59,18 @@ def teach_tab(
     """
     with gr.Row():
         with gr.Column(min_width=300):
-            name = gr.Textbox(label="Name of the new product", placeholder="bottle", max_length=60, elem_id="name")
+            name = gr.Textbox(label="Name of the product", placeholder="bottle", max_length=60, elem_id="name")
             files = images_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
+            chosen = gr.HTML(elem_id="chosen")
             white_value = gr.Dropdown(
                 [("as the files say", 0), *((f"{bits} bits", white) for bits, white in CAMERA_WHITES.items())],
                 value=0,
                 label="Bits of the camera, where its files have 16",
                 elem_id="white",
             )
-            chosen = gr.HTML(elem_id="chosen")
             with gr.Row():
                 teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
-                replace_button = gr.Button("Replace the product of this name", elem_id="replace")
+                replace_button = gr.Button("Replace product", elem_id="replace")
             message = gr.HTML(elem_id="teach-message")
             gr.Examples(
                 [[NEW_PRODUCT, [str(path) for path in examples.to_teach]]],
@@ -357,7 +357,7 @@ def teach_product(
     name = checked_name(name)
     if name in session.products:
         raise ValueError(
-            f"{name} is known already: choose another name, add photographs under Judge, or press Replace to teach it anew from "
+            f"{name} is known already: choose another name, add photographs under Judge, or press Replace product to teach it anew from "
             "these photographs alone."
         )
     if len(session.products) >= MAX_PRODUCTS:

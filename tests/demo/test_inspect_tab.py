@@ -27,6 +27,7 @@ from demo.inspect_tab import (
     inspect_many,
     learn_last,
     page_row,
+    page_table,
     show_row,
     stop,
     table_row,
@@ -84,6 +85,39 @@ def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut
     assert after.score == before.score and after.verdict == "anomalous"
     session.threshold = before.score + 0.01
     assert inspect_image(session, nut, "nut").verdict == "normal"
+
+
+def test_what_so_few_photographs_leave_open_is_called_unsure_wherever_it_is_shown(session, nut):
+    session.threshold = 1.0  # between which and the oddest good photograph it lies
+    inspection = inspect_image(session, nut, "nut")
+    assert (inspection.verdict, inspection.unsure, inspection.shown) == ("normal", True, "unsure")
+    assert (
+        inspection.numbers["verdict"] == "normal" and inspection.numbers["unsure"]
+    )  # as programs have always read it
+    shown = verdict_html(inspection)
+    assert 'class="verdict unsure"' in shown and f"<strong>unsure, {inspection.score:.2f}; line at 1.00" in shown
+    assert "odder than every good photograph taught" in shown and "<svg" in shown
+    table = page_table([(inspection, page_row(1, inspection))])
+    column = PAGE_COLUMNS.index("verdict")
+    assert table["data"][0][column] == "normal" and table["metadata"]["display_value"][0][column] == "? unsure"
+    assert "#ffd24d" in table["metadata"]["styling"][0][column]
+    assert table_row(1, inspection)[-1] == "unsure: odder than every good photograph taught"
+    *_, words = list(inspect_many([nut], "nut", session, progress=lambda *_, **__: None))[-1]
+    assert "1 photographs: 1 unsure." in words
+
+
+def test_each_verdict_has_a_color_and_a_sign_of_its_own(session, nut):
+    inspection = inspect_image(session, nut, "nut")
+    kinds = ("normal", "anomalous", "unknown product", "no line")
+    shown = [verdict_html(replace(inspection, verdict=kind, unsure=False)) for kind in kinds]
+    assert [re.search(r'class="verdict (\w+)"', each)[1] for each in shown] == [
+        "normal",
+        "anomalous",
+        "unsure",
+        "unsure",
+    ]
+    signs = [re.search(r'<path d="([^"]+)"', each)[1] for each in shown]
+    assert len(set(signs)) == 3 and all('aria-hidden="true"' in each for each in shown)
 
 
 def test_what_is_no_photograph_is_refused_without_changing_anything(session, files, tmp_path):
