@@ -87,7 +87,8 @@ def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut
     assert inspect_image(session, nut, "nut").verdict == "normal"
 
 
-def test_what_so_few_photographs_leave_open_is_called_unsure_wherever_it_is_shown(session, nut):
+def test_what_so_few_photographs_leave_open_is_called_unsure_wherever_it_is_shown(session, nut, files):
+    Image.blend(Image.open(nut), Image.open(files[0]), 0.2).save(nut)
     session.threshold = 1.0  # between which and the oddest good photograph it lies
     inspection = inspect_image(session, nut, "nut")
     assert (inspection.verdict, inspection.unsure, inspection.shown) == ("normal", True, "unsure")
