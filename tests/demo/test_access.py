@@ -191,7 +191,8 @@ def test_another_session_s_name_opens_nothing(address, victim, pictures):
     intruder = new_client(address)
     assert intruder.cookies[COOKIE] != victim.cookies[COOKIE]
     intruder.session_hash = victim.session_hash
-    for asked in ((handle_file(pictures[4]), "screw", "/inspect"), ("nut", 0.0, "/judge"), ("/download",)):
+    asking = ((handle_file(pictures[4]), "screw", "/inspect"), ("nut", 0.0, "/judge"), ("nut", "/forget"), ("/download",))
+    for asked in asking:
         with pytest.raises((httpx.HTTPStatusError, ValueError), match="403"):
             intruder.predict(*asked[:-1], api_name=asked[-1])
     for cookies in (intruder.cookies, {}, {COOKIE: "guessed"}):
