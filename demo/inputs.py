@@ -95,9 +95,9 @@ class ProductChange:
 def product_choices(session: Session, chosen: str | None = None) -> tuple:
     """Give the names of the products to the lists of Inspect and Live, and of Judge and Teach; one of them is chosen."""
     names = session.products
-    asked = gr.update(choices=[PREDICT_PRODUCT, *names], value=chosen or PREDICT_PRODUCT)
-    known = gr.update(choices=names, value=chosen or session.last_product or names[0])
-    return asked, asked, known, known
+    asked = {"choices": [PREDICT_PRODUCT, *names], "value": chosen or PREDICT_PRODUCT}
+    known = {"choices": names, "value": chosen or session.last_product or names[0]}
+    return tuple(gr.update(**each) for each in (asked, asked, known, known))  # Gradio writes into each
 
 
 @contextlib.contextmanager
