@@ -45,7 +45,7 @@ from .style import VERDICTS, data_url, kind_of, legend_html, message_html, verdi
 
 COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
 PAGE_COLUMNS = ("no", "heat map", *COLUMNS[1:])
-COLUMN_WIDTHS = [36, 60, 92, 118, 84, 64, 130, 64, 520]  # pixels: a phone shows the first four
+COLUMN_WIDTHS = [34, 58, 104, 118, 84, 64, 130, 64, 520]  # pixels: a phone shows the first four
 THUMBNAIL_SIDE = 72  # pixels
 CROP_SIDE = 224  # pixels of a crop on the page
 CROP_MARGIN = 1.3  # sides of the box
