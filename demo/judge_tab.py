@@ -196,7 +196,7 @@ def draw_threshold(report: ThresholdReport) -> str:
     if report.leaves_open:
         start = left + width * report.open_from
         band = f'<rect class="open" x="{start}" y="22" width="{chosen - start}" height="{base - 22}"/>'
-        if chosen - start > 60:  # as wide as its word
+        if chosen - start > 50:  # as wide as its word
             band += f'<text x="{(start + chosen) / 2}" y="38" text-anchor="middle">unsure</text>'
     label = html.escape(f"{report.product}: {report.flagged} of {len(report.scores)} above the line", quote=True)
     anchor = "end" if report.threshold > 0.7 else "start"
