@@ -191,7 +191,12 @@ def test_another_session_s_name_opens_nothing(address, victim, pictures):
     intruder = new_client(address)
     assert intruder.cookies[COOKIE] != victim.cookies[COOKIE]
     intruder.session_hash = victim.session_hash
-    asking = ((handle_file(pictures[4]), "screw", "/inspect"), ("nut", 0.0, "/judge"), ("nut", "/forget"), ("/download",))
+    asking = (
+        (handle_file(pictures[4]), "screw", "/inspect"),
+        ("nut", 0.0, "/judge"),
+        ("nut", "/forget"),
+        ("/download",),
+    )
     for asked in asking:
         with pytest.raises((httpx.HTTPStatusError, ValueError), match="403"):
             intruder.predict(*asked[:-1], api_name=asked[-1])
