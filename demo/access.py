@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketClose
 
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-COOKIE = "anople"
+COOKIE, THEME = "anople", "/theme.css"
 TEXTS = ("text/event-stream", "application/json", "text/html")  # answers that may name files and events
 MAX_IDS, MAX_CLIENTS, MAX_FILES = 20_000, 500, 2_000  # sessions and events; clients; files that each was told of
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(?::\d+)?")
@@ -157,6 +157,8 @@ class OwnSessionsOnly:
             return "A request is of one session."
         for session in sessions:
             _add(self._owners, session, client, MAX_IDS)
+        if path == THEME:  # whose version is a hash too, and which is everybody's
+            return None
         # written anew, so that no digit hides behind an escape
         text = "\n".join([unquote(path), *(unquote(value) for _, value in query), json.dumps(asked)])
         if not set(_digests(text)) <= {*self._files.get(client, ()), *self._files.get("", ())}:

@@ -1,5 +1,5 @@
 """
-The demo: inspect images, teach products, judge a threshold.
+The demo: inspect images, one by one and live, teach products, judge a threshold.
 
 `python demo/app.py [CHECKPOINT]`, or `anople demo [CHECKPOINT]`. On a Space it runs as it is.
 """
@@ -22,9 +22,11 @@ from starlette.middleware import Middleware
 
 from demo.access import OwnSessionsOnly
 from demo.examples import Examples, write_examples
-from demo.inputs import MAX_UPLOAD, MODEL
+from demo.inputs import MAX_UPLOAD, MODEL, say_refusals
 from demo.inspect_tab import inspect_tab
 from demo.judge_tab import judge_tab
+from demo.live_tab import SCRIPT as LIVE
+from demo.live_tab import live_tab
 from demo.server import ContentSecurityPolicy, DemoBlocks, add_tools, offers_tools
 from demo.session import Session, start_session
 from demo.style import CSS, SCRIPT, theme
@@ -51,15 +53,19 @@ def build_demo(start: Session, examples: Examples) -> DemoBlocks:
         )
         with gr.Tabs():
             with gr.Tab("Inspect"):
-                product_to_inspect = inspect_tab(start, session, examples)
-            with gr.Tab("Teach"):
-                teaching_events = teach_tab(start, session, examples)
+                product_to_inspect, undoing = inspect_tab(start, session, examples)
+            with gr.Tab("Live"):
+                product_on_camera = live_tab(start, session)
+            with gr.Tab("Teach") as tab:
+                product_to_change, changes = teach_tab(start, session, examples, tab)
             with gr.Tab("Judge") as tab:
                 product_to_judge = judge_tab(start, session, tab)
-        # What changes the products changes the lists of them in the other two tabs, which only now are all there.
-        for event, inputs, outputs, handler, options in teaching_events:
-            changed = [*outputs, product_to_inspect, product_to_judge]
-            event(handler, [*inputs, session], changed, **options, **MODEL)
+        # What changes the products changes the lists of them in all tabs, which only now are all there.
+        lists = [product_to_inspect, product_on_camera, product_to_judge, product_to_change]
+        for change in (undoing, *changes):
+            outputs = [*change.outputs, *lists]
+            event = change.event(change.handler, [*change.inputs, session], outputs, **change.options, **MODEL)
+            say_refusals(event, session, change.message, kept=[each for each in outputs if each is not change.message])
         if offers_tools():
             add_tools(start)
     return demo
@@ -82,7 +88,7 @@ def serve(demo: DemoBlocks, *, served_as: Sequence[str] = (), **options: Any) ->
     _, address, _ = demo.launch(
         theme=theme(),
         css=CSS,
-        js=SCRIPT,
+        js=f"() => {{{SCRIPT}{LIVE}}}",
         footer_links=["api", "settings"],
         max_file_size=MAX_UPLOAD,
         state_session_capacity=64,

@@ -2,13 +2,20 @@
 
 import contextlib
 import html
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from gradio.data_classes import ImageData
+from gradio.events import Dependency
 from PIL import Image, UnidentifiedImageError
+
+from .session import PREDICT_PRODUCT, Session
+from .style import message_html
 
 
 MAX_PIXELS = 50_000_000  # of one image
@@ -16,6 +23,7 @@ MAX_IMAGES = 100  # at once
 MAX_UPLOAD = 200 * 2**20  # bytes of one file
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one question to the model at a time
 HIDDEN = {"api_visibility": "private"}  # what clicks on the page need, and programs do not
+FAILED = "This failed, and not by what you gave: try again. The reason stands in the log of the program."
 # The camera that looks away from the person, and its picture as it is: a mirrored product is another one.
 CAMERA = gr.WebcamOptions(
     mirror=False,
@@ -63,13 +71,75 @@ def product_field(names: list[str], identity: str) -> gr.Dropdown:
     return gr.Dropdown(names, value=names[0], label="Product", allow_custom_value=True, elem_id=identity)
 
 
+@dataclass(frozen=True)
+class ProductChange:
+    """
+    An event that changes products; the lists of them in all tabs change with it (see [`product_choices`]).
+
+    Args:
+        event: such as `button.click`.
+        handler: gets `inputs` and the session, gives what goes into `outputs` and the lists.
+        inputs, outputs: of the tab.
+        message: the one of `outputs` in which a refusal is said.
+        options: of the event.
+    """
+
+    event: Callable[..., Dependency]
+    handler: Callable[..., tuple]
+    inputs: list[Component]
+    outputs: list[Component]
+    message: gr.HTML
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def product_choices(session: Session, chosen: str | None = None) -> tuple:
+    """Give the names of the products to the lists of Inspect and Live, and of Judge and Teach; one of them is chosen."""
+    names = session.products
+    asked = {"choices": [PREDICT_PRODUCT, *names], "value": chosen or PREDICT_PRODUCT}
+    known = {"choices": names, "value": chosen or session.last_product or names[0]}
+    return tuple(gr.update(**each) for each in (asked, asked, known, known))  # Gradio writes into each
+
+
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Show what a person can mend as a message; Gradio takes messages for HTML, so it is escaped."""
+def refusals(session: Session | None = None) -> Iterator[None]:
+    """
+    Refuse what a person can mend in words; Gradio takes messages for HTML, so they are escaped.
+
+    Programs get an error. The page of a session says it where the answer would be (see [`say_refusals`]).
+    """
     try:
         yield
     except ValueError as error:
-        raise gr.Error(html.escape(str(error)), title="Not possible", duration=None, print_exception=False) from error
+        words, options = str(error), {"title": "Not possible", "duration": None, "print_exception": False}
+        if session is not None:
+            session.refusal = words
+        raise gr.Error(html.escape(words), visible=session is None, **options) from error
+
+
+def say_refusals(
+    event: Dependency,
+    session: gr.State,
+    place: gr.HTML,
+    *,
+    emptied: Sequence[Component] = (),
+    kept: Sequence[Component] = (),
+) -> Dependency:
+    """
+    Let the page say why what it asked for was refused.
+
+    Args:
+        event: what may be refused.
+        place: where the answer would stand.
+        emptied: what else showed an earlier answer.
+        kept: what else the event writes into, and stays as it is.
+    """
+
+    def say(session: Session) -> list[Any]:
+        words, session.refusal = session.refusal or FAILED, None
+        return [message_html(words, "refused"), *[None] * len(emptied), *[gr.skip()] * len(kept)]
+
+    places = [place, *emptied, *kept]
+    return event.failure(say, session, places, queue=False, show_progress="hidden", **HIDDEN)
 
 
 def read_image(path: str | Path | None) -> dict[str, Any]:
@@ -84,18 +154,24 @@ def read_image(path: str | Path | None) -> dict[str, Any]:
     if not path:
         raise ValueError("There is no photograph yet: drop one, paste one, or click an example.")
     path = Path(path)
-    try:  # this reads the head of the file alone
-        with Image.open(path) as image:
-            width, height = image.size
-    except FileNotFoundError as error:
+    try:
+        return read_bytes(path.name, path.read_bytes())
+    except OSError as error:
         raise ValueError(f"{path.name} is no longer here: upload it again.") from error
+
+
+def read_bytes(name: str, content: bytes) -> dict[str, Any]:
+    """Look at the bytes of a photograph; result and errors are those of [`read_image`]."""
+    try:  # this reads the head of the file alone
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
     except Image.DecompressionBombError as error:
-        raise ValueError(_too_large(path.name)) from error
+        raise ValueError(_too_large(name)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path.name} is not a photograph that can be read: give a JPEG, PNG or similar.") from error
+        raise ValueError(f"{name} is not a photograph that can be read: give a JPEG, PNG or similar.") from error
     if width * height > MAX_PIXELS:
-        raise ValueError(_too_large(path.name, f" ({width} x {height})"))
-    return {"path": path.name, "bytes": path.read_bytes()}
+        raise ValueError(_too_large(name, f" ({width} x {height})"))
+    return {"path": name, "bytes": content}
 
 
 def _too_large(name: str, size: str = "") -> str:

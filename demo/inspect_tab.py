@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 from PIL import Image, ImageDraw
 
 from modeling_anople import load_image
@@ -26,21 +27,25 @@ from .inputs import (
     HIDDEN,
     MAX_IMAGES,
     MODEL,
+    ProductChange,
     check_count,
     image_field,
     images_among,
     images_field,
+    product_choices,
     product_field,
     read_image,
     refusals,
+    say_refusals,
 )
 from .judge_tab import add_normal_image
 from .session import PREDICT_PRODUCT, Inspection, Session
-from .style import data_url, legend_html, message_html
+from .style import VERDICTS, data_url, kind_of, legend_html, message_html, verdict_box
 
 
 COLUMNS = ("no", "photograph", "verdict", "score", "line", "product", "ms", "remark")
 PAGE_COLUMNS = ("no", "heat map", *COLUMNS[1:])
+COLUMN_WIDTHS = [34, 58, 104, 118, 84, 64, 130, 64, 520]  # pixels: a phone shows the first four
 THUMBNAIL_SIDE = 72  # pixels
 CROP_SIDE = 224  # pixels of a crop on the page
 CROP_MARGIN = 1.3  # sides of the box
@@ -53,8 +58,13 @@ WELCOME = (
 )
 
 
-def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dropdown:
-    """Lay out the tab: one image at once, or many as a table. Returns the list of products, which teaching changes."""
+def inspect_tab(start: Session, session: gr.State, examples: Examples) -> tuple[gr.Dropdown, ProductChange]:
+    """
+    Lay out the tab: one image at once, or many as a table.
+
+    Returns:
+        The list of products, and what takes back a change of them.
+    """
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = image_field("Photograph", "photograph", ["upload", "webcam", "clipboard"], 300)
@@ -79,34 +89,39 @@ def inspect_tab(start: Session, session: gr.State, examples: Examples) -> gr.Dro
                 label="Photograph | heat map", elem_id="pictures", type="filepath", interactive=False, max_height=460
             )
             gr.HTML(legend_html())
-            _feedback(session)
+            undoing = _feedback(session)
             explanation = gr.HTML(elem_id="why")
             with gr.Accordion("Numbers", open=False):
                 numbers = gr.JSON(label="Answer")
                 explanation_numbers = gr.JSON(label="Explanation")
     answers, questions = [numbers, verdict, pictures], [image, product, session]
     explaining = {"fn": explain_answer, "inputs": session, "outputs": [explanation_numbers, explanation], **MODEL}
-    answered = inspect_button.click(inspect, questions, answers, api_name="inspect", **MODEL)
-    answered.success(**explaining, api_name="explain")
+    emptied = [numbers, pictures, explanation_numbers, explanation]
+
+    def explain_after(event: Dependency, **options: str) -> None:
+        """Explain an answer; where there is none, say why in its place, and show nothing of the one before."""
+        say_refusals(event, session, verdict, emptied=emptied)
+        say_refusals(event.success(**explaining, **options), session, explanation, emptied=[explanation_numbers])
+
+    explain_after(inspect_button.click(inspect, questions, answers, api_name="inspect", **MODEL), api_name="explain")
     example_chosen = gallery.select(choose_example, session, [image, gallery], **HIDDEN)
     # Dropped, pasted and taken images are judged at once too; the API has one endpoint for all ways.
     for event in (image.upload, example_chosen.success):
-        event(inspect, questions, answers, **HIDDEN, **MODEL).success(**explaining, **HIDDEN)
-    emptied = [numbers, verdict, pictures, explanation_numbers, explanation]
-    image.clear(lambda: (None, WELCOME, None, None, ""), None, emptied, queue=False, **HIDDEN)
+        explain_after(event(inspect, questions, answers, **HIDDEN, **MODEL), **HIDDEN)
+    image.clear(lambda: (WELCOME, *[None] * len(emptied)), None, [verdict, *emptied], queue=False, **HIDDEN)
     table = _many_images(session, product)
-    table.select(show_row, session, answers, **HIDDEN).success(**explaining, **HIDDEN)
-    return product
+    explain_after(table.select(show_row, session, answers, **HIDDEN), **HIDDEN)
+    return product, undoing
 
 
-def _feedback(session: gr.State) -> None:
-    """Lay out what a person may answer to a verdict."""
+def _feedback(session: gr.State) -> ProductChange:
+    """Lay out what a person may answer to a verdict; returns what takes it back."""
     with gr.Row():
         good_button = gr.Button("This part is good", size="sm", elem_id="good")
         undo_button = gr.Button("Undo", size="sm", elem_id="undo-good")
     message = gr.HTML(elem_id="good-message")
-    good_button.click(learn_last, session, message, **HIDDEN, **MODEL)
-    undo_button.click(undo_last, session, message, **HIDDEN, **MODEL)
+    say_refusals(good_button.click(learn_last, session, message, **HIDDEN, **MODEL), session, message)
+    return ProductChange(undo_button.click, undo_last, [], [message], message, HIDDEN)
 
 
 def _many_images(session: gr.State, product: gr.Dropdown) -> gr.Dataframe:
@@ -123,14 +138,18 @@ def _many_images(session: gr.State, product: gr.Dropdown) -> gr.Dataframe:
             datatype=["number", "html", "str", "str", "number", "number", "str", "number", "str"],
             interactive=False,
             label="Results: click a head to sort, a row to see it above",
+            wrap=True,
+            column_widths=COLUMN_WIDTHS,
             elem_id="results",
         )
         report = gr.File(label="CSV and heat maps (zip)", interactive=False, elem_id="report")
-    inspect_all_button.click(
+    judged = inspect_all_button.click(
         inspect_many, [files, product, session], [table, report, message], api_name="inspect_many", **MODEL
     )
+    say_refusals(judged, session, message, kept=[table, report])
     stop_button.click(stop, session, message, queue=False, **HIDDEN)
-    folder.upload(take_folder, [folder, files], files, **HIDDEN)
+    taken = folder.upload(take_folder, [folder, files, session], files, **HIDDEN)
+    say_refusals(taken, session, message, kept=[files])
     return table
 
 
@@ -149,7 +168,7 @@ def inspect(photograph: str, product: str, session: Session) -> tuple[dict[str, 
         The numbers (words, verdict, score, line, product, milliseconds), the verdict as HTML, and the photograph with its
         heat map.
     """
-    with refusals():
+    with refusals(session):
         inspection = inspect_image(session, photograph, product)
     session.inspections = [inspection]
     return _answer(session, inspection)
@@ -163,14 +182,14 @@ def explain_answer(session: Session) -> tuple[dict[str, Any], str]:
         The words, the worst region, the score and the line it was held against, and the nearest good photograph; the same
         as HTML with both places as pictures.
     """
-    with refusals():
+    with refusals(session):
         explained = explain_last(session)
     return explained.numbers, explanation_html(explained)
 
 
 def learn_last(session: Session) -> str:
     """Add the photograph that was judged last to the good ones of its product, in this session."""
-    with refusals():
+    with refusals(session):
         if session.last_product is None:
             raise ValueError("Inspect a photograph of a product first.")
         with session.undoable():
@@ -178,11 +197,11 @@ def learn_last(session: Session) -> str:
     return message_html(f"{words} Inspect it again to see; Undo takes it back.")
 
 
-def undo_last(session: Session) -> str:
-    """Take back what was learned last."""
-    with refusals():
+def undo_last(session: Session) -> tuple:
+    """Take back what was learned, renamed, forgotten or replaced last."""
+    with refusals(session):
         session.undo()
-    return message_html("The detector is as it was before.")
+    return message_html("The detector is as it was before."), *product_choices(session)
 
 
 def choose_example(session: Session, event: gr.SelectData) -> tuple[str, Any]:
@@ -203,20 +222,20 @@ def inspect_many(
     Returns:
         The table, a zip file with a CSV file and all heat maps, and a message.
     """
-    with refusals():
+    with refusals(session):
         check_count(files, MAX_IMAGES)
         session.stop.clear()
         inspections, rows = [], []
         for done, inspection in enumerate(inspect_images(session, files, product), start=1):
             inspections.append(inspection)
-            rows.append(page_row(done, inspection))
+            rows.append((inspection, page_row(done, inspection)))
             progress((done, len(files)), desc=f"{done} of {len(files)}", unit="photographs")
-            yield rows, None, message_html(f"{done} of {len(files)} photographs are judged.", "busy")
+            yield page_table(rows), None, message_html(f"{done} of {len(files)} photographs are judged.", "busy")
             if session.stop.is_set():  # by the button, whose handler does not wait in this one's queue
                 break
         session.inspections = inspections  # whole at last: a click on a row finds its image by the row's number
         report = write_report(session.folder, inspections)
-        yield rows, str(report), message_html(_summary(inspections, len(files)))
+        yield page_table(rows), str(report), message_html(_summary(inspections, len(files)))
 
 
 def stop(session: Session) -> str:
@@ -225,9 +244,9 @@ def stop(session: Session) -> str:
     return message_html("Stopping after this photograph.", "busy")
 
 
-def take_folder(folder: list[str], files: list[str] | None) -> list[str]:
+def take_folder(folder: list[str], files: list[str] | None, session: Session) -> list[str]:
     """Add the photographs of a folder to those that are already listed; its other files stay out."""
-    with refusals():
+    with refusals(session):
         images = images_among(folder or [])
         if not images:
             raise ValueError("There is no photograph in this folder.")
@@ -236,7 +255,7 @@ def take_folder(folder: list[str], files: list[str] | None) -> list[str]:
 
 def show_row(session: Session, event: gr.SelectData) -> tuple[dict[str, Any], str, tuple[str, ...]]:
     """Show the photograph of a row of the table, however the table is sorted."""
-    with refusals():
+    with refusals(session):
         number = int(event.row_value[0])
         if not 1 <= number <= len(session.inspections):
             raise ValueError("This row's photograph is no longer here: judge it again.")
@@ -253,23 +272,22 @@ def _answer(session: Session, inspection: Inspection) -> tuple[dict[str, Any], s
 
 
 def _summary(inspections: list[Inspection], asked: int) -> str:
-    kinds = [inspection.verdict if not inspection.error else "could not be judged" for inspection in inspections]
+    kinds = [inspection.shown if not inspection.error else "could not be judged" for inspection in inspections]
     parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     ended = "" if len(inspections) == asked else f"Stopped after {len(inspections)} of {asked}. "
     return f"{ended}{len(inspections)} photographs: {parts}."
 
 
 def verdict_html(inspection: Inspection) -> str:
-    """Say the verdict; the class is for color, the words carry the meaning."""
-    sure = inspection.verdict in ("normal", "anomalous") and not inspection.unsure
-    kind = inspection.verdict if sure else "unsure"
-    product = f"as {html.escape(inspection.product)}" if inspection.product else "close to none of the products taught"
+    """Say the verdict in words, with its color and its sign."""
+    product = f"as {inspection.product}" if inspection.product else "close to none of the products taught"
     how = " (found by the detector)" if inspection.product_predicted and inspection.product else ""
-    words, name = html.escape(inspection.words), html.escape(inspection.name)
-    return (
-        f'<div class="verdict {kind}" role="status"><strong>{words}</strong>'
-        f"<span>{name}, judged {product}{how} in {inspection.milliseconds:.0f} ms</span></div>"
-    )
+    details = f"{inspection.name}, judged {product}{how} in {inspection.milliseconds:.0f} ms"
+    words = inspection.words
+    if inspection.unsure:
+        words = f"unsure, {inspection.score:.2f}; line at {inspection.threshold:.2f}"
+        details = f"Below the line, yet odder than every good photograph taught: look at the part. {details}"
+    return verdict_box(inspection.shown, words, details)
 
 
 # --- One image, and many ---
@@ -286,9 +304,16 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     Raises:
         ValueError: for a product that the detector does not know, and a file that cannot be used.
     """
+    inspection = inspect_source(session, read_image(path), product)
+    inspection.path = str(path)
+    session.remember_last(inspection)
+    return inspection
+
+
+def inspect_source(session: Session, source: dict[str, Any], product: str | None = None) -> Inspection:
+    """Judge one image as [`read_image`] gave it; arguments and errors are those of [`inspect_image`]."""
     start = time.perf_counter()
     requested = session.resolve_product(product)
-    source = read_image(path)
     image = load_image(source, white_value=session.processor.white_value)
     options = {"class_names": requested, "threshold": session.threshold}
     prediction = next(predict(session.model, session.processor, [image], **options))
@@ -297,7 +322,7 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
     milliseconds = 1000 * (time.perf_counter() - start)
     regions = prediction.find_regions()
     shown, heat_map = draw_heat_map(image, prediction, regions or [])
-    inspection = Inspection(
+    return Inspection(
         name=source["path"],
         verdict=prediction.label or "no line",
         unsure=prediction.unsure,
@@ -310,10 +335,7 @@ def inspect_image(session: Session, path: str | Path | None, product: str | None
         milliseconds=milliseconds,
         image=shown,
         heat_map=heat_map,
-        path=str(path),
     )
-    session.remember_last(inspection)
-    return inspection
 
 
 def inspect_images(session: Session, paths: list[str], product: str | None = None) -> Iterator[Inspection]:
@@ -476,7 +498,8 @@ def table_row(number: int, inspection: Inspection) -> list:
     if inspection.error:
         return [number, inspection.name, "not judged", None, None, "", None, inspection.error]
     product, score = inspection.product or "", round(inspection.score, 4)
-    remark = "product found by the detector" if inspection.product_predicted and product else ""
+    found = "product found by the detector" if inspection.product_predicted and product else None
+    remark = "; ".join(filter(None, (inspection.remark, found)))
     milliseconds = round(inspection.milliseconds)
     return [
         number,
@@ -499,6 +522,22 @@ def page_row(number: int, inspection: Inspection) -> list:
         thumbnail = f'<img src="{data_url(small)}" alt="heat map {number}" class="thumbnail">'
     number, *others = table_row(number, inspection)
     return [number, thumbnail, *others]
+
+
+def page_table(rows: list[tuple[Inspection, list]]) -> dict[str, list | dict]:
+    """Put rows into a table that shows each verdict in its color, with its sign and its word; its data are the plain values."""
+    column = PAGE_COLUMNS.index("verdict")
+    shown, styles = [], []
+    for inspection, row in rows:
+        color, ink, sign, _ = VERDICTS[kind_of(inspection.shown)]
+        cells, style = ["" if value is None else str(value) for value in row], [""] * len(row)
+        if not inspection.error:
+            cells[column] = f"{sign} {inspection.shown}"
+            style[column] = f"background-color: {color}; color: {ink}; font-weight: 600"
+        shown.append(cells)
+        styles.append(style)
+    metadata = {"display_value": shown, "styling": styles}
+    return {"headers": list(PAGE_COLUMNS), "data": [row for _, row in rows], "metadata": metadata}
 
 
 def write_report(folder: Path, inspections: list[Inspection]) -> Path:

@@ -10,7 +10,7 @@ from modeling_anople.calibration_anople import calibrate, describe_guarantee
 from modeling_anople.enrollment_anople import add_normals
 from modeling_anople.runtime.heat_maps import LINE
 
-from .inputs import HIDDEN, MODEL, image_field, product_field, read_image, refusals
+from .inputs import HIDDEN, MODEL, image_field, product_field, read_image, refusals, say_refusals
 from .session import Session
 from .style import color_scale_url, message_html
 
@@ -33,9 +33,12 @@ def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
             fine_button = gr.Button("This was fine: add it", variant="primary", elem_id="fine")
             added_message = gr.HTML(elem_id="fine-message")
     questions, answers = [product, threshold, session], [message, drawing]
-    tab.select(open_tab, session, [product, threshold, image, *answers], **HIDDEN, **MODEL)
-    product.input(show_threshold, questions, answers, **HIDDEN, **MODEL)
-    threshold.change(
+    filled = [product, threshold, image]
+    opened = tab.select(open_tab, session, [*filled, *answers], **HIDDEN, **MODEL)
+    say_refusals(opened, session, message, emptied=[drawing], kept=filled)
+    chosen = product.input(show_threshold, questions, answers, **HIDDEN, **MODEL)
+    say_refusals(chosen, session, message, emptied=[drawing])
+    moved = threshold.change(
         show_threshold,
         questions,
         answers,
@@ -44,13 +47,15 @@ def judge_tab(start: Session, session: gr.State, tab: gr.Tab) -> gr.Dropdown:
         show_progress="hidden",
         **MODEL,
     )
-    fine_button.click(
+    say_refusals(moved, session, message, emptied=[drawing])
+    added = fine_button.click(
         add_normal,
         [product, image, threshold, session],
         [added_message, *answers],
         api_name="add_normals",
         **MODEL,
     )
+    say_refusals(added, session, added_message, kept=answers)
     return product
 
 
@@ -75,7 +80,7 @@ def show_threshold(product: str, threshold: float, session: Session) -> tuple[st
     Returns:
         The answer in words, and a picture as SVG.
     """
-    with refusals():
+    with refusals(session):
         report = judge_threshold(session, product, threshold)
     return message_html(report.words, "plain"), draw_threshold(report)
 
@@ -92,7 +97,7 @@ def add_normal(product: str, photograph: str, threshold: float, session: Session
     Returns:
         A message, and the answer of /judge in words and as a picture.
     """
-    with refusals():
+    with refusals(session):
         words = add_normal_image(session, product, photograph)
     return message_html(words), *show_threshold(product, threshold, session)
 
@@ -112,6 +117,7 @@ class ThresholdReport:
         scores: of each against the memory of the others, or of a lone one's moved and relit copies; sorted, and
             calibrated to 0.5.
         guarantee: what the images behind the calibrated threshold can promise, in words.
+        open_from: from which score on what lies below the threshold is called unsure; 1 where nothing is.
     """
 
     product: str
@@ -119,6 +125,12 @@ class ThresholdReport:
     image_count: int
     scores: list[float]
     guarantee: str
+    open_from: float
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether there are scores below the threshold that are called unsure."""
+        return self.open_from < self.threshold
 
     @property
     def flagged(self) -> int:
@@ -129,10 +141,14 @@ class ThresholdReport:
     def words(self) -> str:
         """What the threshold does, and how little stands behind the calibrated one."""
         images = "1 good photograph" if self.image_count == 1 else f"{self.image_count} good photographs"
+        unsure = (
+            f" What lies between {self.open_from:.2f}, the oddest of them, and your line is called unsure: so few photographs "
+            "leave it open."
+        )
         return (
             f"At {self.threshold:.2f}, {self.flagged} of {len(self.scores)} measurements of {images} would be flagged. (Each "
             "photograph is measured against the others; a lone one by four slightly moved and relit copies.) The calibrated "
-            f"line is {LINE:.2f}. {self.guarantee}"
+            f"line is {LINE:.2f}. {self.guarantee}{unsure if self.leaves_open else ''}"
         )
 
 
@@ -154,14 +170,14 @@ def judge_threshold(session: Session, product: str | None, threshold: float) -> 
     # a slider moves.
     raw_scores = calibrated.image_scores or calibrated.jittered_image_scores
     scores = calibrate(torch.tensor(raw_scores), [calibrated] * len(raw_scores), "image")
-    return ThresholdReport(
-        name, threshold, session.image_count(name), sorted(scores.tolist()), describe_guarantee(calibrated)
-    )
+    open_from = calibrate(torch.tensor([calibrated.open_from]), [calibrated], "image").item()
+    promised = describe_guarantee(calibrated)
+    return ThresholdReport(name, threshold, session.image_count(name), sorted(scores.tolist()), promised, open_from)
 
 
 def draw_threshold(report: ThresholdReport) -> str:
     """
-    Draw the scores as dots over the color scale, with both thresholds, as SVG in the page's own ink.
+    Draw the scores as dots over the color scale, with both thresholds and what is unsure, as SVG in the page's own ink.
 
     `gr.ScatterPlot` has neither rules nor a picture as its axis, and a slider that moves would make it anew each time.
     """
@@ -176,9 +192,16 @@ def draw_threshold(report: ThresholdReport) -> str:
         above = ' class="flagged"' if score > report.threshold else ""
         dots.append(f'<circle{above} cx="{x}" cy="{base - 12 - 10 * min(stacked[slot] - 1, 6)}" r="4.5"/>')
     calibrated, chosen = left + width * LINE, left + width * report.threshold
+    band = ""
+    if report.leaves_open:
+        start = left + width * report.open_from
+        band = f'<rect class="open" x="{start}" y="22" width="{chosen - start}" height="{base - 22}"/>'
+        if chosen - start > 50:  # as wide as its word
+            band += f'<text x="{(start + chosen) / 2}" y="38" text-anchor="middle">unsure</text>'
     label = html.escape(f"{report.product}: {report.flagged} of {len(report.scores)} above the line", quote=True)
     anchor = "end" if report.threshold > 0.7 else "start"
     return f"""<svg class="normals" viewBox="0 0 600 140" role="img" aria-label="{label}">
+{band}
 <image href="{color_scale_url()}" x="{left}" y="{base}" width="{width}" height="12" preserveAspectRatio="none"/>
 {"".join(dots)}
 <line class="calibrated" x1="{calibrated}" x2="{calibrated}" y1="22" y2="{base + 18}"/>

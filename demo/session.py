@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import shutil
 import tempfile
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
+from modeling_anople.enrollment_anople import forget, rename
 from modeling_anople.runtime.loading import computing_device, load_detector
 
 from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normal_images, standard_detector
@@ -25,6 +27,7 @@ from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normal_images, sta
 PREDICT_PRODUCT = "find it yourself"  # in the lists of products: the detector is to say which one an image shows
 NORMAL_IMAGE_SIDE = 1024  # pixels; larger images are kept smaller
 ANSWERS_KEPT = 4  # answers whose files stay: one may still be on its way to Gradio's cache while the next is written
+SAMPLE_SIDE = 56  # pixels of the small picture of a good image
 _file_numbers = itertools.count()
 
 
@@ -66,12 +69,21 @@ class Inspection:
     path: str | None = None
 
     @property
+    def shown(self) -> str:
+        """The verdict in the words that stand on the page: "unsure" for what is normal and yet left open."""
+        return "not judged" if self.error else "unsure" if self.unsure else self.verdict
+
+    @property
+    def remark(self) -> str | None:
+        """Why the verdict is as it is, where that is not the score alone."""
+        return self.reason or ("unsure: odder than every good photograph taught" if self.unsure else None)
+
+    @property
     def words(self) -> str:
         """The answer as a person says it."""
         if self.error:
             return self.error
-        remark = self.reason or ("unsure: odder than every good photograph taught" if self.unsure else None)
-        verdict = f"{self.verdict} ({remark})" if remark else self.verdict
+        verdict = f"{self.verdict} ({self.remark})" if self.remark else self.verdict
         return f"{verdict}, {self.score:.2f}; line at {self.threshold:.2f}"
 
     @property
@@ -106,6 +118,12 @@ class NormalImage:
     path: Path
     size: tuple[int, int]
 
+    @functools.cached_property
+    def sample(self) -> Image.Image:
+        """The image as a small square; made once."""
+        with Image.open(self.path) as image:
+            return small_square(image)
+
     @property
     def source(self) -> dict[str, Any]:
         """The image as the package's functions take it."""
@@ -115,6 +133,11 @@ class NormalImage:
         """The same image, after a detector was taught from the copy."""
         with Image.open(self.path) as image:
             return dataclasses.replace(self, size=image.size)
+
+
+def small_square(image: Image.Image) -> Image.Image:
+    """Cut the middle of an image to a small square, as lists show it."""
+    return ImageOps.fit(image.convert("RGB"), (SAMPLE_SIDE, SAMPLE_SIDE))
 
 
 def save_normal_images(folder: Path, images: Iterable[tuple[str, Image.Image]]) -> list[NormalImage]:
@@ -173,6 +196,7 @@ class Session:
         self.examples: list[Path] = []  # images to try, the same for all
         self.normal_images: dict[str, list[NormalImage]] = {}  # of each product the last ones it was taught from
         self.stop, self.stop_fit = threading.Event(), threading.Event()
+        self.refusal: str | None = None  # why the last request was refused, until the page has said it
         self._owns_detector = False
         self._before: tuple | None = (
             None  # detector and good images before the last one that can be undone, and its log
@@ -247,6 +271,32 @@ class Session:
         position = index - self.image_count(product) + len(images)
         return images[position] if 0 <= position < len(images) else None
 
+    def rename(self, product: str, name: str) -> None:
+        """Call a product otherwise, in this session."""
+        model, processor = self.own_detector()
+        rename(model, processor, product, name)
+        self.normal_images = {name if each == product else each: images for each, images in self.normal_images.items()}
+        for inspection in self.inspections:
+            inspection.product = name if inspection.product == product else inspection.product
+        last = [name if each == product else each for each in (self.last_product, self.last_requested)]
+        self.last_product, self.last_requested = last
+
+    def forget(self, product: str) -> None:
+        """Forget a product, in this session."""
+        model, processor = self.own_detector()
+        forget(model, processor, product)
+        self.drop_images(product)
+        self._drop_unknown()
+
+    def drop_images(self, product: str) -> None:
+        """No longer keep a product's good images; their files stay with the session, since it may be undone."""
+        self.normal_images = {each: images for each, images in self.normal_images.items() if each != product}
+
+    def _drop_unknown(self) -> None:
+        """No longer name a product as the last one that is not known any more."""
+        last = [each if each in self.products else None for each in (self.last_product, self.last_requested)]
+        self.last_product, self.last_requested = last
+
     def own_detector(self) -> tuple[AnoPLeModel, AnoPLeProcessor]:
         """Return a detector that may be changed: from the first call on, nobody else sees this one."""
         if not self._owns_detector:
@@ -282,6 +332,7 @@ class Session:
             raise ValueError("The detector was changed since: it cannot be undone.")
         self.model, self.processor, self.normal_images, self._owns_detector = before
         self._before = None
+        self._drop_unknown()
 
     def adopt(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:
         """Take a detector of the same products, taught from the copies of the same images."""

@@ -1,15 +1,20 @@
-"""The tab on which products are taught, prompts fitted to them, and detectors taken home and brought back."""
+"""The tab on which products are taught and changed, prompts fitted to them, and detectors taken home and brought back."""
 
+import dataclasses
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import gradio as gr
 import pandas
 from torch.utils.data import DataLoader
 
-from modeling_anople import AnoPLeModel, AnoPLeProcessor
+from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
+from modeling_anople.calibration_anople import ProductThreshold
 from modeling_anople.enrollment_anople import enroll as enroll_product
+from modeling_anople.enrollment_anople import refuse_flat
 from modeling_anople.images_anople import CAMERA_WHITES
 from modeling_anople.losses_anople import loss_weights
 from modeling_anople.training import fit_steps, make_accelerator, make_optimizer
@@ -18,9 +23,20 @@ from modeling_anople.training.finishing import finish
 from modeling_anople.training.options import TrainingConfig
 
 from .examples import NEW_PRODUCT, Examples
-from .inputs import HIDDEN, MODEL, check_count, images_field, read_image, refusals
-from .session import PREDICT_PRODUCT, Session, copy_detector
-from .style import message_html, products_html
+from .inputs import (
+    HIDDEN,
+    MODEL,
+    ProductChange,
+    check_count,
+    images_field,
+    product_choices,
+    product_field,
+    read_image,
+    refusals,
+    say_refusals,
+)
+from .session import Session, copy_detector, small_square
+from .style import data_url, message_html, sign_html
 from .transfer import pack_detector, unpack_detector
 
 
@@ -28,27 +44,34 @@ MAX_SHOTS, MAX_PRODUCTS = 8, 50
 _NAME = re.compile(r"[^\W_][\w .,()+-]{0,59}")  # no path, no HTML, and short enough for a list
 MIN_STEPS, DEFAULT_STEPS, MAX_STEPS = 10, 40, 300
 BATCH_SIZE = 2  # images, times five views
+MOST_SAMPLES = 8  # small pictures of each product in the list
 
 
-def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tuple]:
+def teach_tab(
+    start: Session, session: gr.State, examples: Examples, tab: gr.Tab
+) -> tuple[gr.Dropdown, list[ProductChange]]:
     """
-    Lay out the tab: a new product from good images, prompts to fit, a detector to take home and bring back.
+    Lay out the tab: a product from good images, products to rename and forget, prompts to fit, a detector to take home and
+    bring back.
 
     Returns:
-        The events that change products, each as (event, inputs, outputs, handler, options): the lists of products in the
-        other tabs change with them.
+        The list of products, and what changes products.
     """
     with gr.Row():
         with gr.Column(min_width=300):
-            name = gr.Textbox(label="Name of the new product", placeholder="bottle", max_length=60, elem_id="name")
+            name = gr.Textbox(label="Name of the product", placeholder="bottle", max_length=60, elem_id="name")
             files = images_field(f"1 to {MAX_SHOTS} good photographs of it", "shots", 200)
+            chosen = gr.HTML(elem_id="chosen")
             white_value = gr.Dropdown(
                 [("as the files say", 0), *((f"{bits} bits", white) for bits, white in CAMERA_WHITES.items())],
                 value=0,
                 label="Bits of the camera, where its files have 16",
                 elem_id="white",
             )
-            teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
+            with gr.Row():
+                teach_button = gr.Button("Teach", variant="primary", elem_id="teach")
+                replace_button = gr.Button("Replace product", elem_id="replace")
+            message = gr.HTML(elem_id="teach-message")
             gr.Examples(
                 [[NEW_PRODUCT, [str(path) for path in examples.to_teach]]],
                 [name, files],
@@ -56,16 +79,38 @@ def teach_tab(start: Session, session: gr.State, examples: Examples) -> list[tup
                 example_labels=[f"{NEW_PRODUCT}, {len(examples.to_teach)} drawn photographs"],
             )
         with gr.Column(min_width=300):
-            message = gr.HTML(elem_id="teach-message")
-            products = gr.HTML(products_html(start.products), elem_id="known")
+            products = gr.HTML(products_html(start), elem_id="known")
+            managed, changes = _products_accordion(start)
             _fit_accordion(session)
-            load_button, upload_file = _home_accordion(session)
+            changes.append(_home_accordion(session))
             with gr.Accordion("Numbers", open=False):
                 answer = gr.JSON(label="Answer")
-    answers = [answer, message, products]
-    return [
-        (teach_button.click, [name, files, white_value], answers, enroll, {"api_name": "enroll"}),
-        (load_button.click, [upload_file], answers, upload, {"api_name": "load"}),
+    asked = [files, white_value, session]
+    for event in (files.change, white_value.input):
+        event(look_at, asked, chosen, show_progress="hidden", **HIDDEN)
+    tab.select(products_html, session, products, show_progress="hidden", **HIDDEN)
+    taught = [name, files, white_value]
+    changes += [
+        ProductChange(teach_button.click, enroll, taught, [], message, {"api_name": "enroll"}),
+        ProductChange(replace_button.click, replace, taught, [], message, {"api_name": "replace"}),
+    ]
+    return managed, [dataclasses.replace(change, outputs=[answer, change.message, products]) for change in changes]
+
+
+def _products_accordion(start: Session) -> tuple[gr.Dropdown, list[ProductChange]]:
+    """Lay out the part that renames and forgets products; returns their list, and what changes them."""
+    with gr.Accordion("Rename or forget a product", open=False, elem_id="managing"):
+        managed = product_field(start.products, "managed")
+        name = gr.Textbox(label="Its new name", placeholder="bottle, 0.5 l", max_length=60, elem_id="new-name")
+        with gr.Row():
+            rename_button = gr.Button("Rename", elem_id="rename")
+            forget_button = gr.Button("Forget", variant="stop", elem_id="forget")
+            undo_button = gr.Button("Undo", elem_id="undo-product")
+        message = gr.HTML(elem_id="managed-message")
+    return managed, [
+        ProductChange(rename_button.click, rename, [managed, name], [], message, {"api_name": "rename"}),
+        ProductChange(forget_button.click, forget, [managed], [], message, {"api_name": "forget"}),
+        ProductChange(undo_button.click, undo, [], [], message, HIDDEN),
     ]
 
 
@@ -83,7 +128,7 @@ def _fit_accordion(session: gr.State) -> None:
     # The whole axis is there from the first step on; set apart from the losses, which are all that programs are sent.
     fit_button.click(open_curve, steps, curve, queue=False, **HIDDEN)
     # It takes minutes: its own queue lets others ask the model meanwhile.
-    fit_button.click(
+    fitted = fit_button.click(
         fit,
         [steps, session],
         [curve, message],
@@ -92,18 +137,21 @@ def _fit_accordion(session: gr.State) -> None:
         concurrency_id="fit",
         concurrency_limit=1,
     )
+    say_refusals(fitted, session, message, kept=[curve])
     stop_button.click(stop_fit, session, message, queue=False, **HIDDEN)
 
 
-def _home_accordion(session: gr.State) -> tuple[gr.Button, gr.File]:
-    """Lay out the part that takes a detector home and brings one back; returns what loads one, and from where."""
+def _home_accordion(session: gr.State) -> ProductChange:
+    """Lay out the part that takes a detector home and brings one back; returns what loads one."""
     with gr.Accordion("Take this detector home, or bring one", open=False, elem_id="home"):
         pack_button = gr.Button("Make a zip of this detector", elem_id="pack")
         download_file = gr.File(label="The detector, for download", interactive=False, elem_id="packed", height=110)
         upload_file = gr.File(label="A detector (zip) made here", file_types=[".zip"], elem_id="brought", height=160)
         load_button = gr.Button("Load it", elem_id="load")
-    pack_button.click(download, session, download_file, api_name="download", **MODEL)
-    return load_button, upload_file
+        message = gr.HTML(elem_id="home-message")
+    packed = pack_button.click(download, session, download_file, api_name="download", **MODEL)
+    say_refusals(packed, session, message, kept=[download_file])
+    return ProductChange(load_button.click, upload, [upload_file], [], message, {"api_name": "load"})
 
 
 # --- What the widgets call ---
@@ -121,21 +169,82 @@ def enroll(name: str, files: list[str], white_value: int, session: Session) -> t
     Returns:
         The message and the names of all products now; the same as HTML.
     """
-    with refusals():
+    with refusals(session):
         words = teach_product(session, name, files, white_value=white_value or None)
-    return *_products_changed(session, words), *_choices(session, name.strip())
+    return _products_changed(session, words, name.strip())
+
+
+def replace(name: str, files: list[str], white_value: int, session: Session) -> tuple:
+    """
+    Teach a product that is known anew, from 1 to 8 good photographs that take the place of all it was taught from.
+
+    Args:
+        name: of the product.
+        files: good photographs of it.
+        white_value: of files with more than 8 bits for each channel, 0 for what they say themselves.
+
+    Returns:
+        The message and the names of all products now; the same as HTML.
+    """
+    with refusals(session):
+        words = replace_product(session, name, files, white_value=white_value or None)
+    return _products_changed(session, words, name.strip())
+
+
+def rename(product: str, name: str, session: Session) -> tuple:
+    """
+    Give a product another name; its scores stay.
+
+    Args:
+        product: a product that was taught.
+        name: what it is called from now on.
+
+    Returns:
+        The message and the names of all products now; the same as HTML.
+    """
+    with refusals(session):
+        known, name = known_product(session, product), checked_name(name)
+        with session.undoable():
+            session.rename(known, name)
+    return _products_changed(session, f"{known} is called {name} now. Its scores are as before.", name)
+
+
+def forget(product: str, session: Session) -> tuple:
+    """
+    Forget a product.
+
+    Args:
+        product: a product that was taught.
+
+    Returns:
+        The message and the names of all products now; the same as HTML.
+    """
+    with refusals(session):
+        known = known_product(session, product)
+        if len(session.products) == 1:
+            raise ValueError(f"{known} is the only product, and a detector needs one: teach another one before.")
+        with session.undoable():
+            session.forget(known)
+    return _products_changed(session, f"{known} is forgotten. Undo brings it back, until something else is changed.")
+
+
+def undo(session: Session) -> tuple:
+    """Take back what was learned, renamed, forgotten or replaced last."""
+    with refusals(session):
+        session.undo()
+    return _products_changed(session, "The detector is as it was before.")
 
 
 def upload(file: str, session: Session) -> tuple:
     """Load a detector from a zip file."""
-    with refusals():
+    with refusals(session):
         words = unpack_detector(session, file)
-    return *_products_changed(session, words), *_choices(session)
+    return _products_changed(session, words)
 
 
 def download(session: Session) -> str:
     """Write the detector into a zip file."""
-    with refusals():
+    with refusals(session):
         return str(pack_detector(session))
 
 
@@ -154,7 +263,7 @@ def fit(steps: float, session: Session) -> Iterator[tuple[pandas.DataFrame | Non
     Returns:
         The loss of each step so far, and a message.
     """
-    with refusals():
+    with refusals(session):
         for progress in fit_prompts(session, int(steps)):
             done = len(progress.losses)
             if progress.words:
@@ -173,18 +282,54 @@ def stop_fit(session: Session) -> str:
     return message_html("Stopping after this step.", "busy")
 
 
-def _products_changed(session: Session, words: str) -> tuple:
-    """Say what was done to the products, for programs and for people."""
-    return {"words": words, "products": session.products}, message_html(words), products_html(session.products)
+def _products_changed(session: Session, words: str, chosen: str | None = None) -> tuple:
+    """Say what was done to the products, for programs and for people, and give all lists their names."""
+    told = {"words": words, "products": session.products}
+    return told, message_html(words), products_html(session), *product_choices(session, chosen)
 
 
-def _choices(session: Session, chosen: str | None = None) -> tuple:
-    """Give both product lists their names."""
-    names = session.products
-    return (
-        gr.update(choices=[PREDICT_PRODUCT, *names], value=chosen or PREDICT_PRODUCT),
-        gr.update(choices=names, value=chosen or session.last_product or names[0]),
+def products_html(session: Session) -> str:
+    """List the products that are known, with small pictures of what they were taught from, as far as that is here."""
+    items = "".join(_product_html(session, name) for name in session.products)
+    return f'<div class="known"><span>Products known</span><ul>{items}</ul></div>'
+
+
+def _product_html(session: Session, name: str) -> str:
+    images, count = session.normal_images.get(name, []), session.image_count(name)
+    shown = images[-MOST_SAMPLES:]
+    words = f"{count} good photograph{'s' if count > 1 else ''}"
+    if not images:
+        words += ", not here"
+    elif len(shown) < count:
+        words += f", the last {len(shown)} of them shown"
+    pictures = "".join(
+        f'<img src="{data_url(image.sample)}" alt="{html.escape(image.name)}" title="{html.escape(image.name)}">'
+        for image in shown
     )
+    return f'<li><strong>{html.escape(name)}</strong> <span>{words}</span><div class="samples">{pictures}</div></li>'
+
+
+def look_at(files: list[str] | None, white_value: int, session: Session) -> str:
+    """Show the photographs that were chosen, before they are taught; of one that cannot be, say why."""
+    if not files:
+        return ""
+    figures = "".join(_chosen_html(path, white_value or session.processor.white_value) for path in files[:MAX_SHOTS])
+    words = ""
+    if len(files) > MAX_SHOTS:
+        words = message_html(f"{len(files)} photographs are too many at once: give at most {MAX_SHOTS}.", "refused")
+    return f'{words}<div class="chosen">{figures}</div>'
+
+
+def _chosen_html(path: str, white_value: float | None) -> str:
+    name = html.escape(Path(path).name)
+    try:
+        source = read_image(path)
+        image = load_image(source, white_value=white_value)
+        refuse_flat(image, source)
+    except ValueError as error:
+        sign = f'<div class="unread">{sign_html("anomalous")}</div>'
+        return f'<figure class="refused">{sign}<figcaption>{html.escape(str(error))}</figcaption></figure>'
+    return f'<figure><img src="{data_url(small_square(image))}" alt=""><figcaption>{name}</figcaption></figure>'
 
 
 # --- Teach a product ---
@@ -211,7 +356,10 @@ def teach_product(
     """
     name = checked_name(name)
     if name in session.products:
-        raise ValueError(f"{name} is known already: choose another name, or add photographs under Judge.")
+        raise ValueError(
+            f"{name} is known already: choose another name, add photographs under Judge, or press Replace product to teach it anew from "
+            "these photographs alone."
+        )
     if len(session.products) >= MAX_PRODUCTS:
         raise ValueError(f"This detector knows {MAX_PRODUCTS} products, which is as many as the demo takes.")
     images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
@@ -219,11 +367,40 @@ def teach_product(
     threshold = enroll_product(model, processor, name, images, white_value=white_value)
     if keep:
         session.keep_sources(name, images)
-    count = len(images)
+    return f"{name} is ready, {_taught(threshold, len(images))} Inspect a photograph of it now."
+
+
+def replace_product(
+    session: Session, name: str | None, files: list[str] | None, *, white_value: float | None = None
+) -> str:
+    """
+    Teach a product of a session's own detector anew, from these images alone; says what it knows now.
+
+    Arguments and errors are those of [`teach_product`], but for the name, which must be known.
+    """
+    name = known_product(session, checked_name(name))
+    images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
+    with session.undoable():
+        model, processor = session.own_detector()
+        threshold = enroll_product(model, processor, name, images, white_value=white_value, replace=True)
+        session.drop_images(name)
+        session.keep_sources(name, images)
+    return f"{name} is taught anew, {_taught(threshold, len(images))} What it was taught from before is forgotten."
+
+
+def _taught(threshold: ProductThreshold, count: int) -> str:
     return (
-        f"{name} is ready, from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "
-        f"{threshold.max_false_alarm_rate:.0%} false alarms. Inspect a photograph of it now."
+        f"from {count} good photograph{'s' if count > 1 else ''}. Its line is set for at most "
+        f"{threshold.max_false_alarm_rate:.0%} false alarms."
     )
+
+
+def known_product(session: Session, product: str | None) -> str:
+    """Return the name of a product that is known; a `ValueError` says which are."""
+    name = session.resolve_product(product)
+    if name is None:
+        raise ValueError("Choose the product first.")
+    return name
 
 
 def checked_name(name: str | None) -> str:

@@ -292,6 +292,11 @@ class ProductThreshold:
                 f"{scores_needed(self.max_false_alarm_rate)} good photographs would support this rate, or set a higher one."
             )
 
+    @property
+    def open_from(self) -> float:
+        """The raw score above which photographs leave open what is normal; infinite where their ranks set the line."""
+        return max(self.image_scores) if self.estimate in ("extrapolated", "costs") else math.inf
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, owner: str = "a product") -> "Self | None":
         """
@@ -648,10 +653,7 @@ def are_unsure(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) ->
     They lie above every good photograph behind a threshold that was extrapolated beyond all of these, to keep a lower rate
     of false alarms than the photographs alone support, or that costs put there. It counts for what is called normal, whichever threshold decides.
     """
-    open_from = [
-        max(each.image_scores) if each and each.estimate in ("extrapolated", "costs") else math.inf
-        for each in thresholds
-    ]
+    open_from = [each.open_from if each else math.inf for each in thresholds]
     return scores.float() > scores.new_tensor(open_from, dtype=torch.float32)
 
 

@@ -1,5 +1,5 @@
 """
-Products come and go: good images are checked, enrolled and added, products calibrated and forgotten, without training.
+Products come and go: good images are checked, enrolled and added, products calibrated, renamed and forgotten, untrained.
 
 Each is done whole or not at all, and written into the detector's log. Users reach these as verbs of the detector, which is
 what `pipeline("image-anomaly-detection", ...)` returns.
@@ -52,7 +52,7 @@ from .images_anople import (
 from .inference_anople import TILES_AT_ONCE, TiledImage
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
-from .product_store_anople import SAME, ProductRecord, new_name
+from .product_store_anople import SAME, ProductRecord, composed, log_of, new_name
 from .scoring_anople import Detector
 from .tiling_anople import Tiling, tiling_text
 
@@ -274,11 +274,8 @@ def known_digests(history: Iterable[dict], class_name: str, *, held_out: bool = 
 
     Those that only set its threshold count unless `held_out` is off.
     """
-    digests: list[str] = []
-    for entry in history:
-        if entry["class_name"] == class_name and (held_out or entry["action"] != "calibrate"):
-            digests = [] if entry["action"] == "forget" else digests + entry["digests"]
-    return digests
+    counting = (entry for entry in log_of(history, class_name) if held_out or entry["action"] != "calibrate")
+    return [digest for entry in counting for digest in entry["digests"]]
 
 
 def digest_of(image: Image.Image) -> str:
@@ -286,9 +283,9 @@ def digest_of(image: Image.Image) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
 
 
-def _warn_of_others(normals: NormalImages, model: AnoPLeModel) -> None:
+def _warn_of_others(normals: NormalImages, model: AnoPLeModel, others: Iterable[str]) -> None:
     """Log a warning for images of a new product that the detector was given as one of the others."""
-    for name in model.config.class_names:
+    for name in others:
         known = set(known_digests(model.config.history, name))
         if count := sum(digest in known for digest in normals.digests):
             logger.warning(
@@ -315,6 +312,7 @@ def enroll(
     tiling: Tiling | Literal["same"] = SAME,
     ignore_mask: IgnoreMasks = None,
     white_value: float | None = None,
+    replace: bool = False,
 ) -> ProductThreshold:
     """
     Add a product from good images, without training: text embedding, memory, prototype and threshold.
@@ -335,35 +333,48 @@ def enroll(
             list with one for each, which is not kept.
         white_value: of photographs with more than 8 bits, such as 4095 of a 12-bit camera; the detector keeps it for all
             its products.
+        replace: whether a product of this name is there, which is forgotten as the new one is learned. Rate, tiling and
+            ignore mask are then by default those that it had.
 
     Returns:
         The threshold that was fitted.
 
     Raises:
-        ValueError: for a name that is taken, no image, one given twice, or other products of which no image is known yet.
+        ValueError: for a name that is taken (or, with `replace`, that is none's), no image, one given twice, or other
+            products of which no image is known yet.
         ImageError: naming the images that cannot be read; nothing was changed.
     """
     config, products = model.config, model.products
     # 1. Refuse what cannot be before anything is opened.
-    class_name = new_name(class_name, config.class_names)
-    if empty := [product.name for product in products if not product.image_count]:
+    old_id = products.id_of(class_name) if replace else None
+    old = None if old_id is None else products[old_id]
+    class_name = new_name(class_name, config.class_names) if old is None else old.name
+    if empty := [product.name for product in products if not product.image_count and product is not old]:
         raise ValueError(
             f"The detector knows no images of {empty}, which could not be judged beside a product that it remembers: give "
             "them some with add_normals first."
         )
     if processor.tokenizer is None:
         raise ValueError("This processor has no tokenizer, so no new product can be named: load it whole.")
+    if old is not None:  # what is not asked for otherwise stays as it was
+        tiling = old.record.tiling if tiling == SAME else tiling
+        ignore_mask = products.mask_opener(old_id) if ignore_mask is None else ignore_mask
+        max_false_alarm_rate = _rate_of(model, old_id, max_false_alarm_rate)
     setting = config.tiling if tiling == SAME else tiling_text(tiling)
     if setting != config.tiling and config.class_identity == "pooled":
         raise ValueError(f"Pooled classes share one tiling, {config.tiling!r}; got {tiling!r}: leave it out.")
     # 2. Open all images, and make the two texts.
     with _reads_by(model, processor, white_value), products.transaction():
         normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
-        _warn_of_others(normals, model)
+        _warn_of_others(normals, model, [product.name for product in products if product is not old])
         ids = model.tokenize_class(class_name, processor.tokenizer)
         record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
         # 3. Learn it, whole or not at all.
         class_id = products.add(record, ids, model.embed_text(ids)[0].detach())
+        if old is not None:
+            products.remove(old_id)
+            products.log("forget", class_name, date=date)
+            class_id -= 1
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
@@ -546,6 +557,35 @@ def forget(model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, *, d
     processor.class_names = list(model.config.class_names)
 
 
+def rename(
+    model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, new_class_name: str, *, date: str | None = None
+) -> None:
+    """
+    Give a product another name. What the detector answers stays as it is, bit for bit.
+
+    Memory, threshold and prompts stay: the words of the name that it was taught under remain in its prompts. To put those of
+    the new name there, forget the product and enroll it anew.
+
+    Args:
+        model, processor: the detector; the processor learns the name.
+        class_name: what the product is called.
+        new_class_name: what it shall be called.
+        date: ISO date for the log; by default now.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones, or a new one that is taken or that [`enroll`] would refuse.
+    """
+    class_id = model.products.id_of(class_name)
+    name = model.products[class_id].name
+    new = new_name(new_class_name, [product.name for product in model.products if product.name != name])
+    if new == composed(name):
+        raise ValueError(f"{name!r} is called so already: give another name.")
+    with model.products.transaction():
+        model.products.rename(class_id, new)
+        model.products.log("rename", new, former_name=name, date=date)
+    processor.class_names = list(model.config.class_names)
+
+
 def set_ignore_mask(model: AnoPLeModel, class_name: str, mask: ImageSource | None, *, date: str | None = None) -> None:
     """
     Keep what does not count on all images of a product, from now on wherever no other mask is given.
@@ -697,6 +737,7 @@ __all__ = [
     "open_normals",
     "reject_duplicates",
     "near_duplicates",
+    "rename",
     "seen_before",
     "set_ignore_mask",
 ]

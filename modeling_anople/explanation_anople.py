@@ -12,7 +12,7 @@ from .inference_anople import TILES_AT_ONCE, JudgedImage, TiledImage
 from .memory_anople import nearest_vector
 from .modeling_anople import AnoPLeModel
 from .processing_anople import AnoPLeProcessor
-from .product_store_anople import UNKNOWN_PRODUCT
+from .product_store_anople import UNKNOWN_PRODUCT, log_of
 from .scoring_anople import AnoPLeOutput, novelty_scores
 
 
@@ -200,11 +200,9 @@ def _name_nearest(
 
 def image_name(model: AnoPLeModel, class_name: str, index: int) -> str | None:
     """Look up in the detector's log the name of a product's good image; `None` where the log lacks some."""
-    files: list[str | None] = []
-    for entry in model.config.history:
-        # images that only calibrated the product are not remembered
-        if entry["class_name"] == class_name and entry["action"] != "calibrate":
-            files = [] if entry["action"] == "forget" else files + entry["files"]
+    # images that only calibrated the product are not remembered
+    entries = (entry for entry in log_of(model.config.history, class_name) if entry["action"] != "calibrate")
+    files = [file for entry in entries for file in entry["files"]]
     return files[index] if len(files) == model.products.named(class_name).image_count else None
 
 

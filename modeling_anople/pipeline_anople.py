@@ -20,6 +20,7 @@ from .enrollment_anople import (
     calibrate,
     enroll,
     forget,
+    rename,
     set_ignore_mask,
 )
 from .explanation_anople import Explanation, explain
@@ -285,7 +286,8 @@ class AnomalyDetectionPipeline(Pipeline):
                 "processor=AnoPLeProcessor.from_pretrained(...)."
             )
         config = model.config
-        had = {composed(name) for name in (*config.class_names, *(entry["class_name"] for entry in config.history))}
+        log = ((entry["class_name"], entry.get("former_name")) for entry in config.history)
+        had = {composed(name) for names in (config.class_names, *log) for name in names if name is not None}
         has, known = (list(map(composed, names)) for names in (config.class_names, processor.class_names))
         # both from one folder: it was changed after the model was read, and pictures are prepared as ever
         beside = bool(model.name_or_path) and getattr(processor, "name_or_path", "") == model.name_or_path
@@ -422,6 +424,10 @@ class AnomalyDetectionPipeline(Pipeline):
     def forget(self, class_name: str, **options) -> None:
         """Remove a product; options and errors of `enrollment_anople.forget`."""
         forget(self.model, self.processor, class_name, **options)
+
+    def rename(self, class_name: str, new_class_name: str, **options) -> None:
+        """Give a product another name, no score changes; options and errors of `enrollment_anople.rename`."""
+        rename(self.model, self.processor, class_name, new_class_name, **options)
 
     def set_ignore_mask(self, class_name: str, mask: ImageSource | None, **options) -> None:
         """Keep what does not count on a product's images; options and errors of `enrollment_anople.set_ignore_mask`."""

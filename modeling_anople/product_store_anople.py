@@ -114,6 +114,20 @@ def _looks_of(name: str) -> str:
     return " ".join("".join(shown).split())
 
 
+def log_of(history: Iterable[dict], class_name: str) -> list[dict]:
+    """Read from a detector's log the entries of the product that has a name now, since it is there, under all names it had."""
+    lives: dict[str, list[dict]] = {}
+    for entry in history:
+        name = entry["class_name"]
+        if entry["action"] == "forget":
+            lives.pop(name, None)
+            continue
+        if entry["action"] == "rename":
+            lives[name] = lives.pop(entry["former_name"], [])
+        lives.setdefault(name, []).append(entry)
+    return lives.get(class_name, [])
+
+
 # --- One product ---
 
 
@@ -190,7 +204,7 @@ class ProductRecord:
     The facts of one product, as they stand in `config.products`. A new fact is one more line here.
 
     Args:
-        name: what a user calls it; its words go into the prompts.
+        name: what a user calls it; the words of the first name it had are in its prompts.
         image_vectors: memory vectors, in each layer, of each remembered image, in the order in which images were added.
         has_boxes: whether it was kept which part of its image each vector saw.
         tiling: how its images are cut: "auto", "ROWS,COLUMNS", `None` for wholes, or "same" as the detector's.
@@ -445,6 +459,11 @@ class ProductStore(nn.ModuleList):
         self._fit_pooled(None)
         self.write()
 
+    def rename(self, class_id: int, name: str) -> None:
+        """Give a product another name; its prompts and all else stay, and so do its scores."""
+        self[class_id].record.name = name
+        self.write()
+
     def clear(self) -> None:
         """Drop all images, thresholds and the log, so that products can be learned anew; their texts, tilings and masks stay."""
         for product in self:
@@ -499,13 +518,15 @@ class ProductStore(nn.ModuleList):
         digests: Sequence[str] = (),
         prints: Sequence[PicturePrint] = (),
         defects: KnownDefects | None = None,
+        former_name: str | None = None,
         date: str | None = None,
     ) -> None:
         """
         Write into the history what was done to a product, when, from which files, and where its threshold lies now.
 
         File names stand there without their folders; `digests` are of the images' pixels. `prints` of them are kept with
-        the product. Of `defects` names, digests and costs stand there too.
+        the product. Of `defects` names, digests and costs stand there too; `former_name` is what one that was renamed was
+        called before.
         """
         names = self.config.class_names
         product = self[names.index(class_name)] if class_name in names else None
@@ -524,6 +545,8 @@ class ProductStore(nn.ModuleList):
         if defects is not None:
             entry |= {"defects": defects.files, "defect_digests": defects.digests}
             entry |= {"miss_cost": defects.miss_cost, "false_alarm_cost": defects.false_alarm_cost}
+        if former_name is not None:
+            entry["former_name"] = former_name
         self.config.history = [*self.config.history, entry]
         if prints:
             rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)
@@ -593,5 +616,6 @@ __all__ = [
     "composed",
     "did_you_mean",
     "find_class",
+    "log_of",
     "new_name",
 ]

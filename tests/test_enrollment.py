@@ -16,11 +16,13 @@ from transformers import pipeline
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, ImageError, enrollment_anople
 from modeling_anople.calibration_anople import ProductThreshold
+from modeling_anople.enrollment_anople import digest_of, known_digests
 from modeling_anople.evaluation import evaluate
 from modeling_anople.fitting_anople import calibrate_product, remember, score_images
 from modeling_anople.images_anople import PicturePrint, is_flat, print_of, same_pictures, taken_at
 from modeling_anople.inference_anople import TiledImage, prepare_tiles
 from modeling_anople.pipeline_anople import predict
+from modeling_anople.runtime.loading import load_detector
 
 from .contract import ANSWERS
 from .detectors import detector_of, fit, normals_of, wholes
@@ -217,6 +219,86 @@ def test_the_log_says_what_was_done_when_with_which_files(detector, photograph, 
     assert third["action"] == "forget" and third["known_photographs"] == 0
     assert abs((datetime.now().astimezone() - datetime.fromisoformat(third["date"])).total_seconds()) < 60
     assert {entry["class_name"] for entry in (first, second, third)} == {"gasket"}
+
+
+def test_a_renamed_product_answers_as_before_and_keeps_its_past(detector, photograph, tmp_path):
+    for number, image in enumerate(normals_of(photograph, 2, 5)):
+        image.save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    detector.enroll("gasket", paths[:3])
+    query = photograph(7)
+    before = detector([query, query], class_names=["gasket", "nut"], explain=True)
+    tensors = {name: value.clone() for name, value in detector.model.state_dict().items()}
+    detector.rename("gasket", "Dichtung", date="2026-11-30")
+    after = detector([query, query], class_names=["Dichtung", "nut"], explain=True)
+    assert all(torch.equal(value, tensors[name]) for name, value in detector.model.state_dict().items())
+    for one, other, name in zip(before, after, ("Dichtung", "nut"), strict=True):
+        assert one["score"] == other["score"] and np.array_equal(one["anomaly_map"], other["anomaly_map"])
+        assert other["class_name"] == name
+    assert after[0]["explanation"].nearest_photograph == before[0]["explanation"].nearest_photograph == "2.png"
+    assert detector.processor.class_names == detector.model.config.class_names == ["bolt", "nut", "Dichtung"]
+    last = detector.model.config.history[-1]
+    assert (last["action"], last["former_name"], last["class_name"]) == ("rename", "gasket", "Dichtung")
+    assert (last["date"], last["photographs"], last["known_photographs"]) == ("2026-11-30", 0, 3)
+    with pytest.raises(ValueError, match="known already: .*0.png"):
+        detector.add_normals("Dichtung", paths[:1])
+    detector.enroll("gasket", paths[3:])  # the name is free, and its past is not the new product's
+    assert known_digests(detector.model.config.history, "gasket") == [
+        digest_of(Image.open(path)) for path in paths[3:]
+    ]
+    detector.rename("nut", "x")  # names change places
+    detector.rename("gasket", "nut")
+    assert len(known_digests(detector.model.config.history, "nut")) == 2
+    assert known_digests(detector.model.config.history, "x") == []
+    detector.save_pretrained(tmp_path / "d")
+    assert detector_of(*load_detector(str(tmp_path / "d")))(query, class_name="Dichtung")["score"] == after[0]["score"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_replaced_product_is_the_same_as_one_forgotten_and_enrolled_and_keeps_its_settings(make, photograph, count):
+    replaced, anew = make(), make()
+    images = normals_of(photograph, 2)
+    mask = np.eye(40, 48, dtype=bool)
+    for detector in (replaced, anew):
+        if count == 1:
+            detector.forget("nut")
+        detector.calibrate("bolt", max_false_alarm_rate=0.1)
+        detector.set_ignore_mask("bolt", mask)
+    replaced.enroll("bolt", images, replace=True)
+    if count == 2:
+        anew.forget("bolt")
+        anew.enroll("bolt", images, ignore_mask=mask, max_false_alarm_rate=0.1)
+        assert threshold_of(replaced, "bolt") == threshold_of(anew, "bolt")
+        for name, value in anew.model.state_dict().items():
+            assert torch.equal(value, replaced.model.state_dict()[name]), name
+    product = replaced.model.products.named("bolt")
+    assert (product.unpacked_mask() == mask).all() and threshold_of(replaced, "bolt").max_false_alarm_rate == 0.1
+    assert replaced.model.config.class_names == replaced.processor.class_names == ["nut", "bolt"][-count:]
+    assert [entry["action"] for entry in replaced.model.config.history[-2:]] == ["forget", "enroll"]
+    assert len(known_digests(replaced.model.config.history, "bolt")) == 3
+    with pytest.raises(ValueError, match="'gasket' is not known"):
+        replaced.enroll("gasket", images, replace=True)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ("nut", "'nut' exists"),
+        ("bolt", "'bolt' is called so already: give another name"),
+        (" ", "needs a name"),
+        ("a/b", "is a path"),
+        ("пut", "mixes letters that look alike"),
+        ("unknown product", "take another name"),
+    ],
+)
+def test_a_name_that_no_product_can_have_is_refused_when_one_is_renamed(detector, new, message):
+    before = state_of(detector.model)
+    with pytest.raises(ValueError, match=message):
+        detector.rename("bolt", new)
+    assert_unchanged(detector.model, before)
+    with pytest.raises(ValueError, match=r"knows \['bolt', 'nut'\]"):
+        detector.rename("gasket", "seal")
+    detector.rename("bolt", "Bolt")  # which looks like its own name alone
 
 
 @pytest.mark.parametrize("kind", ["folder", "generator", "arrays", "one"])

@@ -274,6 +274,8 @@ VERBS = {
     "enroll": lambda detector, images: detector.enroll("gasket", images),
     "add_normals": lambda detector, images: detector.add_normals("bolt", images),
     "calibrate": lambda detector, images: detector.calibrate("bolt", images),
+    "enroll again": lambda detector, images: detector.enroll("bolt", images, replace=True),
+    "rename": lambda detector, images: detector.rename("bolt", "screw"),
     "forget": lambda detector, images: detector.forget("bolt"),
     "set_ignore_mask": lambda detector, images: detector.set_ignore_mask("bolt", np.eye(40, 48)),
 }
@@ -295,7 +297,10 @@ def test_a_verb_that_fails_at_its_end_leaves_nothing_behind(make_detector, photo
     assert_untouched(model, before)
     assert processor.class_names == ["bolt", "nut"] == model.config.class_names
     VERBS[verb](detector, images)
-    assert len(model.config.history) == 1 and processor.class_names == model.config.class_names
+    assert (
+        len(model.config.history) == (2 if verb == "enroll again" else 1)
+        and processor.class_names == model.config.class_names
+    )
 
 
 def test_a_threshold_is_kept_as_plain_numbers():

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_anople import AnoPLeConfig
 from modeling_anople.backbone_anople import MINI_CLIP
 from modeling_anople.calibration_anople import ProductThreshold, describe_guarantee, percent
-from modeling_anople.product_store_anople import ProductRecord
+from modeling_anople.product_store_anople import ProductRecord, log_of
 from modeling_anople.training.options import field_helps
 
 
@@ -47,7 +47,7 @@ def in_percent(share: float, digits: int = 1) -> str:
 # --- What a detector's config says for its model card ---
 
 
-REMEMBERING = ("fit", "enroll", "add_normals", "forget")  # what changes the photographs that a product remembers
+REMEMBERING = ("fit", "enroll", "add_normals")  # what changes the photographs that a product remembers
 
 
 # Licenses that are none of the usual ones, by the model_type of those who have them.
@@ -166,16 +166,18 @@ def photograph_counts(config: AnoPLeConfig) -> list[int]:
 
 def shown_files(config: AnoPLeConfig, name: str) -> list[str]:
     """Name the photographs that a product was shown since it was last forgotten or enrolled, as far as names were kept."""
-    fitted = ((config.fit or {}).get("files") or {}).get(name, [])
+    entries = log_of(config.history, name)
+    first = entries[0].get("former_name", entries[0]["class_name"]) if entries else name  # what the fit called it
+    fitted = ((config.fit or {}).get("files") or {}).get(first, [])
     files = list(fitted)
-    for entry in config.history:
-        if entry["class_name"] != name or entry["action"] not in REMEMBERING:
+    for entry in entries:
+        if entry["action"] not in REMEMBERING:
             continue
         if entry["action"] == "fit":  # the fit's own list has the folders too
             files = list(fitted) or list(entry["files"])
         elif entry["action"] == "add_normals":
             files += entry["files"]
-        else:  # enrolled anew, or forgotten
+        else:  # enrolled anew
             files = list(entry["files"])
     return [file for file in files if file]
 

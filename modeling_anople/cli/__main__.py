@@ -26,7 +26,7 @@ from ..inspection.records import (
 )
 from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
 from ..runtime.outputs import OVERWRITE, check_new_folder
-from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
+from .enrollment import add_normals, calibrate, enroll, forget, ignore, products, rename
 from .inspection import drift, feedback, watch
 from .sensitivity import sensitivity
 from .serving import report, serve
@@ -170,6 +170,8 @@ USAGE = """anople COMMAND ...
                     what errors cost; nothing else changes
   ignore CHECKPOINT NAME MASK
                     keep what does not count on a product's photographs
+  rename CHECKPOINT NAME NEW_NAME
+                    give a product another name; its scores stay
   forget CHECKPOINT NAME
                     remove a product
   sensitivity CHECKPOINT GOOD
@@ -512,6 +514,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "enroll": enroll,
     "add_normals": add_normals,
     "calibrate": calibrate,
+    "rename": rename,
     "forget": forget,
     "ignore": ignore,
     "sensitivity": sensitivity,

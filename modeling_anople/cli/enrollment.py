@@ -1,4 +1,4 @@
-"""`anople products, enroll, add_normals, calibrate, forget ...`: what a detector knows, and how that changes untrained."""
+"""`anople products, enroll, add_normals, calibrate, rename, forget ...`: what a detector knows, and how that changes untrained."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ NEW_DETECTOR = (
 
 @dataclass
 class ForgetOptions:
-    """Options of `anople forget`."""
+    """Options of `anople forget`, `rename` and `ignore`."""
 
     output: str | None = field(
         default=None, metadata={"help": "Folder for the changed detector; by default it is changed where it is."}
@@ -110,6 +110,10 @@ class EnrollOptions(AddOptions):
     tiling: str = field(
         default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
     )
+    replace: bool = field(
+        default=False,
+        metadata={"help": "Teach a product that is there anew: it is forgotten as these photographs are learned."},
+    )
     clip: str | None = field(
         default=None,
         metadata={
@@ -153,6 +157,8 @@ class EnrollOptions(AddOptions):
         super().__post_init__()
         check_ranges(self, {name: RANGES[name] for name in ("image_size", "memory_image_size", "memory_limit")}, "--")
         given = [f"--{name}" for name in NEW_DETECTOR if getattr(self, name) is not None]
+        if self.replace and self.clip is not None:
+            raise ValueError("A detector that begins has no product to --replace: leave out --replace or --clip.")
         if given and self.clip is None:
             raise ValueError(f"{' and '.join(given)} is of a new detector: begin one with --clip, or leave it out.")
 
@@ -200,7 +206,7 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
             batch_size=options.batch_size,
             ignore_mask=options.ignore_mask,
             white_value=options.white_value,
-            **({"tiling": options.tiling} if verb == "enroll" else {}),
+            **({"tiling": options.tiling, "replace": options.replace} if verb == "enroll" else {}),
             **(_known_defects(options) if command == "calibrate" else {}),
         )
         target = save(detector, adapter=not begun and is_adapter(places.checkpoint))
@@ -273,6 +279,20 @@ def forget(arguments: list[str]) -> int:
     return 0
 
 
+def rename(arguments: list[str]) -> int:
+    """Give a product another name."""
+    parser = make_parser(
+        "rename", ForgetOptions, checkpoint=CHECKPOINT, name="The product.", new_name="What it is called from now on."
+    )
+    places, options = parse(parser, arguments)
+    with changing(places.checkpoint, options.output) as save:
+        detector = open_detector(places.checkpoint)
+        detector.rename(places.name, places.new_name)
+        target = save(detector, adapter=is_adapter(places.checkpoint))
+    say(f"{places.name} is called {places.new_name} now; its scores are as before. The detector is in {target}.")
+    return 0
+
+
 def ignore(arguments: list[str]) -> int:
     """Keep what does not count on a product's photographs, or nothing any more."""
     parser = make_parser("ignore", ForgetOptions, checkpoint=CHECKPOINT, name="The product.")
@@ -339,6 +359,8 @@ def products(arguments: list[str]) -> int:
             names = ", ".join(file or "(from memory)" for file in bad)
             costs = f"a miss costs {entry['miss_cost']:g}, a false alarm {entry['false_alarm_cost']:g}"
             listed, drawn = f"{listed}; known defects {names}; {costs}", f"; line {limit:.4f} by costs"
+        if entry["action"] == "rename":
+            listed = f", before: {entry['former_name']}"
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")
     say(*rows)
     return 0
@@ -398,4 +420,5 @@ __all__ = [
     "is_adapter",
     "open_detector",
     "products",
+    "rename",
 ]

@@ -1,4 +1,4 @@
-"""`anople products, enroll, add_normals, forget` on a saved detector."""
+"""`anople products, enroll, add_normals, rename, forget` on a saved detector."""
 
 import json
 import re
@@ -45,6 +45,8 @@ def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     assert (
         "With 3 photographs at best 1 in 4 can be promised. 10 % is asked for, so the line is set by extra" in answer
     )
+    again = run(capsys, "enroll", checkpoint, "gasket", *pictures[:3], "--replace")
+    assert again == answer  # rate too
     assert "gasket: 5 good" in run(capsys, "add_normals", checkpoint, "gasket", *pictures[3:])
     [line] = run(capsys, "predict", checkpoint, pictures[0]).splitlines()
     assert '"class": "gasket"' in line
@@ -56,11 +58,17 @@ def test_products_come_grow_and_go(capsys, checkpoint, pictures):
     assert table.splitlines()[4].startswith("bolt: With 3 photographs at best 1 in 4 can be promised.")
     assert table.splitlines()[6].startswith("gasket: With 5 photographs at best 1 in 6 can be promised. 10 % is asked")
     said = r"enroll gasket: 0\.png, 1\.png, 2\.png; line 0\.\d{4} for 0\.1 false alarms$"
-    assert re.search(said, table.splitlines()[7])
-    assert re.search(r"add_normals gasket: 3\.png, 4\.png; line 0\.\d{4} for 0\.1 ", table.splitlines()[8])
-    assert "gasket is forgotten" in run(capsys, "forget", checkpoint, "gasket")
+    assert re.search(said, table.splitlines()[7]) and re.search(said, table.splitlines()[9])
+    assert re.search(r"add_normals gasket: 3\.png, 4\.png; line 0\.\d{4} for 0\.1 ", table.splitlines()[10])
+    said = run(capsys, "rename", checkpoint, "gasket", "seal")
+    assert said.startswith("gasket is called seal now; its scores are as before.")
+    [renamed] = run(capsys, "predict", checkpoint, pictures[0]).splitlines()
+    score = re.compile(r'"score": [\d.]+')
+    assert '"class": "seal"' in renamed and score.search(renamed)[0] == score.search(line)[0]
+    assert run(capsys, "products", checkpoint).splitlines()[-1].split(";")[0].endswith("rename seal, before: gasket")
+    assert "seal is forgotten" in run(capsys, "forget", checkpoint, "seal")
     table = run(capsys, "products", checkpoint)
-    assert "\ngasket" not in table and table.rstrip().endswith("forget gasket")
+    assert "\nseal" not in table and table.rstrip().endswith("forget seal")
     assert AnoPLeModel.from_pretrained(checkpoint).config.class_names == ["bolt", "nut"]
 
 
@@ -142,6 +150,7 @@ def test_another_folder_takes_the_changed_detector(capsys, checkpoint, fitted, p
         (["enroll", "someone/detector", "gasket", "PICTURE"], "is no folder here, .* add --output"),
         (["enroll", "nowhere", "gasket", "PICTURE", "--output", "new"], "nowhere is no folder, and as a Hub id it"),
         (["add_normals", "{}", "gasket", "PICTURE"], r"'gasket' is not known .* \['bolt', 'nut'\]"),
+        (["rename", "{}", "bolt", "nut"], "'nut' exists"),
         (["forget", "{}", "gasket"], r"'gasket' is not known .* \['bolt', 'nut'\]"),
         (["products", "nowhere"], "nowhere is no folder, and as a Hub id it"),
     ],

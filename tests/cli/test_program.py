@@ -79,6 +79,7 @@ def test_without_a_command_the_usage_is_shown(capsys):
         ("products", ["checkpoint"]),
         ("enroll", ["checkpoint", "name", "images", "--output", "--max_false_alarm_rate"]),
         ("add_normals", ["checkpoint", "name", "images", "--output"]),
+        ("rename", ["checkpoint", "name", "new_name", "--output"]),
         ("forget", ["checkpoint", "name", "--output"]),
         ("draw", ["folder", "--seed", "--defective"]),
     ],

@@ -170,9 +170,9 @@ class Page:
         return {url for url in sent if url.startswith(("http", "ws"))}
 
     def faults(self) -> list[str]:
-        """Errors of scripts on the page."""
-        entries = self.driver.get_log("browser")
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE" and "Uncaught" in entry["message"]]
+        """Errors of scripts on the page, and what it asked for and was refused."""
+        entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry for entry in entries if "Uncaught" in entry or "status of 403" in entry]
 
 
 @contextlib.contextmanager

@@ -169,6 +169,13 @@ def test_the_demo_lets_no_other_origin_read_or_ask_whether_it_may(address):
 # --- Sessions and files ---
 
 
+def test_the_style_of_the_page_is_everybodys(address):
+    digest = "9a56394e2d0665c7da55310fd538dbc79f23febe9b73688aebd69ca56abd0e8f"  # as in its address: no file's name
+    answer = httpx.get(f"{address}theme.css?v={digest}")
+    assert answer.status_code == 200 and "--button-primary-background-fill" in answer.text
+    assert httpx.get(f"{address}config?v={digest}").status_code == 403
+
+
 @pytest.fixture(scope="module")
 def victim(address, pictures):
     """A client that taught a screw and inspected one; with its files on the server, and the id of its last event."""
@@ -184,7 +191,13 @@ def test_another_session_s_name_opens_nothing(address, victim, pictures):
     intruder = new_client(address)
     assert intruder.cookies[COOKIE] != victim.cookies[COOKIE]
     intruder.session_hash = victim.session_hash
-    for asked in ((handle_file(pictures[4]), "screw", "/inspect"), ("nut", 0.0, "/judge"), ("/download",)):
+    asking = (
+        (handle_file(pictures[4]), "screw", "/inspect"),
+        ("nut", 0.0, "/judge"),
+        ("nut", "/forget"),
+        ("/download",),
+    )
+    for asked in asking:
         with pytest.raises((httpx.HTTPStatusError, ValueError), match="403"):
             intruder.predict(*asked[:-1], api_name=asked[-1])
     for cookies in (intruder.cookies, {}, {COOKIE: "guessed"}):

@@ -9,13 +9,37 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from demo.style import VERDICTS, verdict_box
 from modeling_anople.data.drawn_products import draw_product
 
 from .browser import DESK, PHONE, PICTURES, Page
 
 
+READY = {"Live": "press Start", "Teach": "Products known", "Judge": "measurements of 8 good photographs"}
+IS_DARK = "return parseInt(getComputedStyle(document.querySelector('.intro p')).color.match(/\\d+/)[0]) > 128"
+# The least contrast of the words and the sign of a verdict with what is behind them (WCAG 2.2, 1.4.3).
+CONTRAST = """
+const place = document.createElement("div");
+place.innerHTML = arguments[0];
+document.getElementById("verdict").querySelector(".verdict").after(place);
+const light = color => color.match(/[\\d.]+/g).slice(0, 3).map(value => value / 255)
+  .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0.05);
+const behind = light(getComputedStyle(place.firstElementChild).backgroundColor);
+const ratios = [...place.querySelectorAll("strong, span, svg")].map(each => light(getComputedStyle(each).color))
+  .map(ink => Math.max(ink, behind) / Math.min(ink, behind));
+place.remove();
+return Math.min(...ratios);
+"""
+
+
 def click_example(page: Page, number: int) -> None:
     page.click_when(lambda: page.all("#examples button.thumbnail-item")[number])
+
+
+def chosen(page: Page, field: str) -> str:
+    """What is chosen in a list."""
+    return page.find(field).find_element("css selector", "input").get_attribute("value")
 
 
 @pytest.mark.parametrize(("screen", "dark"), [(DESK, False), (PHONE, True)], ids=["desk, light", "phone, dark"])
@@ -23,6 +47,9 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
     page = Page(chrome, address, dark=dark, **screen)
     page.asked()
     name = f"{'phone' if screen is PHONE else 'desk'}-{'dark' if dark else 'light'}"
+    page.wait(lambda: page.driver.execute_script(IS_DARK) == dark)  # the style of the page has come
+    for kind in VERDICTS:
+        assert page.driver.execute_script(CONTRAST, verdict_box(kind, "words", "details")) >= 4.5, kind
     assert not page.too_wide() and "No photograph yet" in page.text("verdict")
     page.picture(PICTURES / f"first-{name}.png")
     edge = page.find("examples").rect
@@ -35,9 +62,9 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
     page.wait(lambda: "past the line of wooden board" in page.text("why") and len(page.all("#why img")) == 2)
     assert not page.too_wide()
     page.picture(PICTURES / f"inspect-{name}.png")
-    for tab in ("Teach", "Judge"):
+    for tab in ("Live", "Teach", "Judge"):
         page.open_tab(tab)
-        page.wait_for("Products known" if tab == "Teach" else "measurements of 8 good photographs")
+        page.wait_for(READY[tab])
         assert not page.too_wide()
         page.picture(PICTURES / f"{tab.lower()}-{name}.png")
     assert all(url.startswith(address) for url in page.asked()) and not page.faults()
@@ -61,6 +88,9 @@ def test_inspect_one_and_many(chrome, address, examples, downloads, tmp_path):
     page.wait_for("text.png is not a photograph that can be read")
     page.picture(PICTURES / "many-desk-light.png")
     cells = "#results [role=gridcell], #results td"
+    (red,) = {cell.value_of_css_property("background-color") for cell in page.all(cells) if cell.text == "✕ anomalous"}
+    (green,) = {cell.value_of_css_property("background-color") for cell in page.all(cells) if cell.text == "✓ normal"}
+    assert red != green and any(cell.text == "? unknown product" for cell in page.all(cells))
     page.click_when(lambda: next(cell for cell in page.all(cells) if "wooden_board_missing" in cell.text))
     page.wait(lambda: page.text("verdict").startswith("anomalous"))
     page.click_when(lambda: page.all("#report a")[0])
@@ -134,13 +164,15 @@ def test_screen_readers_are_told_what_everything_is(chrome, address):
     click_example(page, 1)
     page.wait(lambda: "past the line" in page.text("why"))
     told = page.spoken()
-    assert {("tab", "Inspect"), ("tab", "Teach"), ("tab", "Judge"), ("button", "Inspect")} <= set(told)
+    assert {("tab", "Inspect"), ("tab", "Live"), ("tab", "Teach"), ("tab", "Judge"), ("button", "Inspect")} <= set(
+        told
+    )
     assert any(role == "status" for role, _ in told) and any("Color scale" in name for _, name in told)
     names = " ".join(name for _, name in told)
     assert "The worst region of this photograph" in names and "The nearest good place, in wooden board" in names
     asked = {"button", "tab", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "listbox", "image"}
     assert [role for role, name in told if role in asked and not name.strip()] == []
-    for tab, fields in (("Teach", {"Name of the new product"}), ("Judge", {"Product"})):
+    for tab, fields in (("Live", {"Product"}), ("Teach", {"Name of the product"}), ("Judge", {"Product"})):
         page.open_tab(tab)
         page.wait(
             lambda fields=fields: fields <= {name for role, name in page.spoken() if role in ("textbox", "combobox")}
@@ -175,15 +207,33 @@ def test_teach_take_home_and_bring_back(chrome, address, examples, downloads):
     page.find("name").find_element("css selector", "textarea, input").send_keys("woven fabric")
     page.upload("shots", examples.to_teach)
     page.wait_for_file(examples.to_teach[-1].name)
+    page.wait(lambda: len(page.all("#chosen img")) == 4)
     page.click(page.find("teach"))
     page.wait(lambda: "woven fabric is ready, from 4 good photographs" in page.text("teach-message"), 30)
-    assert "woven fabric" in page.text("known")
+    page.wait(lambda: "woven fabric" in page.text("known") and len(page.all("#known img")) == 28)
+    page.click(page.find("teach"))
+    page.wait(lambda: "woven fabric is known already" in page.text("teach-message"))
+    page.click(page.find("replace"))
+    page.wait(lambda: "woven fabric is taught anew, from 4 good photographs" in page.text("teach-message"), 30)
     page.picture(PICTURES / "taught-desk-light.png")
     page.open_tab("Inspect")
     click_example(page, 5)
     page.wait(lambda: page.text("verdict").startswith("anomalous") and "woven fabric" in page.text("verdict"))
     page.picture(PICTURES / "inspect-taught-desk-light.png")
     page.open_tab("Teach")
+    page.open("managing")
+    page.wait(lambda: page.find("rename").is_displayed())
+    page.find("new-name").find_element("css selector", "textarea, input").send_keys("fabric 2")
+    page.click(page.find("rename"))
+    page.wait(lambda: "woven fabric is called fabric 2 now" in page.text("managed-message"))
+    for tab, field in (("Inspect", "product"), ("Live", "live-product"), ("Judge", "judged"), ("Teach", "managed")):
+        page.open_tab(tab)
+        page.wait(lambda field=field: chosen(page, field) == "fabric 2")
+    page.click(page.find("forget"))
+    page.wait(lambda: "fabric 2 is forgotten" in page.text("managed-message") and "fabric 2" not in page.text("known"))
+    page.click(page.find("undo-product"))
+    page.wait(lambda: "as it was before" in page.text("managed-message") and "fabric 2" in page.text("known"))
+    page.picture(PICTURES / "managed-desk-light.png")
     page.open("home")
     page.wait(lambda: page.find("pack").is_displayed())
     page.click(page.find("pack"))
@@ -195,14 +245,14 @@ def test_teach_take_home_and_bring_back(chrome, address, examples, downloads):
     another = Page(chrome, address, dark=False, **DESK)  # a new session
     another.open_tab("Teach")
     another.wait(lambda: "circuit board" in another.text("known"))
-    assert "woven fabric" not in another.text("known")
+    assert "fabric" not in another.text("known")
     another.open("home")
     another.wait(lambda: another.find("load").is_displayed())
     another.upload("brought", [path])
     another.wait_for("anople_detector")
     another.click(another.find("load"))
-    another.wait(lambda: "This detector knows" in another.text("teach-message"), 30)
-    assert "woven fabric" in another.text("known")
+    another.wait(lambda: "This detector knows" in another.text("home-message"), 30)
+    assert "fabric 2" in another.text("known")
 
 
 def test_judge_and_this_was_fine(chrome, address, tmp_path):
@@ -229,7 +279,7 @@ def test_judge_and_this_was_fine(chrome, address, tmp_path):
 def test_clumsy_input_is_answered_in_words(chrome, address, examples, tmp_path):
     page = Page(chrome, address, dark=False, **DESK)
     page.click(page.find("inspect"))
-    page.wait_for("There is no photograph yet")
+    page.wait(lambda: page.text("verdict").startswith("Not possible.There is no photograph yet"))
     page.open_tab("Teach")
     page.wait(lambda: page.find("teach").is_displayed())
     field = page.find("name").find_element("css selector", "textarea, input")
@@ -237,7 +287,8 @@ def test_clumsy_input_is_answered_in_words(chrome, address, examples, tmp_path):
     page.upload("shots", examples.to_teach[:1])
     page.wait_for_file(examples.to_teach[0].name)
     page.click(page.find("teach"))
-    page.wait_for("<script>alert(1)</script> cannot be a product's name")
+    page.wait(lambda: "<script>alert(1)</script> cannot be a product's name" in page.text("teach-message"))
+    assert not page.all(".toast-body")  # it stands in its place, and nothing pops up
     page.picture(PICTURES / "refused-desk-light.png")
     assert not page.faults()
 

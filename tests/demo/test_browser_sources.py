@@ -5,13 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradio_client import handle_file
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from hub.benchmarks.demo_program import new_client
+
 from .browser import DESK, PICTURES, Page, browser
 
 
+# Counts the frames that the page asks about, and how many are at work at once: a frame's answer is followed by `answered`.
+COUNT_ASKED = """
+[window.asked, window.most] = [0, 0];
+let working = 0;
+document.getElementById("live-next").addEventListener("click", () => {
+  window.asked += 1;
+  window.most = Math.max(window.most, ++working);
+});
+const answered = window.anopleLive.answered;
+window.anopleLive.answered = refused => { working = Math.max(0, working - 1); answered(refused); };
+"""
 DEFECT, CAPSULE = 1, 2  # of the examples: a wooden board without a part, and a broken capsule
 
 
@@ -72,6 +86,40 @@ def test_the_camera_takes_what_it_sees_unmirrored(chrome, address, examples):
     page.wait(lambda: "past the line of wooden board" in page.text("why"))
     taken, board = sent(page), Image.open(examples.to_inspect[DEFECT])
     assert likeness(taken, board) > 0.95 > likeness(taken, board.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert not page.faults()
+
+
+def test_a_camera_is_watched_until_it_is_lost_and_others_are_answered_meanwhile(chrome, address, examples):
+    page = Page(chrome, address, dark=False, **DESK)
+    page.open_tab("Live")
+    page.wait(lambda: page.find("live-start").is_displayed())
+    assert not page.find("live-verdict").is_displayed() and "Not running" in page.text("live-status")
+    page.click(page.find("live-start"))
+    page.wait(
+        lambda: (
+            page.text("live-verdict").startswith("anomalous, 0.") and "as wooden board" in page.text("live-verdict")
+        )
+    )
+    page.wait(lambda: " frames a second" in page.text("live-status") and page.all("#live-picture img"))
+    page.picture(PICTURES / "live-desk-light.png")
+    numbers, *_ = new_client(address).predict(
+        handle_file(examples.to_inspect[CAPSULE]), "capsule", api_name="/inspect"
+    )
+    assert numbers["verdict"] == "anomalous" and " frames a second" in page.text("live-status")
+    at_work = "return [window.asked, window.most]"
+    page.driver.execute_script(COUNT_ASKED)
+    page.wait(lambda: page.driver.execute_script(at_work)[0] > 3)
+    assert page.driver.execute_script(at_work)[1] == 1  # never more than one frame
+    page.click(page.find("live-stop"))
+    page.wait(lambda: page.text("live-status") == "Stopped." and not page.find("live-verdict").is_displayed())
+    page.click(page.find("live-start"))
+    page.wait(lambda: page.find("live-verdict").is_displayed())
+    refused = {"permission": {"name": "camera"}, "setting": "denied", "origin": address.rstrip("/")}
+    chrome.execute_cdp_cmd("Browser.setPermission", refused)  # its track ends, as when it is unplugged
+    page.wait(
+        lambda: "The camera is lost" in page.text("live-status") and not page.find("live-verdict").is_displayed()
+    )
+    chrome.execute_cdp_cmd("Browser.resetPermissions", {})
     assert not page.faults()
 
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
-from demo.inputs import check_count, images_among, read_image
+from demo.inputs import check_count, images_among, read_image, refusals
+from demo.session import Session
 
 from ..test_images import encoded, with_size_in_header
 
@@ -29,6 +31,16 @@ def test_what_is_no_image_is_refused_and_no_folder_is_told(tmp_path, name, messa
     with pytest.raises(ValueError, match=message) as refusal:
         read_image(tmp_path / name)
     assert str(tmp_path) not in str(refusal.value)
+
+
+def test_a_refusal_is_an_error_for_programs_and_kept_for_its_place_on_the_page(session: Session):
+    with pytest.raises(gr.Error) as refusal, refusals(session):
+        raise ValueError("<b> is no name: give another.")
+    assert session.refusal == "<b> is no name: give another." and not refusal.value.visible  # nothing pops up
+    assert refusal.value.message == "&lt;b&gt; is no name: give another."
+    with pytest.raises(gr.Error) as refusal, refusals():  # a tool, which has no page
+        raise ValueError("no")
+    assert refusal.value.visible
 
 
 @pytest.mark.parametrize("files, message", [(None, "give 1 to 2"), ([], "give 1 to 2"), (["a"] * 3, "at most 2")])

@@ -27,6 +27,7 @@ from demo.inspect_tab import (
     inspect_many,
     learn_last,
     page_row,
+    page_table,
     show_row,
     stop,
     table_row,
@@ -86,6 +87,40 @@ def test_moving_the_threshold_changes_the_verdict_and_not_the_score(session, nut
     assert inspect_image(session, nut, "nut").verdict == "normal"
 
 
+def test_what_so_few_photographs_leave_open_is_called_unsure_wherever_it_is_shown(session, nut, files):
+    Image.blend(Image.open(nut), Image.open(files[0]), 0.2).save(nut)
+    session.threshold = 1.0  # between which and the oddest good photograph it lies
+    inspection = inspect_image(session, nut, "nut")
+    assert (inspection.verdict, inspection.unsure, inspection.shown) == ("normal", True, "unsure")
+    assert (
+        inspection.numbers["verdict"] == "normal" and inspection.numbers["unsure"]
+    )  # as programs have always read it
+    shown = verdict_html(inspection)
+    assert 'class="verdict unsure"' in shown and f"<strong>unsure, {inspection.score:.2f}; line at 1.00" in shown
+    assert "odder than every good photograph taught" in shown and "<svg" in shown
+    table = page_table([(inspection, page_row(1, inspection))])
+    column = PAGE_COLUMNS.index("verdict")
+    assert table["data"][0][column] == "normal" and table["metadata"]["display_value"][0][column] == "? unsure"
+    assert "#ffd24d" in table["metadata"]["styling"][0][column]
+    assert table_row(1, inspection)[-1] == "unsure: odder than every good photograph taught"
+    *_, words = list(inspect_many([nut], "nut", session, progress=lambda *_, **__: None))[-1]
+    assert "1 photographs: 1 unsure." in words
+
+
+def test_each_verdict_has_a_color_and_a_sign_of_its_own(session, nut):
+    inspection = inspect_image(session, nut, "nut")
+    kinds = ("normal", "anomalous", "unknown product", "no line")
+    shown = [verdict_html(replace(inspection, verdict=kind, unsure=False)) for kind in kinds]
+    assert [re.search(r'class="verdict (\w+)"', each)[1] for each in shown] == [
+        "normal",
+        "anomalous",
+        "unsure",
+        "unsure",
+    ]
+    signs = [re.search(r'<path d="([^"]+)"', each)[1] for each in shown]
+    assert len(set(signs)) == 3 and all('aria-hidden="true"' in each for each in shown)
+
+
 def test_what_is_no_photograph_is_refused_without_changing_anything(session, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "huge.png").write_bytes(with_size_in_header(encoded("PNG"), 20000, 20000))
@@ -139,21 +174,22 @@ def test_the_table_shows_each_heat_map_small(session, files, tmp_path):
     assert Image.open(io.BytesIO(picture)).size == inspections[0].image.size and second[1] == ""
 
 
-def test_of_a_folder_the_photographs_are_taken(files, tmp_path):
+def test_of_a_folder_the_photographs_are_taken(session, files, tmp_path):
     others = [str(tmp_path / name) for name in ("Thumbs.db", "notes.txt", ".hidden.png", "a.JPG")]
-    assert take_folder([*others, files[1], files[0]], [files[2]]) == [files[2], others[3], files[0], files[1]]
+    taken = take_folder([*others, files[1], files[0]], [files[2]], session)
+    assert taken == [files[2], others[3], files[0], files[1]]
     with pytest.raises(gr.Error, match="no photograph in this folder"):
-        take_folder(others[:3], None)
+        take_folder(others[:3], None, session)
     with pytest.raises(gr.Error, match="101 photographs are too many"):
-        take_folder(files[:1] * 101, None)
+        take_folder(files[:1] * 101, None, session)
 
 
 def test_stopping_keeps_what_was_judged(session, files):
     steps = inspect_many(files, "bolt", session, progress=lambda *_, **__: None)
     next(steps)
     assert "Stopping" in stop(session)
-    (rows, report, words) = list(steps)[-1]
-    assert len(rows) == 1 and "Stopped after 1 of 4" in words and Path(report).is_file()
+    (table, report, words) = list(steps)[-1]
+    assert len(table["data"]) == 1 and "Stopped after 1 of 4" in words and Path(report).is_file()
     assert len(list(inspect_many(files, "bolt", session, progress=lambda *_, **__: None))) == 5
     with pytest.raises(Exception, match=f"500 photographs are too many at once: give at most {MAX_IMAGES}"):
         next(inspect_many(files[:1] * 500, "bolt", session))
@@ -248,7 +284,7 @@ def test_a_part_that_is_good_is_learned_and_taken_back(session, start, files, nu
     with pytest.raises(gr.Error, match="known already"):
         learn_last(session)
     assert session.image_count("nut") == 4
-    assert "as it was before" in undo_last(session)
+    assert "as it was before" in undo_last(session)[0]
     assert session.image_count("nut") == 3 and inspect_image(session, nut, "nut").score == before.score
     with pytest.raises(gr.Error, match="nothing to undo"):
         undo_last(session)

@@ -15,6 +15,10 @@ def test_judging_counts_the_good_images_over_the_threshold(session):
     assert session.threshold == 1.0
     assert "of 3 measurements of 3 good photographs" in middle.words
     assert describe_guarantee(calibrated) in middle.words and "at best 1 in 4 can be promised" in middle.words
+    assert middle.open_from == middle.scores[-1] < 0.5  # above the oddest good one the line is a guess
+    assert f"between {middle.open_from:.2f}, the oddest of them, and your line is called unsure" in middle.words
+    assert 'class="open"' in draw_threshold(middle) and ">unsure<" in draw_threshold(high)
+    assert "unsure" not in low.words + draw_threshold(low)
     drawn = draw_threshold(judge_threshold(session, "nut", 0.0))
     assert drawn.count("<circle") == drawn.count('class="flagged"') == 3
     with pytest.raises(ValueError, match="between 0 and 1"):

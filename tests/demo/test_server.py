@@ -74,10 +74,16 @@ def test_the_other_endpoints(address, pictures, tmp_path):
     assert "3 of 3 measurements" in words and drawing.startswith("<svg")
     assert "nut now knows 4" in client.predict("nut", handle_file(pictures[5]), 0.5, api_name="/add_normals")[0]
     client.predict("screw", [handle_file(path) for path in pictures[:3]], api_name="/enroll")
+    told = client.predict("screw", [handle_file(path) for path in pictures[3:5]], api_name="/replace")
+    assert "screw is taught anew, from 2 good photographs" in told[0]["words"]
+    assert client.predict("bolt", "bolt M3", api_name="/rename")[0]["products"] == ["bolt M3", "nut", "screw"]
+    with pytest.raises(AppError, match="bolt is not known here"):
+        client.predict("bolt", api_name="/forget")
+    assert client.predict("bolt M3", api_name="/forget")[0]["products"] == ["nut", "screw"]
     detector = client.predict(api_name="/download")
     another = new_client(address)
     told = another.predict(handle_file(detector), api_name="/load")
-    assert told[0]["products"] == ["bolt", "nut", "screw"]
+    assert told[0]["products"] == ["nut", "screw"]
 
 
 def test_the_api_is_documented(address):
@@ -85,6 +91,9 @@ def test_the_api_is_documented(address):
     assert {
         "/inspect",
         "/enroll",
+        "/replace",
+        "/rename",
+        "/forget",
         "/inspect_many",
         "/judge",
         "/add_normals",

@@ -1,13 +1,29 @@
 """Teaching products without training, and fitting prompts: the package's own loop, on a copy, to be stopped at any time."""
 
 from copy import deepcopy
+from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
+from PIL import Image
 
-from demo.inspect_tab import inspect_image
+from demo.inspect_tab import explain_last, inspect_image
 from demo.session import Session
-from demo.teach_tab import MAX_STEPS, checked_name, fit, fit_prompts, stop_fit, teach_product
+from demo.teach_tab import (
+    MAX_STEPS,
+    checked_name,
+    fit,
+    fit_prompts,
+    forget,
+    look_at,
+    products_html,
+    rename,
+    replace,
+    stop_fit,
+    teach_product,
+    undo,
+)
 from demo.transfer import pack_detector, unpack_detector
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.enrollment_anople import add_normals
@@ -67,6 +83,86 @@ def test_teaching_makes_a_product_in_this_session_alone(start, session, files):
     assert inspect_image(start, files[0], "nut").score == scores
     with pytest.raises(ValueError, match="screw is not known here: choose one of bolt, nut"):
         inspect_image(start, files[0], "screw")
+
+
+def choices(answer: tuple) -> list[list[str]]:
+    """What the lists of Inspect, Live, Judge and Teach offer after a change."""
+    return [update["choices"] for update in answer[-4:]]
+
+
+def test_a_product_is_renamed_in_this_session_alone_and_scores_as_before(start, session, files):
+    teach_product(session, "screw", files[:3])
+    before = inspect_image(session, files[3], "screw")
+    answer = rename("screw", " bolt M3 ", session)
+    names = ["bolt", "nut", "bolt M3"]
+    assert answer[0] == {"words": "screw is called bolt M3 now. Its scores are as before.", "products": names}
+    assert choices(answer) == [["find it yourself", *names]] * 2 + [names] * 2 and start.products == ["bolt", "nut"]
+    assert session.last_product == "bolt M3" and explain_last(session).explanation.score == before.score
+    assert explain_last(session).nearest is not None  # its photographs go with it
+    for name, message in (
+        ("nut", "exists"),
+        ("a/b", "cannot be a product"),
+        ("", "no name yet"),
+        ("bolt M3", "so already"),
+    ):
+        with pytest.raises(gr.Error, match=message):
+            rename("bolt M3", name, session)
+    assert choices(undo(session))[2] == ["bolt", "nut", "screw"] and session.last_product is None
+    assert inspect_image(session, files[3], "screw").score == before.score and session.normal_images["screw"]
+
+
+def test_a_product_is_forgotten_in_this_session_alone_but_for_the_last_one(start, session, nut):
+    score = inspect_image(session, nut, "nut").score
+    answer = forget("nut", session)
+    assert answer[0]["products"] == session.products == ["bolt"] and start.products == ["bolt", "nut"]
+    assert choices(answer)[2:] == [["bolt"]] * 2 and session.last_product is None
+    with pytest.raises(gr.Error, match="bolt is the only product, and a detector needs one: teach another one before"):
+        forget("bolt", session)
+    with pytest.raises(gr.Error, match="nut is not known here"):
+        forget("nut", session)
+    undo(session)
+    assert inspect_image(session, nut, "nut").score == score
+
+
+def test_a_product_is_replaced_when_that_is_asked_for_alone(start, session, files, nut):
+    with pytest.raises(ValueError, match="known already: .* or press Replace product"):
+        teach_product(session, "nut", files)
+    with pytest.raises(gr.Error, match="screw is not known here"):
+        replace("screw", files, 0, session)
+    with pytest.raises(gr.Error, match="known already"):
+        replace("nut", [files[0], files[0]], 0, session)
+    assert session.image_count("nut") == 3 and session.model is start.model
+    answer = replace("nut", files, 0, session)
+    assert "nut is taught anew, from 4 good photographs" in answer[0]["words"]
+    assert session.image_count("nut") == 4 == len(session.normal_images["nut"]) and start.image_count("nut") == 3
+    assert inspect_image(session, files[0], "nut").score < inspect_image(start, files[0], "nut").score
+    undo(session)
+    assert session.image_count("nut") == 3 and "nut" not in session.normal_images
+    forget("bolt", session)
+    assert replace("nut", files[:2], 0, session)[0]["products"] == ["nut"]  # the last one, too
+
+
+def test_chosen_photographs_are_shown_and_those_that_cannot_be_used_say_why(session, files, tmp_path):
+    assert look_at(None, 0, session) == ""
+    text, flat, cut = (tmp_path / name for name in ("<b>.png", "flat.png", "cut.png"))
+    text.write_text("no picture")
+    Image.new("RGB", (64, 64), "gray").save(flat)
+    cut.write_bytes(Path(files[0]).read_bytes()[:-900])
+    shown = look_at([*files[:2], *map(str, (text, flat, cut))], 0, session)
+    assert shown.count("<img") == 2 and shown.count('class="refused"') == 3 and "screw 1.png" in shown
+    assert "&lt;b&gt;.png is not a photograph" in shown and "flat.png: is of one color" in shown and "cut.png" in shown
+    assert str(tmp_path) not in shown
+    many = look_at(files[:1] * 9, 0, session)
+    assert "9 photographs are too many at once: give at most 8." in many and many.count("<img") == 8
+
+
+def test_known_products_show_what_they_were_taught_from_as_far_as_it_is_here(session, files):
+    teach_product(session, "screw", files)
+    shown = products_html(session)
+    assert shown.count("<img") == 4 and "<strong>bolt</strong> <span>3 good photographs, not here</span>" in shown
+    assert "<strong>screw</strong> <span>4 good photographs</span>" in shown and 'alt="screw 3.png"' in shown
+    session.keep_images("bolt", [("<i>.png", Image.open(files[0]))] * 9)
+    assert products_html(session).count("<img") == 12 and "<i>" not in products_html(session)
 
 
 @pytest.mark.parametrize(

@@ -414,6 +414,14 @@ def test_a_line_by_costs_and_what_a_line_finds_are_said(config):
         ([log("calibrate", "z.png")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
         ([log("forget"), log("enroll", "x.png", None, "y.png")], "`x.png`, `y.png` and 1 more, name not kept"),
         ([log("enroll", "x.png"), log("forget"), log("enroll", None, None, None)], "3, names not kept"),
+        (
+            [log("rename", name="screw") | {"former_name": "bolt"}, log("rename") | {"former_name": "screw"}],
+            "`a/0.png`, `a/1.png` and 1 more, name not kept",
+        ),
+        (
+            [log("enroll", "x.png", name="nut"), log("rename") | {"former_name": "nut"}],
+            "`x.png` and 2 more, names not kept",
+        ),
         ([log("enroll", "x.png", name="nut")], "`a/0.png`, `a/1.png` and 1 more, name not kept"),
     ],
 )
