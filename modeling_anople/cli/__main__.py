@@ -23,7 +23,7 @@ from ..inspection.records import (
     table_writer,
     to_line,
 )
-from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
+from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, report_stop, say, start_logging
 from ..runtime.outputs import OVERWRITE, check_new_folder
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 from .inspection import drift, feedback, watch
@@ -522,10 +522,8 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         sys.stderr.write(f"anople {arguments[0]}: the memory of this machine is not enough: ask for less at once.\n")
         return 2
-    except KeyboardInterrupt:
-        more = ": the same command with --resume goes on" if arguments[0] == "fit" else ""
-        sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
-        return 130
+    except KeyboardInterrupt as stop:
+        return report_stop(f"anople {arguments[0]}", stop)
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
         extra = {"fit": "train", "watch": "line", **own}.get(arguments[0], "all")

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -60,6 +61,31 @@ def start_logging() -> None:
         warnings.simplefilter("ignore")  # where HF_HUB_DISABLE_PROGRESS_BARS says otherwise, which holds
         disable_progress_bar()
         enable_progress_bars()
+
+
+class Stopped(KeyboardInterrupt):
+    """
+    A program was told to stop, by Ctrl-C or SIGTERM, and says what it has kept.
+
+    Args:
+        kept: what that is, after "stopped".
+        number: of the signal.
+        can_resume: whether it can go on from there.
+    """
+
+    def __init__(self, kept: str, *, number: int, can_resume: bool = False):
+        super().__init__(kept)
+        self.number, self.can_resume, self.command = number, can_resume, ""  # the command that goes on, once known
+
+
+def report_stop(program: str, stop: KeyboardInterrupt) -> int:
+    """Say on one line that a program was stopped, and how to go on; return its exit code. One of several processes says it."""
+    said = f"{program}: stopped {stop}".rstrip() + "."
+    if isinstance(stop, Stopped) and stop.command:
+        said += f" Go on with: {stop.command}"
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"\n{printable(said)}\n")
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)  # as a shell has it
 
 
 def return_free_memory() -> bool:
@@ -163,11 +189,13 @@ def run_program(
 
 __all__ = [
     "CHECKPOINT",
+    "Stopped",
     "make_parser",
     "one_line",
     "parse",
     "parse_whole",
     "printable",
+    "report_stop",
     "return_free_memory",
     "run_program",
     "say",
