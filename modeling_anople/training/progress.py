@@ -129,7 +129,8 @@ def describe_duration(left: int, per_step: float, finish: float) -> str:
     """
     if left * per_step + finish <= LONG:
         return ""
-    said = f"About {minutes(left * per_step)} for {left} steps, and {minutes(finish)} for memory and lines after them."
+    steps = "1 step" if left == 1 else f"{left} steps"
+    said = f"About {minutes(left * per_step)} for {steps}, and {minutes(finish)} for memory and lines after them."
     if left > 2 * TRIAL_STEPS:
         said += f" To try things, --max_steps {TRIAL_STEPS} takes about {minutes(TRIAL_STEPS * per_step + finish)}."
     return said
