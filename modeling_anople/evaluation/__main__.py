@@ -31,7 +31,7 @@ from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed, find_class
-from ..runtime import CHECKPOINT, make_parser, parse, printable, say, start_logging
+from ..runtime import CHECKPOINT, MACHINE, make_parser, parse, printable, say, start_logging
 from ..runtime.heat_maps import SAMPLES, contact_sheet, overlay, panel, with_legend, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
 from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, is_page, json_of
@@ -307,6 +307,7 @@ logger = logging.getLogger(__name__)
 DIGITS = 10
 
 
+MEASURED = "what is measured, and how"  # a heading of the help
 # The least and the greatest value of every number, both allowed; help texts name them.
 EVALUATE_RANGES = {"evaluation_size": (1, LARGEST_SIDE), "batch_size": (1, 65_536)}
 
@@ -324,23 +325,31 @@ class EvaluateOptions(DataOptions):
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
     score: Literal["fused", "memory", "decoder", "text"] = field(
-        default="fused", metadata={"help": "Measure the whole, or one part alone."}
+        default="fused", metadata={"heading": MEASURED, "help": "Measure the whole, or one part alone."}
     )
     class_identity: Literal["given", "predicted", "pooled"] | None = field(
-        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
+        default=None, metadata={"heading": MEASURED, "help": "Where the class comes from; by default as fitted."}
     )
     evaluation_size: int = field(
-        default=400, metadata={"help": "Side at which maps and masks are compared, 1 to 4096."}
+        default=400, metadata={"heading": MEASURED, "help": "Side at which maps and masks are compared, 1 to 4096."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
+    )
     device: str = field(
-        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+        default="auto",
+        metadata={"heading": MACHINE, "help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."},
     )
     dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+        default="float32",
+        metadata={
+            "heading": MACHINE,
+            "help": "What is computed with; bfloat16 is faster where the hardware knows it.",
+        },
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+        default=None,
+        metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."},
     )
 
     def __post_init__(self):

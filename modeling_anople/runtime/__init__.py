@@ -13,6 +13,11 @@ from typing import Any
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
+# Headings in the help of several commands: what stands in the metadata of a field as "heading". Without one it is on top.
+TABLES = "data in other forms"
+LOOKS = "how photographs are looked at"
+WRITES = "more of what is written"
+MACHINE = "the machine"
 OWN = ("modeling_anople", "hub", "demo", "__main__")
 QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
 # Of glibc's malloc.h: M_ARENA_MAX, and M_MMAP_THRESHOLD, the bytes from which a block is a mapping of its own.
@@ -104,9 +109,9 @@ def return_free_memory() -> bool:
 
 def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
     """Make the parser of a command from its dataclass of options and its positional arguments."""
-    from transformers import HfArgumentParser
+    from .parsing import OptionsParser  # which brings transformers
 
-    parser = HfArgumentParser(options, prog=f"anople {command}", allow_abbrev=False)
+    parser = OptionsParser(options, prog=f"anople {command}")
     for name, text in places.items():
         parser.add_argument(name, help=text)
     return parser
@@ -189,7 +194,11 @@ def run_program(
 
 __all__ = [
     "CHECKPOINT",
+    "LOOKS",
+    "MACHINE",
     "Stopped",
+    "TABLES",
+    "WRITES",
     "make_parser",
     "one_line",
     "parse",
