@@ -213,12 +213,14 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..processing_anople import AnoPLeProcessor
     from ..product_store_anople import new_name
+    from ..runtime.loading import announce_mini
 
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
     sight = {option: value for option in NEW_DETECTOR if (value := getattr(options, option)) is not None}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
+    announce_mini(model.config)
     processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):

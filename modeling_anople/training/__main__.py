@@ -27,7 +27,7 @@ from ..backbone_anople import name_of
 from ..configuration_anople import REMOVED, RENAMED
 from ..losses_anople import LossTerm, loss_weights
 from ..runtime import Stopped, report_stop, start_logging
-from ..runtime.loading import loader_workers, one_order_of_sums
+from ..runtime.loading import announce_mini, loader_workers, one_order_of_sums
 from ..runtime.outputs import Output, check_outputs, is_of_detector, json_lines_of
 from ..saving_anople import LOCK_FILE, locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
@@ -158,6 +158,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRe
     names, revision = list(shots.files), config.clip_revision
     encoder = {"memory_encoder": config.memory_encoder, "memory_encoder_revision": config.memory_encoder_revision}
     model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **encoder, **options).freeze_clip()
+    announce_mini(model.config)
     side = model.config.image_size  # of a view: an encoder of the memory's own has no part in training
     seen = {"image_size": model.config.input_size, "white_value": config.white_value}
     processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision, **seen)
