@@ -37,6 +37,7 @@ from ..runtime import (
     start_logging,
 )
 from ..runtime.outputs import OVERWRITE, check_new_folder
+from .doctor import doctor
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products
 from .inspection import drift, feedback, watch
 from .serving import report, serve
@@ -175,6 +176,9 @@ USAGE = """anople COMMAND ...
   feedback CHECKPOINT ID good|bad|undo
                     say what is true of a result's part; a good one that was set
                     aside is learned
+  doctor [CHECKPOINT]
+                    say what is installed, what is missing for which command,
+                    and whether a detector is sound
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
@@ -521,6 +525,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "watch": watch,
     "drift": drift,
     "feedback": feedback,
+    "doctor": doctor,
     "draw": draw,
     "data": data,
     "demo": demo,
