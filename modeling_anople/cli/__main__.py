@@ -396,7 +396,7 @@ def predict(arguments: list[str]) -> int:
             sys.stdout.write(f"{printable(describe_row(line, threshold))}\n" if in_words else text)
             if results:
                 results.write(text)
-            draw = partial(_picture_of, path, full, processor.white_value)
+            draw = partial(_picture_of, path, full, processor.white_value, line, threshold)
             if "overlay" in line:
                 draw().save(line["overlay"])
                 draw_files(line, prediction, full, options)
@@ -427,11 +427,13 @@ def _new_page(places: Namespace, options: PredictOptions, config: "AnoPLeConfig"
     )
 
 
-def _picture_of(path: Path, full_map: "np.ndarray", white_value: float | None) -> "Image.Image":
+def _picture_of(
+    path: Path, full_map: "np.ndarray", white_value: float | None, line: dict, threshold: float
+) -> "Image.Image":
     from ..images_anople import load_image
-    from ..runtime.heat_maps import overlay, with_legend
+    from ..inspection.report import draw_verdict
 
-    return with_legend(overlay(load_image(path, white_value=white_value), full_map))
+    return draw_verdict(load_image(path, white_value=white_value), full_map, line, threshold)
 
 
 def _predict_shards(places: Namespace, options: PredictOptions, shards: list) -> int:

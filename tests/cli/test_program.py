@@ -148,7 +148,9 @@ def test_predict_writes_overlays_at_the_images_own_size(capsys, tmp_path, checkp
     for line, path in zip(lines, pictures, strict=True):
         picture, original = Image.open(line["overlay"]), load_image(path)
         width, height = original.size
-        assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
+        assert (
+            picture.height > max(height, MIN_LEGEND_HEIGHT) and picture.width > width
+        )  # a band below, the scale beside
         [prediction] = predict(model, processor, [path], class_names="bolt")
         expected = overlay(original, prediction.full_size_map())
         difference = np.asarray(picture.crop((0, 0, width, height))) - np.asarray(expected, dtype=float)
@@ -197,7 +199,7 @@ def test_undecodable_file_names_survive(capsys, tmp_path, checkpoint, photograph
         capsys, "predict", checkpoint, tmp_path, "--class", "bolt", "--output", tmp_path.parent / "undecodable"
     )
     [line] = map(json.loads, output.splitlines())
-    assert line["path"] == str(tmp_path / name) and Image.open(line["overlay"]).height == MIN_LEGEND_HEIGHT
+    assert line["path"] == str(tmp_path / name) and Image.open(line["overlay"]).height > MIN_LEGEND_HEIGHT
 
 
 @pytest.fixture(scope="module")
