@@ -13,14 +13,16 @@ OUT ?= out/quickstart
 SHOTS ?= 4
 SEED ?= 0
 STEPS ?= 80
-DATA ?= $(OUT)/photographs
+DRAWN := $(OUT)/photographs$(if $(filter-out 0,$(SEED)),-$(SEED))
+DATA ?= $(DRAWN)
 SMALL ?= out/reproduce-small
 # real photographs where they lie beside the checkout, else drawn ones
 PHOTOGRAPHS ?= $(if $(wildcard ../shared/data),../shared/data,$(SMALL)/photographs)
 # the last digit of a name stands in for the view, which none of these photographs has; your own need a pattern of their own
 VIEW_PATTERN ?= $(if $(filter file,$(origin PHOTOGRAPHS)),([0-9])[.][A-Za-z]+$$)
 
-.PHONY: quickstart test test-transformers quality style docs reproduce-small benchmark clean
+.PHONY: quickstart plan FORCE test test-transformers quality style docs reproduce-small benchmark clean
+.PRECIOUS: $(OUT)/detector/config.json
 
 # torch first and pinned: an open range may bring a build with gigabytes of CUDA
 # open_clip aside, for the tests that run it in a process of its own: its torchvision must be out of transformers' sight
@@ -32,14 +34,44 @@ $(VENV)/ready: pyproject.toml tests/hub/open_clip_requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/open_clip --requirement tests/hub/open_clip_requirements.txt
 	touch $@
 
-quickstart: $(VENV)/ready
-ifeq ($(DATA),$(OUT)/photographs)
-	test -d $(DATA) || $(BIN)/anople draw $(DATA) --seed $(SEED)
+# goes on where it was stopped; with other settings, photographs or code it begins anew
+quickstart: plan $(VENV)/ready $(OUT)/evaluated
+	@echo "Detector: $(OUT)/detector   Gallery: $(OUT)/gallery/index.html   Figures: $(OUT)/evaluation.json"
+
+plan:
+	@echo "installation  $(if $(wildcard $(VENV)/ready),done,some minutes and 2 GB, once)"
+	@echo "fit           $(STEPS) steps of 1 to 2 seconds on two cores, and half a minute for memory and lines"
+	@echo "evaluation    half a second for each test photograph, and the gallery"
+	@echo "Ctrl-C loses nothing: make quickstart goes on."
+
+ifeq ($(DATA),$(DRAWN))
+$(DRAWN): | $(VENV)/ready
+	rm -rf "$@.part"
+	$(BIN)/anople draw "$@.part" --seed $(SEED)
+	mv "$@.part" "$@"
+
+$(OUT)/settings: | $(DRAWN)
 endif
-	$(BIN)/anople fit "$(DATA)" --shots $(SHOTS) --seed $(SEED) --max_steps $(STEPS) --batch_size 4 --output_dir $(OUT)/detector --overwrite
+
+$(OUT)/settings: FORCE
+	@mkdir -p "$(OUT)"
+	@{ echo "DATA=$(abspath $(DATA)) SHOTS=$(SHOTS) SEED=$(SEED) STEPS=$(STEPS)"; \
+	find "$(DATA)" -type f -exec ls -l {} + | sort | cksum; \
+	find modeling_anople -name '*.py' -exec cksum {} + | sort | cksum; } > "$@.new"
+	@if cmp -s "$@.new" "$@"; then rm "$@.new"; \
+	elif test -e "$(OUT)/detector" && ! test -e "$@"; then rm "$@.new"; \
+	echo "$(OUT)/detector is of another hand, or of an earlier version: remove it, or add OUT=FOLDER."; exit 1; \
+	else rm -rf "$(OUT)/detector" "$(OUT)/evaluated"; mv "$@.new" "$@"; fi
+
+$(OUT)/detector/config.json: $(OUT)/settings | $(VENV)/ready
+	$(BIN)/anople fit "$(DATA)" --shots $(SHOTS) --seed $(SEED) --max_steps $(STEPS) --batch_size 4 --output_dir $(OUT)/detector --resume
+
+$(OUT)/evaluated: $(OUT)/detector/config.json
+	@rm -rf $(addprefix $(OUT)/,gallery heat_maps evaluation.json images.csv)
 	$(BIN)/anople evaluate $(OUT)/detector "$(DATA)" --json $(OUT)/evaluation.json --csv $(OUT)/images.csv --gallery $(OUT)/gallery \
 	|| { test $$? -eq 2 && echo "Nothing to measure; heat maps of all photographs go to $(OUT)/heat_maps." \
 	&& $(BIN)/anople predict $(OUT)/detector "$(DATA)" --output $(OUT)/heat_maps; }
+	@touch "$@"
 
 # a process for each core, of one thread: the tests' models are so small that a second one only gets in the way
 test: $(VENV)/ready

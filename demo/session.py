@@ -19,7 +19,7 @@ from torch import nn
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
 from modeling_anople.enrollment_anople import forget, rename
-from modeling_anople.runtime.loading import computing_device, load_detector
+from modeling_anople.runtime.loading import announce_mini, computing_device, load_detector
 
 from .examples import STANDARD_PRODUCTS, STANDARD_SHOTS, draw_normal_images, standard_detector
 
@@ -371,6 +371,7 @@ def start_session(checkpoint: str | None = None) -> Session:
         ValueError: if the checkpoint cannot be loaded, with the remedy.
     """
     model, processor = load_detector(checkpoint) if checkpoint else standard_detector()
+    announce_mini(model.config)
     session = Session(model.to(computing_device()).eval(), processor)
     for name in () if checkpoint else STANDARD_PRODUCTS:
         images = draw_normal_images(name, STANDARD_SHOTS)

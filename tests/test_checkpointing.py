@@ -1,6 +1,7 @@
 """A fit that is killed goes on as if nothing had happened."""
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from modeling_anople import cli
 from modeling_anople.training.finishing import STATE_FILE, load_state, save_state, trim_log
 
 from . import fitting
@@ -30,6 +32,9 @@ LONG = [
     "2",
     "--monitor_images",
     "2",
+]
+FEW = [
+    *("--shots", "1", "--max_steps", "6", "--batch_size", "2", "--log_steps", "1", "--monitor_images", "2"),
 ]
 SETTINGS = {"seed": 0, "files": {"bolt": ["000.png"]}, "rate": 0.1, "classes": None}
 
@@ -84,6 +89,62 @@ def test_a_killed_fit_resumes_to_the_same_weights(fit, killed):
     assert [line["step"] for line in read_log(killed)] == list(range(1, 41))
     assert read_log(killed) == read_log(whole)
     assert not list(killed.glob(f"{STATE_FILE}*")) and not list(whole.glob(f"{STATE_FILE}*"))
+
+
+@pytest.fixture(scope="module")
+def whole(products, small_clip_folder, tmp_path_factory) -> Path:
+    """What `FEW` steps give that nobody stops."""
+    return fitting.fit(*FEW, data=products, clip=small_clip_folder, output=tmp_path_factory.mktemp("whole") / "it")
+
+
+def stop_at(step: int, folder: Path, arguments: list, *signals: int) -> int:
+    """Run `anople fit`; send signals when it opens its log for a step, the sixth one's, before the first its
+    photographs, or behind the last what it saves."""
+    waiting = list(signals)
+
+    def send(path: str) -> None:
+        log = folder / "training_log.jsonl"
+        done = len(log.read_text("utf-8").splitlines()) if log.exists() else 0
+        where = {0: ".png", 7: ".safetensors"}.get(step, str(log))
+        if done == max(0, step - 1) and path.endswith(where):
+            while waiting:
+                signal.raise_signal(waiting.pop())
+
+    with fitting.one_process(), fitting.watching_files(send):
+        return cli.main(["fit", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("step", "signals", "saved"),
+    [
+        (3, [signal.SIGTERM], 3),
+        (3, [signal.SIGINT, signal.SIGINT], 2),  # the second ends at once: the step at hand is lost
+        (7, [signal.SIGINT], 6),  # while memory and lines are made
+    ],
+)
+def test_a_fit_that_is_told_to_stop_keeps_its_steps(
+    products, small_clip_folder, tmp_path, whole, capfd, step, signals, saved
+):
+    folder = tmp_path / "a detector"
+    arguments = [products, "--clip", small_clip_folder, "--output_dir", folder, "--overwrite", *FEW]
+    save = ["--save_steps", "2"] if len(signals) == 2 else []
+    assert stop_at(step, folder, [*arguments, *save], *signals) == 128 + signals[-1]
+    assert not (folder / "model.safetensors").exists() and steps_done(folder) == saved
+    said = f"anople fit: stopped with {saved} of 6 steps saved. Go on with: anople "
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith(said)]
+    words = shlex.split(line.removeprefix(said))
+    assert words[:2] == ["fit", str(products)] and "--overwrite" not in words
+    with fitting.one_process():
+        assert cli.main(words) == 0
+    assert_same_weights(whole, folder)
+    assert read_log(folder) == read_log(whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_fit_that_is_stopped_before_its_first_step_keeps_nothing(products, small_clip_folder, tmp_path, capfd):
+    arguments = [products, "--clip", small_clip_folder, "--output_dir", tmp_path / "detector", *FEW]
+    assert stop_at(0, tmp_path / "detector", arguments, signal.SIGTERM) == 143
+    assert "anople fit: stopped before its first step." in capfd.readouterr().err.splitlines()
 
 
 def test_whatever_was_written_after_the_last_state_is_written_anew(fit, killed):

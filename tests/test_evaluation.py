@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -254,6 +255,14 @@ def test_gallery_shows_the_worst_errors_first(tmp_path, detector, data):
     assert names == ["01-bolt.png", "02-nut.png", "index.html"]
     page = index.read_text(encoding="utf-8")
     assert "01-bolt.png" in page and "02-nut.png" in page and "shots 3, seed 7" in page
+    for name, entry in report.classes.items():
+        found, alarms = round(4 * entry["detection_rate"]), round(4 * entry["false_alarm_rate"])
+        said = f"Of 4 defective photographs {found} were found and {4 - found} missed, of 4 good ones {alarms} gave a"
+        assert f"{said} false alarm." in page, name
+    heads = re.findall(r"<th[^>]*>([^<]+)</th>", page)
+    assert heads[:5] == ["product", "good", "defective", "found", "false alarms"] and not any(
+        "_" in each for each in heads
+    )
     for number, name in enumerate(("bolt", "nut"), start=1):
         sheet = Image.open(index.parent / f"{number:02d}-{name}.png")
         own = [row for row in report.rows if row.class_name == name]

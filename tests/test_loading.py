@@ -1,14 +1,16 @@
 """Detectors by name: folders, Hub ids and revisions, refusals of one line, and no more libraries than judging needs."""
 
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
 
 from modeling_anople.cli import main
-from modeling_anople.runtime.loading import load_detector, split_revision
+from modeling_anople.runtime.loading import _announce_mini, load_detector, split_revision
 
+from .detectors import detector_of
 from .fitting import REPOSITORY, start
 from .local_hub.client import anople
 
@@ -40,6 +42,21 @@ def test_a_folder_has_no_revision(published, capsys):
         assert load_detector(str(copy))[0].config.class_names == ["bolt", "nut"]
     finally:
         copy.rename(published.detector)
+
+
+def test_what_the_small_clip_is_is_said_once_in_a_program(make_detector, photograph, tmp_path, caplog, capsys):
+    _announce_mini.cache_clear()
+    model, processor = make_detector()
+    photograph(1).save(tmp_path / "a.png")
+    said = []
+    for kind in ("folder", "embedded", "embedded"):
+        model.config.clip_source = {"kind": kind, "name": "mini", "revision": None}
+        detector_of(model, processor).save_pretrained(tmp_path / "detector")
+        with caplog.at_level(logging.INFO, logger="modeling_anople"):
+            assert main(["predict", str(tmp_path / "detector"), str(tmp_path / "a.png"), "--class", "nut"]) == 0
+        said.append(caplog.text.count("docs/which_encoder.md"))
+    assert said == [0, 1, 1] and "--clip NAME or --memory_encoder NAME" in caplog.text
+    assert [json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()] == ["nut"] * 3
 
 
 def test_offline_the_variable_is_named(capsys):

@@ -79,6 +79,20 @@ def test_help_lists_every_option(capsys):
     assert [name for name in names if f"--{name}" not in shown] == []
 
 
+def test_a_dozen_options_stand_on_top_of_the_help_and_each_other_one_under_one_heading(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    usage, top, *rest = re.split(r"\n\n(?=[a-z][a-z :]+:\n)", capsys.readouterr().out)
+    assert usage == "usage: anople fit DATA [options]"
+    shown = [re.findall(r"^  (--\w+)", part, flags=re.MULTILINE) for part in (top, *rest)]
+    assert len(shown[0]) == 12 and {"--shots", "--clip", "--max_steps", "--resume"} <= set(shown[0])
+    assert [part.partition(":\n")[0] for part in rest][:3] == ["data in other forms", "the backbone", "training"]
+    assert sorted(option for part in shown for option in part) == sorted(
+        f"--{field.name}" for kind in (TrainingConfig, model_options()) for field in dataclasses.fields(kind)
+    )
+    assert "--seed SEED" in top and "(default: 0)" in top and "--resume " in top and "--max-steps" not in top
+
+
 def test_defaults_are_those_of_the_config():
     config, options = parse("--recipe", "paper")
     assert options == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from modeling_anople.runtime import heat_maps as vis
 
@@ -177,6 +177,40 @@ def test_with_legend_keeps_the_picture_and_adds_a_bar_at_its_right(size):
     assert combined.crop((0, 0, *size)).tobytes() == photo.tobytes()
 
 
+@pytest.mark.parametrize("size", [(60, 40), (1, 1), (600, 400)])
+def test_a_band_stands_below_the_picture_and_holds_all_that_is_said(size):
+    photo, said = photograph(*size), "score 0.87, line 0.50, 3 regions above it"
+    bands = [vis.with_band(vis.with_legend(photo), title, said, color="#d9480f") for title in ("gear: normal", "g")]
+    for band in bands:
+        assert band.width == vis.with_legend(photo).width and band.crop((0, 0, *size)).tobytes() == photo.tobytes()
+        below = np.asarray(band.crop((0, vis.with_legend(photo).height, *band.size))).astype(int)
+        assert (below[:, 0] == (217, 72, 15)).all()  # a bar at the left
+        ink = (below.sum(axis=-1) < 3 * 90) & (warmth(below) < 50)
+        assert ink.any() and not ink[:, -6:].any() and not ink[-3:].any()  # nothing is cut at an edge
+    assert bands[0].tobytes() != bands[1].tobytes()
+
+
+def test_letters_beyond_those_of_english_are_drawn_where_a_font_has_them():
+    plain, accented = (vis.with_band(photograph(200, 60), name, "", color="red") for name in ("groo", "groß"))
+    try:
+        ImageFont.truetype(vis.FONTS[1], 13)
+    except OSError:
+        pytest.skip("no such font here")
+    missing = vis.with_band(photograph(200, 60), "gro\uffff", "", color="red")
+    assert len({each.tobytes() for each in (plain, accented, missing)}) == 3
+
+
+def test_panel_says_in_color_whether_the_answer_was_right():
+    row = {"anomaly_map": one_hot_map(), "title": "a.png", "subtitle": "score 0.9"}
+    right, wrong = (
+        np.asarray(vis.panel(photograph(), verdict="found", is_right=is_right, **row)) for is_right in (1, 0)
+    )
+    word = (slice(6, 26), slice(vis.GAP, vis.GAP + 40))
+    assert (right[word][..., 1].astype(int) - right[word][..., 0]).max() > 80
+    assert (wrong[word][..., 0].astype(int) - wrong[word][..., 1]).max() > 80
+    assert (right[26:] == wrong[26:]).all()
+
+
 def test_panel_shows_photograph_truth_and_map_side_by_side():
     photo = Image.new("RGB", (336, 224), (120, 120, 120))
     scores = np.zeros((224, 336), dtype=np.float32)
@@ -299,6 +333,19 @@ def test_summary_table_shows_percent_counts_and_missing_values(tmp_path):
     assert cells[:7] == ["class", "images", "image_auroc", "pixel_ap", "threshold", "f1_max", "gap"]
     assert cells[7:14] == ["bottle", "83", "97.3%", "50.0%", "0.1235", "n/a", "n/a"]
     assert cells[14:] == ["grid", "0", "n/a", "n/a", "n/a", "100.0%", "0.5"]
+
+
+def test_columns_have_words_that_are_explained(tmp_path):
+    words = {"found_rate": ("found", "of the <bad>"), "class": ("product", "a row"), "absent": ("absent", "not here")}
+    rows = [{"class": "bottle", "found_rate": 0.5, "seconds": 2}]
+    sentences = {"bottle": "Of 2 <bad> ones 1 was found."}
+    page = vis.write_gallery(
+        tmp_path, {"bottle": photograph()}, summary_rows=rows, title="T", words=words, sentences=sentences
+    )
+    assert Page(page).cells == ["found", "product", "seconds", "50.0%", "bottle", "2"]
+    text = page.read_text("utf-8")
+    assert "<dt>found</dt><dd>of the &lt;bad&gt;</dd><dt>product</dt>" in text and "absent" not in text
+    assert "<p>Of 2 &lt;bad&gt; ones 1 was found.</p>" in text
 
 
 def test_page_is_self_contained_and_suits_phones_and_dark_mode(tmp_path):

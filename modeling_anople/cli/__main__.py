@@ -24,8 +24,21 @@ from ..inspection.records import (
     table_writer,
     to_line,
 )
-from ..runtime import CHECKPOINT, make_parser, one_line, parse, printable, say, start_logging
+from ..runtime import (
+    CHECKPOINT,
+    LOOKS,
+    MACHINE,
+    WRITES,
+    make_parser,
+    one_line,
+    parse,
+    printable,
+    report_stop,
+    say,
+    start_logging,
+)
 from ..runtime.outputs import OVERWRITE, check_new_folder
+from .doctor import doctor
 from .enrollment import add_normals, calibrate, enroll, forget, ignore, products, rename
 from .inspection import drift, feedback, watch
 from .sensitivity import sensitivity
@@ -190,6 +203,9 @@ USAGE = """anople COMMAND ...
   feedback CHECKPOINT ID good|bad|undo
                     say what is true of a result's part; a good one that was set
                     aside is learned
+  doctor [CHECKPOINT]
+                    say what is installed, what is missing for which command,
+                    and whether a detector is sound
   draw FOLDER       draw a small set of product photographs to try things on
   data check NAME ROOT
                     count a public data set and compare with the official numbers
@@ -202,6 +218,7 @@ USAGE = """anople COMMAND ...
 `anople COMMAND --help` lists the options of a command, `anople --version` says which this is."""
 
 
+SHARDS = "shards of a data set"  # a heading of the help
 # The least and the greatest value of every number, both allowed; help texts name them.
 PREDICT_RANGES = {"threshold": (0, 1), "batch_size": (1, 65_536), "min_area": (1, 1_000_000_000)}
 DRAW_RANGES = {
@@ -231,41 +248,58 @@ class PredictOptions:
     save: str | None = field(
         default=None,
         metadata={
-            "help": "masks, maps or masks,maps: write these too into --output, in folders as the photographs lie."
+            "heading": WRITES,
+            "help": "masks, maps or masks,maps: write these too into --output, in folders as the photographs lie.",
         },
     )
     map_format: Literal["png16", "png8", "npy"] = field(
-        default="png16", metadata={"help": "Of the maps: scores as 16 or 8 bits of a PNG, or float32."}
+        default="png16",
+        metadata={"heading": WRITES, "help": "Of the maps: scores as 16 or 8 bits of a PNG, or float32."},
     )
     min_area: int = field(
-        default=1, metadata={"help": "Pixels that a region must have to be listed, 1 to 1000000000."}
+        default=1,
+        metadata={"heading": WRITES, "help": "Pixels that a region must have to be listed, 1 to 1000000000."},
     )
-    overwrite: bool = field(default=False, metadata={"help": OVERWRITE})
-    class_column: str | None = field(default=None, metadata={"help": "Of shards: the column that names the product."})
-    image_column: str | None = field(default=None, metadata={"help": "Of shards: the column of photographs."})
+    overwrite: bool = field(default=False, metadata={"heading": WRITES, "help": OVERWRITE})
+    class_column: str | None = field(
+        default=None, metadata={"heading": SHARDS, "help": "Of shards: the column that names the product."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"heading": SHARDS, "help": "Of shards: the column of photographs."}
+    )
     threshold: float | None = field(
         default=None, metadata={"help": "Score above which a photograph is anomalous, 0 to 1."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
+    )
     explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
     tiling: str = field(
-        default="same", metadata={"help": "auto, ROWS,COLUMNS or none; by default as each product was learned."}
+        default="same",
+        metadata={"heading": LOOKS, "help": "auto, ROWS,COLUMNS or none; by default as each product was learned."},
     )
     ignore_mask: str | None = field(
         default=None,
         metadata={
+            "heading": LOOKS,
             "help": "Picture of the photographs' size; what is not black there does not count. By default what the product "
-            "keeps; none ignores nothing."
+            "keeps; none ignores nothing.",
         },
     )
     device: str = field(
-        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+        default="auto",
+        metadata={"heading": MACHINE, "help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."},
     )
     dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+        default="float32",
+        metadata={
+            "heading": MACHINE,
+            "help": "What is computed with; bfloat16 is faster where the hardware knows it.",
+        },
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+        default=None,
+        metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."},
     )
 
     def __post_init__(self):
@@ -393,7 +427,7 @@ def predict(arguments: list[str]) -> int:
             sys.stdout.write(f"{printable(describe_row(line, threshold))}\n" if in_words else text)
             if results:
                 results.write(text)
-            draw = partial(_picture_of, path, full, processor.white_value)
+            draw = partial(_picture_of, path, full, processor.white_value, line, threshold)
             if "overlay" in line:
                 draw().save(line["overlay"])
                 draw_files(line, prediction, full, options)
@@ -424,11 +458,13 @@ def _new_page(places: Namespace, options: PredictOptions, config: "AnoPLeConfig"
     )
 
 
-def _picture_of(path: Path, full_map: "np.ndarray", white_value: float | None) -> "Image.Image":
+def _picture_of(
+    path: Path, full_map: "np.ndarray", white_value: float | None, line: dict, threshold: float
+) -> "Image.Image":
     from ..images_anople import load_image
-    from ..runtime.heat_maps import overlay, with_legend
+    from ..inspection.report import draw_verdict
 
-    return with_legend(overlay(load_image(path, white_value=white_value), full_map))
+    return draw_verdict(load_image(path, white_value=white_value), full_map, line, threshold)
 
 
 def _predict_shards(places: Namespace, options: PredictOptions, shards: list) -> int:
@@ -524,6 +560,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "watch": watch,
     "drift": drift,
     "feedback": feedback,
+    "doctor": doctor,
     "draw": draw,
     "data": data,
     "demo": demo,
@@ -557,10 +594,8 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         sys.stderr.write(f"anople {arguments[0]}: the memory of this machine is not enough: ask for less at once.\n")
         return 2
-    except KeyboardInterrupt:
-        more = ": the same command with --resume goes on" if arguments[0] == "fit" else ""
-        sys.stderr.write(f"\nanople {arguments[0]}: stopped{more}.\n")
-        return 130
+    except KeyboardInterrupt as stop:
+        return report_stop(f"anople {arguments[0]}", stop)
     except ModuleNotFoundError as error:
         own = {name: name for name in ("evaluate", "demo", "export", "serve")}
         own |= {"fit": "train", "sensitivity": "evaluate", "watch": "line", "push": "hub", "push_space": "hub"}

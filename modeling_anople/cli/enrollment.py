@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..runtime import CHECKPOINT, make_parser, parse, printable, say
+from ..runtime import CHECKPOINT, LOOKS, MACHINE, make_parser, parse, printable, say
 from ..runtime.outputs import check_new_folder
 
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..product_store_anople import ProductRecord
 
 
+NEW = "of a new detector, with --clip"  # a heading of the help
 NEW_DETECTOR = (
     "image_size",
     "memory_encoder",
@@ -43,19 +44,23 @@ class AddOptions(ForgetOptions):
         default=None,
         metadata={"help": "Share of good photographs above the line, from 0.0001 to below 0.5; by default as it was."},
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs encoded at once, 1 to 65536."})
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs encoded at once, 1 to 65536."}
+    )
     ignore_mask: str | None = field(
         default=None,
         metadata={
+            "heading": LOOKS,
             "help": "Picture of the photographs' size; what is not black there does not count. enroll keeps it for the "
-            "product; later it is taken where none is given; none ignores nothing."
+            "product; later it is taken where none is given; none ignores nothing.",
         },
     )
     white_value: float | None = field(
         default=None,
         metadata={
+            "heading": LOOKS,
             "help": "White of photographs with more than 8 bits, 4095 for a 12-bit camera, from 1e-06 to 4294967296; the detector "
-            "keeps it. By default what it keeps, or what the files say."
+            "keeps it. By default what it keeps, or what the files say.",
         },
     )
 
@@ -108,7 +113,8 @@ class EnrollOptions(AddOptions):
     """Options of `anople enroll`."""
 
     tiling: str = field(
-        default="same", metadata={"help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."}
+        default="same",
+        metadata={"heading": LOOKS, "help": "auto, ROWS,COLUMNS or none, for this product; by default as the others."},
     )
     replace: bool = field(
         default=False,
@@ -123,31 +129,41 @@ class EnrollOptions(AddOptions):
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side in pixels of what the CLIP of a new detector sees, 1 to 4096; by default as pretrained."
+            "heading": NEW,
+            "help": "Side in pixels of what the CLIP of a new detector sees, 1 to 4096; by default as pretrained.",
         },
     )
     memory_encoder: str | None = field(
         default=None,
         metadata={
+            "heading": NEW,
             "help": "Folder or Hub id of another vision transformer, such as facebook/dinov2-small, whose patches the memory "
-            "of a new detector holds; by default those of the CLIP."
+            "of a new detector holds; by default those of the CLIP.",
         },
     )
     memory_encoder_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
+        default=None,
+        metadata={"heading": NEW, "help": "Branch, tag or commit of the memory encoder, where it is a Hub id."},
     )
     memory_image_size: int | None = field(
         default=None,
-        metadata={"help": "Side in pixels of what the memory encoder sees, 1 to 4096; by default as pretrained."},
+        metadata={
+            "heading": NEW,
+            "help": "Side in pixels of what the memory encoder sees, 1 to 4096; by default as pretrained.",
+        },
     )
     memory_rotations: Literal["none", "quarter_turns", "eighth_turns"] | None = field(
         default=None,
-        metadata={"help": "Turned copies of the photographs that a new detector remembers too; by default none."},
+        metadata={
+            "heading": NEW,
+            "help": "Turned copies of the photographs that a new detector remembers too; by default none.",
+        },
     )
     memory_limit: int | None = field(
         default=None,
         metadata={
-            "help": "Most patches that a new detector remembers of a product, 0 to 1000000000; 0 for all, by default 16384."
+            "heading": NEW,
+            "help": "Most patches that a new detector remembers of a product, 0 to 1000000000; 0 for all, by default 16384.",
         },
     )
 
@@ -254,12 +270,14 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..processing_anople import AnoPLeProcessor
     from ..product_store_anople import new_name
+    from ..runtime.loading import announce_mini
 
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
     sight = {option: value for option in NEW_DETECTOR if (value := getattr(options, option)) is not None}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
+    announce_mini(model.config)
     processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):

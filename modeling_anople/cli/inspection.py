@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..runtime import CHECKPOINT, make_parser, parse, say
+from ..runtime import CHECKPOINT, MACHINE, WRITES, make_parser, parse, say
 from ..runtime.outputs import Output, check_outputs, is_page
 
 
@@ -16,6 +16,7 @@ WATCH_RANGES = {
     "min_area": (1, 1_000_000_000),
     "photographs_per_false_warning": (100, 1_000_000_000),
 }
+ARRIVALS, RECEIVERS = "how photographs arrive", "who is told"  # headings of the help
 INTERVAL_HELP = "Of a drift: how many photographs pass on average until a false warning, at least; 100 to 1000000000."
 
 
@@ -50,35 +51,60 @@ class WatchOptions(DriftOptions):
         },
     )
     report: str | None = field(
-        default=None, metadata={"help": "When it ends, write a page for people about all results into this file."}
+        default=None,
+        metadata={
+            "help": "When it ends, write a page for people about all results into this file.",
+        },
     )
-    copy: bool = field(default=False, metadata={"help": "Leave photographs where they are, and put copies away."})
+    copy: bool = field(
+        default=False, metadata={"heading": ARRIVALS, "help": "Leave photographs where they are, and put copies away."}
+    )
     poll: bool = field(
-        default=False, metadata={"help": "Look again and again, where a share tells nothing of what arrives."}
+        default=False,
+        metadata={"heading": ARRIVALS, "help": "Look again and again, where a share tells nothing of what arrives."},
     )
     settle: float = field(
-        default=1.0, metadata={"help": "Seconds that a file must not change to count as whole, 0.05 to 3600."}
+        default=1.0,
+        metadata={"heading": ARRIVALS, "help": "Seconds that a file must not change to count as whole, 0.05 to 3600."},
     )
     webhook: str | None = field(
         default=None,
-        metadata={"help": "Post each result to this address, signed with the secret in ANOPLE_WEBHOOK_SECRET."},
+        metadata={
+            "heading": RECEIVERS,
+            "help": "Post each result to this address, signed with the secret in ANOPLE_WEBHOOK_SECRET.",
+        },
     )
     mqtt: str | None = field(
         default=None,
-        metadata={"help": "Publish each result: mqtt://[USER@]HOST[:PORT]/TOPIC; password in ANOPLE_MQTT_PASSWORD."},
+        metadata={
+            "heading": RECEIVERS,
+            "help": "Publish each result: mqtt://[USER@]HOST[:PORT]/TOPIC; password in ANOPLE_MQTT_PASSWORD.",
+        },
     )
     every: float = field(
-        default=1.0, metadata={"help": "Seconds between two frames of a camera that are judged, 0.01 to 86400."}
+        default=1.0,
+        metadata={
+            "heading": ARRIVALS,
+            "help": "Seconds between two frames of a camera that are judged, 0.01 to 86400.",
+        },
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
+    )
     min_area: int = field(
-        default=1, metadata={"help": "Pixels that a region must have to be listed, 1 to 1000000000."}
+        default=1,
+        metadata={"heading": WRITES, "help": "Pixels that a region must have to be listed, 1 to 1000000000."},
     )
     device: str = field(
-        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+        default="auto",
+        metadata={"heading": MACHINE, "help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."},
     )
     dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+        default="float32",
+        metadata={
+            "heading": MACHINE,
+            "help": "What is computed with; bfloat16 is faster where the hardware knows it.",
+        },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
 

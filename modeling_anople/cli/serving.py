@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..runtime import CHECKPOINT, make_parser, parse, printable, return_free_memory, say
+from ..runtime import CHECKPOINT, MACHINE, make_parser, parse, printable, return_free_memory, say
 from ..runtime.outputs import OVERWRITE, Output, check_outputs, is_page, json_lines_of
 
 
@@ -38,19 +38,28 @@ class ServeOptions:
         default=None,
         metadata={"help": "Add each answer to results.jsonl in this folder, with the photograph and a heat map."},
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
-    queue: int = field(
-        default=64, metadata={"help": "Photographs that may wait, 1 to 65536; beyond them the answer is 429."}
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
     )
-    max_megabytes: int = field(default=64, metadata={"help": "Of a request, 1 to 100000."})
+    queue: int = field(
+        default=64,
+        metadata={"heading": MACHINE, "help": "Photographs that may wait, 1 to 65536; beyond them the answer is 429."},
+    )
+    max_megabytes: int = field(default=64, metadata={"heading": MACHINE, "help": "Of a request, 1 to 100000."})
     device: str = field(
-        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+        default="auto",
+        metadata={"heading": MACHINE, "help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."},
     )
     dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+        default="float32",
+        metadata={
+            "heading": MACHINE,
+            "help": "What is computed with; bfloat16 is faster where the hardware knows it.",
+        },
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+        default=None,
+        metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."},
     )
 
     def __post_init__(self):

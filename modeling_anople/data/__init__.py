@@ -28,6 +28,7 @@ from ..images_anople import (
     walk_images,
     why_no_photographs,
 )
+from ..runtime import TABLES
 from .public_sets import READERS, SETS, list_rows
 
 
@@ -88,18 +89,28 @@ class DataOptions:
 
     table: str | None = field(
         default=None,
-        metadata={"help": "CSV, TSV, JSON lines or parquet file that lists the photographs, in or beside DATA."},
+        metadata={
+            "heading": TABLES,
+            "help": "CSV, TSV, JSON lines or parquet file that lists the photographs, in or beside DATA.",
+        },
     )
-    image_column: str | None = field(default=None, metadata={"help": "Of --table: the photographs' files."})
-    label_column: str | None = field(default=None, metadata={"help": "Of --table: 0 or good, 1 or a defect."})
-    mask_column: str | None = field(default=None, metadata={"help": "Of --table: the masks' files."})
-    class_column: str | None = field(default=None, metadata={"help": "Of --table: the products."})
-    split_column: str | None = field(default=None, metadata={"help": "Of --table: train or test."})
+    image_column: str | None = field(
+        default=None, metadata={"heading": TABLES, "help": "Of --table: the photographs' files."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"heading": TABLES, "help": "Of --table: 0 or good, 1 or a defect."}
+    )
+    mask_column: str | None = field(
+        default=None, metadata={"heading": TABLES, "help": "Of --table: the masks' files."}
+    )
+    class_column: str | None = field(default=None, metadata={"heading": TABLES, "help": "Of --table: the products."})
+    split_column: str | None = field(default=None, metadata={"heading": TABLES, "help": "Of --table: train or test."})
     mask_pattern: str | None = field(
         default=None,
         metadata={
+            "heading": TABLES,
             "help": "How the mask of a photograph is called, from its folder of masks on, such as {stem}_truth.png or "
-            "{defect}/{name}."
+            "{defect}/{name}.",
         },
     )
 

@@ -26,13 +26,13 @@ from ..data.public_sets import saturation_areas
 from ..export.graph_detector import ExportedDetector
 from ..images_anople import ImageError, load_image, load_mask, mask_out_map
 from ..inference_anople import Part
-from ..inspection.report import Report
+from ..inspection.report import Report, draw_verdict
 from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import composed, find_class
-from ..runtime import CHECKPOINT, make_parser, parse, printable, say, start_logging
-from ..runtime.heat_maps import SAMPLES, contact_sheet, overlay, panel, with_legend, write_gallery
+from ..runtime import CHECKPOINT, MACHINE, make_parser, parse, printable, say, start_logging
+from ..runtime.heat_maps import SAMPLES, contact_sheet, panel, write_gallery
 from ..runtime.loading import detector_sha256, join_processes, load_judge
 from ..runtime.outputs import OVERWRITE, Output, check_outputs, csv_of, inert_row, is_page, json_of
 from ..scoring_anople import resize_maps
@@ -140,6 +140,40 @@ def _cell(name: str, value: Any) -> str:
 # --- A gallery to look at: a sheet per class, and the few single pictures that a model card shows ---
 
 TITLE = "AnoPLe"
+KINDS = {"miss": "missed", "false alarm": "false alarm", "found": "found", "passed": "good, and called good", None: ""}
+# What the columns of the gallery's table are called there, and what they mean, in the order in which people ask.
+COLUMN_WORDS = {
+    "class": ("product", "The rows are products, and their mean with equal weight."),
+    "normal": ("good", "How many good photographs were judged."),
+    "anomalous": ("defective", "How many defective photographs were judged."),
+    "detection_rate": (
+        "found",
+        "Share of the defective photographs that the line calls anomalous; the rest is missed.",
+    ),
+    "false_alarm_rate": ("false alarms", "Share of the good photographs that the line calls anomalous."),
+    "image_auroc": (
+        "order of photographs, AUROC",
+        "How often a defective photograph has a higher score than a good one, wherever the line lies; 50% is chance.",
+    ),
+    "image_ap": (
+        "photographs, AP",
+        "Share of the defective among all that are called anomalous, averaged over all lines.",
+    ),
+    "image_f1_max": ("best line, F1", "What the best line of all could reach: it finds much and is seldom wrong."),
+    "pixel_auroc": (
+        "order of pixels, AUROC",
+        "How often a pixel of a defect has a higher value than a good one; large defects count most.",
+    ),
+    "pixel_ap": ("pixels, AP", "Share of defect among the pixels that are marked, averaged over all lines."),
+    "aupro": (
+        "defects covered, AUPRO",
+        "How much of each defect is marked, small ones as large ones, while at most 30% of what is good is marked, too.",
+    ),
+    "auspro": (
+        "defects covered, AUsPRO",
+        "As AUPRO, where a defect counts as covered once a part of it is marked (MVTec LOCO).",
+    ),
+}
 
 
 def make_gallery(
@@ -167,11 +201,33 @@ def make_gallery(
             sheets[name] = contact_sheet(panels, title=name)
             entries += _write_samples(shown, panels, directory / SAMPLES, len(sheets))
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.protocol.items())
-    index = write_gallery(directory, sheets, summary_rows=report.table_rows(), title=TITLE, notes=settings)
+    settings = f"How this was measured: {settings}."
+    index = write_gallery(
+        directory,
+        sheets,
+        summary_rows=report.table_rows(),
+        title=TITLE,
+        notes=settings,
+        words=COLUMN_WORDS,
+        sentences={name: _sum_up([row for row in report.rows if row.class_name == name]) for name in sheets},
+    )
     if entries:
         text = json.dumps(entries, indent=2) + "\n"
         (directory / SAMPLES / f"{SAMPLES}.json").write_text(text, encoding="utf-8")
     return index
+
+
+def _sum_up(rows: list[ImageRow]) -> str:
+    """Say how many photographs of a product were answered rightly."""
+    kinds = Counter(kind_of(row) for row in rows if row.score is not None)
+    if kinds[None]:
+        return "It has no line, so there is no verdict: photographs are in the order of their scores."
+    good, defective = kinds["passed"] + kinds["false alarm"], kinds["found"] + kinds["miss"]
+    said = [f"Of {defective} defective photographs {kinds['found']} were found and {kinds['miss']} missed"] * (
+        defective > 0
+    )
+    said += [f"of {good} good ones {kinds['false alarm']} gave a false alarm"] * (good > 0)
+    return f"{', '.join(said)}."
 
 
 def check_gallery(directory: Path) -> list[Output]:
@@ -225,14 +281,16 @@ def _panels(
     predictions = predict(model, processor, (sample["image"] for sample in samples), class_names=names)
     for row, sample, prediction in zip(shown, samples, predictions, strict=True):
         photograph = load_image(sample["image"], white_value=processor.white_value)
-        answer = f"raw score {row.score:.3g}, no line"
+        answer, kind = f"{row.class_name}: raw score {row.score:.3g}, no line", kind_of(row)
         if row.label is not None:
-            answer = f"score {row.score:.2f}, line {model.config.threshold:.2f}: {row.label}"
+            answer = f"{row.class_name}: {row.label}, score {row.score:.2f}, line {model.config.threshold:.2f}"
         yield panel(
             photograph,
             anomaly_map=prediction.full_size_map(),
             mask=_mask_to_show(row, sample, prediction),
-            title=f"{row.path}  -  {f'defective ({row.defect})' if row.anomalous else 'good'}",
+            verdict=KINDS[kind],
+            is_right=kind in ("found", "passed"),
+            title=f"{row.path}{f', defective ({row.defect})' if row.anomalous else ', good'}",
             subtitle=answer,
         )
 
@@ -280,7 +338,7 @@ def make_page(
         if prediction.error:
             return None
         photograph = load_image(sample["image"], white_value=processor.white_value)
-        return with_legend(overlay(photograph, prediction.full_size_map()))
+        return draw_verdict(photograph, prediction.full_size_map(), prediction.as_row(), prediction.threshold)
 
     by_path = {key: number for number, key in enumerate(zip(rows["class_name"], rows["path"], strict=True))}
     for row in sorted(report.rows, key=lambda row: -1 if row.score is None else -row.severity):
@@ -307,6 +365,7 @@ logger = logging.getLogger(__name__)
 DIGITS = 10
 
 
+MEASURED = "what is measured, and how"  # a heading of the help
 # The least and the greatest value of every number, both allowed; help texts name them.
 EVALUATE_RANGES = {"evaluation_size": (1, LARGEST_SIDE), "batch_size": (1, 65_536)}
 
@@ -324,23 +383,31 @@ class EvaluateOptions(DataOptions):
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to measure; by default all."})
     score: Literal["fused", "memory", "decoder", "text"] = field(
-        default="fused", metadata={"help": "Measure the whole, or one part alone."}
+        default="fused", metadata={"heading": MEASURED, "help": "Measure the whole, or one part alone."}
     )
     class_identity: Literal["given", "predicted", "pooled"] | None = field(
-        default=None, metadata={"help": "Where the class comes from; by default as fitted."}
+        default=None, metadata={"heading": MEASURED, "help": "Where the class comes from; by default as fitted."}
     )
     evaluation_size: int = field(
-        default=400, metadata={"help": "Side at which maps and masks are compared, 1 to 4096."}
+        default=400, metadata={"heading": MEASURED, "help": "Side at which maps and masks are compared, 1 to 4096."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Photographs judged at once, 1 to 65536."})
+    batch_size: int = field(
+        default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
+    )
     device: str = field(
-        default="auto", metadata={"help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."}
+        default="auto",
+        metadata={"heading": MACHINE, "help": "auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, ..."},
     )
     dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What is computed with; bfloat16 is faster where the hardware knows it."}
+        default="float32",
+        metadata={
+            "heading": MACHINE,
+            "help": "What is computed with; bfloat16 is faster where the hardware knows it.",
+        },
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."}
+        default=None,
+        metadata={"help": "Branch, tag or commit of a Hub id; user/name@revision says the same."},
     )
 
     def __post_init__(self):

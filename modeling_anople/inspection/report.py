@@ -18,12 +18,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..calibration_anople import describe_guarantee, percent
 from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ImageError, load_image
 from ..product_store_anople import UNKNOWN_PRODUCT, ProductRecord
+from ..runtime.heat_maps import overlay, with_band, with_legend
 from .records import Rows
 
 
@@ -97,7 +99,29 @@ def _name_of(row: dict[str, Any], folders: int) -> str:
     return "/".join(Path(row["path"]).parts[-1 - folders :]) or "(without a name)"
 
 
-# --- Pictures as they were drawn ---
+# --- Pictures of verdicts, and such as were drawn ---
+
+
+def draw_verdict(photograph: Image.Image, full_map: np.ndarray, row: dict[str, Any], threshold: float) -> Image.Image:
+    """
+    Draw the heat map of a photograph, with its scale at the right, and product, verdict and score in a band below.
+
+    Args:
+        full_map: (height, width) as of `Prediction.full_size_map`.
+        row, threshold: as of [`describe_row`]; the row has a score.
+    """
+    verdict, product = verdict_of(row), row.get("class")
+    title = "normal, but unsure" if verdict == "unsure" else verdict
+    if product and verdict != UNKNOWN_PRODUCT:
+        title = f"{product}: {title}"
+    text = f"raw score {row['score']:.3g}, no line between good and bad"
+    if verdict != "no verdict":
+        text = f"score {row['score']:.2f}, line {threshold:.2f}"
+        text += f", {row['reason']}" if row.get("reason") else ""
+        if verdict != UNKNOWN_PRODUCT and row.get("regions"):
+            count = len(row["regions"])
+            text += f", {count} region{'s' if count > 1 else ''} above it"
+    return with_band(with_legend(overlay(photograph, full_map)), title, text, color=COLORS[verdict])
 
 
 def picture_of(row: dict[str, Any], folder: Path) -> Image.Image | None:

@@ -42,12 +42,12 @@ from ..pipeline_anople import AnomalyDetectionPipeline, Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductRecord, find_class, new_name
 from ..runtime import one_line
-from ..runtime.heat_maps import overlay, with_legend
 from ..runtime.loading import load_config, load_detector, load_judge
 from ..saving_anople import locked
 from ..scoring_anople import Detector
 from .feedback import find_row, give_feedback
 from .records import append_lines, picture_name, record_id, to_row
+from .report import draw_verdict
 
 
 logger = logging.getLogger(__name__)
@@ -567,7 +567,7 @@ class Service:
             picture = None
             if full_map is not None and (drawn or kept):
                 photograph = load_image(content, white_value=self.judge.processor.white_value)
-                picture = with_legend(overlay(photograph, full_map))
+                picture = draw_verdict(photograph, full_map, row, prediction.threshold)
             if self.keeper:
                 self.keeper.keep(row, content, picture if kept else None)
             self.figures.count(row)

@@ -18,7 +18,6 @@ from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductRecord
 from ..runtime import one_line
-from ..runtime.heat_maps import overlay, with_legend
 from ..runtime.loading import load_judge
 from ..saving_anople import locked
 from .arrivals import Arrival, Arrivals, wakes
@@ -26,6 +25,7 @@ from .cameras import Camera, is_camera
 from .delivery import Courier, Receiver
 from .drift import INTERVAL, DriftWatch, changed_at, follow, rows_since
 from .records import Rows, record_id
+from .report import draw_verdict
 from .results_folder import Judged, ResultsFolder
 
 
@@ -303,9 +303,11 @@ class _Inspector:
         if prediction.error is not None:
             return Judged(*given)
         full = prediction.full_size_map()
-        picture = overlay(load_image(read.source, white_value=self._judge.processor.white_value), full)
+        photograph = load_image(read.source, white_value=self._judge.processor.white_value)
         regions = prediction.find_regions(full, min_area=self._watch.min_area)
-        return Judged(*given, regions, with_legend(picture))
+        return Judged(
+            *given, regions, draw_verdict(photograph, full, prediction.as_row(regions), prediction.threshold)
+        )
 
     # Drift.
 

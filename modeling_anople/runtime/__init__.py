@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,11 @@ from typing import Any
 
 
 CHECKPOINT = "Folder of a detector, or Hub id (user/name, user/name@revision)."
+# Headings in the help of several commands: what stands in the metadata of a field as "heading". Without one it is on top.
+TABLES = "data in other forms"
+LOOKS = "how photographs are looked at"
+WRITES = "more of what is written"
+MACHINE = "the machine"
 OWN = ("modeling_anople", "hub", "demo", "__main__")
 QUIET = ("httpx2", "httpx", "httpcore2", "httpcore")  # they log each address, and presigned ones are secrets
 # Of glibc's malloc.h: M_ARENA_MAX, and M_MMAP_THRESHOLD, the bytes from which a block is a mapping of its own.
@@ -62,6 +68,31 @@ def start_logging() -> None:
         enable_progress_bars()
 
 
+class Stopped(KeyboardInterrupt):
+    """
+    A program was told to stop, by Ctrl-C or SIGTERM, and says what it has kept.
+
+    Args:
+        kept: what that is, after "stopped".
+        number: of the signal.
+        can_resume: whether it can go on from there.
+    """
+
+    def __init__(self, kept: str, *, number: int, can_resume: bool = False):
+        super().__init__(kept)
+        self.number, self.can_resume, self.command = number, can_resume, ""  # the command that goes on, once known
+
+
+def report_stop(program: str, stop: KeyboardInterrupt) -> int:
+    """Say on one line that a program was stopped, and how to go on; return its exit code. One of several processes says it."""
+    said = f"{program}: stopped {stop}".rstrip() + "."
+    if isinstance(stop, Stopped) and stop.command:
+        said += f" Go on with: {stop.command}"
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"\n{printable(said)}\n")
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)  # as a shell has it
+
+
 def return_free_memory() -> bool:
     """
     Have glibc give back what is free, instead of keeping it for each thread: to be called before there are threads.
@@ -78,9 +109,9 @@ def return_free_memory() -> bool:
 
 def make_parser(command: str, options: type, **places: str) -> argparse.ArgumentParser:
     """Make the parser of a command from its dataclass of options and its positional arguments."""
-    from transformers import HfArgumentParser
+    from .parsing import OptionsParser  # which brings transformers
 
-    parser = HfArgumentParser(options, prog=f"anople {command}", allow_abbrev=False)
+    parser = OptionsParser(options, prog=f"anople {command}")
     for name, text in places.items():
         parser.add_argument(name, help=text)
     return parser
@@ -164,11 +195,17 @@ def run_program(
 
 __all__ = [
     "CHECKPOINT",
+    "LOOKS",
+    "MACHINE",
+    "Stopped",
+    "TABLES",
+    "WRITES",
     "make_parser",
     "one_line",
     "parse",
     "parse_whole",
     "printable",
+    "report_stop",
     "return_free_memory",
     "run_program",
     "say",

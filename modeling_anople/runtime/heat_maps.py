@@ -4,12 +4,15 @@ A calibrated map is a float array (height, width) in [0, 1]; 0.5 is its product'
 it are anomalous. Colors never depend on the other values of a map: a good part stays pale and pictures compare.
 """
 
+import contextlib
 import html
 import numbers
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -19,6 +22,15 @@ LINE = 0.5
 PICTURE_HEIGHT, PANEL_TEXT_HEIGHT, GAP = 224, 64, 12  # pixels, of a gallery row
 MIN_PICTURE_WIDTH, MAX_PICTURE_WIDTH = 128, 448  # the lower leaves room for the caption of a narrow picture
 MIN_LEGEND_HEIGHT = 64
+# Fonts of Linux, Windows and macOS with more letters than Pillow's own, which has those of English.
+FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "arialuni.ttf",
+    "arial.ttf",
+    "Arial Unicode.ttf",
+)
 SAMPLES = "samples"  # folder of a gallery with single pictures, and the name of their list
 # 256 levels: 0..127 up to the line (blue to near white), 128..255 above it (amber to red). Lightness rises to the line
 # and falls beyond it, so the scale can also be read with color-blind eyes.
@@ -29,6 +41,7 @@ _COLOURS = _COLOURS.round().astype(np.uint8)  # (level, channel)
 # Share of the overlay's opacity at each level: normal regions leave the photograph visible.
 _OPACITY = np.interp(range(256), (0, 64, 127, 128, 255), (0.0, 0.06, 0.3, 0.9, 1.0))
 _WHITE, _INK, _GREY, _RULE, _PAPER = "#ffffff", "#1c2026", "#686e76", "#d5dade", "#f2f4f6"
+_RIGHT, _WRONG = "#00704f", "#b3261e"  # of words: an answer that was right, or wrong
 _TRUTH = "#00be96"  # the ground-truth tint, a color that the scale does not use
 
 
@@ -103,17 +116,36 @@ def with_legend(image: Image.Image) -> Image.Image:
     return canvas
 
 
+def with_band(picture: Image.Image, title: str, text: str, *, color: str) -> Image.Image:
+    """Return the picture with a title and a text in a white band below it, wrapped to its width, behind a bar of `color`."""
+    size = max(13, round((picture.width * picture.height) ** 0.5 / 26))  # of the title's font, and of all distances
+    left, right = size, picture.width - size // 2
+    lines = [(line, size) for line in _wrapped(title, size, right - left)]
+    lines += [(line, max(12, round(0.8 * size))) for line in _wrapped(text, max(12, round(0.8 * size)), right - left)]
+    height = sum(round(1.3 * each) for _, each in lines) + size
+    canvas = Image.new("RGB", (picture.width, picture.height + height), _WHITE)
+    canvas.paste(_to_rgb(picture), (0, 0))
+    draw, top = ImageDraw.Draw(canvas), picture.height + size // 2
+    draw.rectangle((0, picture.height, max(2, size // 3), canvas.height), fill=color)
+    for line, each in lines:
+        _write(draw, (left, top), line, size=each, room=right - left)
+        top += round(1.3 * each)
+    return canvas
+
+
 def panel(
     image: Image.Image,
     *,
     anomaly_map: np.ndarray,
     mask: Image.Image | np.ndarray | None = None,
+    verdict: str = "",
+    is_right: bool = True,
     title: str = "",
     subtitle: str = "",
 ) -> Image.Image:
     """Draw one gallery row: photograph, ground truth and heat map side by side, under a title and a subtitle.
 
-    `mask` marks the true defect with non-zero pixels; None shows "no mask". Pictures are 224 pixels high unless that
+    `verdict` stands before the title, green where it `is_right` and else red. `mask` marks the true defect with non-zero pixels; None shows "no mask". Pictures are 224 pixels high unless that
     makes them wider than 448; reduction keeps the largest score, so a defect of a few pixels stays visible. Raises
     ValueError where the map or the mask has another size than the photograph.
     """
@@ -128,9 +160,14 @@ def panel(
     cell = max(size[0], MIN_PICTURE_WIDTH)
     canvas = Image.new("RGB", (3 * cell + 4 * GAP, PANEL_TEXT_HEIGHT + PICTURE_HEIGHT + GAP), _WHITE)
     draw = ImageDraw.Draw(canvas)
-    _write(draw, (GAP, 6), title, size=15, room=canvas.width - 2 * GAP)
+    begin = GAP
+    if verdict:
+        _write(draw, (begin, 6), verdict, size=15, fill=_RIGHT if is_right else _WRONG)
+        begin += round(ImageFont.load_default(15).getlength(verdict)) + GAP
+    _write(draw, (begin, 6), title, size=15, room=canvas.width - begin - GAP)
     _write(draw, (GAP, 26), subtitle, size=12, fill=_GREY, room=canvas.width - 2 * GAP)
-    columns = (("photograph", small), ("ground truth", truth), ("heat map", heat_map))
+    true = "no defect" if mask is not None and not np.any(mask) else "true defect, green"
+    columns = (("photograph", small), (true, truth), ("what the detector marks", heat_map))
     for left, (caption, picture) in zip(range(GAP, canvas.width, cell + GAP), columns, strict=False):
         _write(draw, (left, 46), caption, size=12, fill=_GREY)
         _place(canvas, picture, (left, PANEL_TEXT_HEIGHT, left + cell, PANEL_TEXT_HEIGHT + PICTURE_HEIGHT))
@@ -155,11 +192,19 @@ def contact_sheet(rows: Sequence[Image.Image], *, title: str = "") -> Image.Imag
 
 
 def write_gallery(
-    directory: str | Path, sheets: dict[str, Image.Image], *, summary_rows: list[dict], title: str, notes: str = ""
+    directory: str | Path,
+    sheets: dict[str, Image.Image],
+    *,
+    summary_rows: list[dict],
+    title: str,
+    notes: str = "",
+    words: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    sentences: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write one PNG per class and an index.html with the summary table; returns the path of the index.
 
-    `sheets` maps class names to pictures. The keys of `summary_rows` are the table's columns: fractions under a name
+    `sheets` maps class names to pictures, `sentences` to what is said above them. `words` has, for a key of the table, the
+    head of its column and what it means; those come first, in its order. The keys of `summary_rows` are the table's columns: fractions under a name
     that ends with auroc, aupro, ap, f1_max or rate are shown as percent, None and NaN as n/a. All text is escaped.
     """
     directory = Path(directory)
@@ -169,9 +214,11 @@ def write_gallery(
         slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "class"
         file_name = f"{number:02d}-{slug}.png"  # the number separates names that differ in case or signs only
         sheet.save(directory / file_name)
-        sections.append(_SECTION.format(name=html.escape(name), file_name=file_name, sheet=sheet))
-    title, notes, table = html.escape(title), html.escape(notes), _table(summary_rows)
-    page = _PAGE.format(title=title, notes=notes, table=table, sections="\n".join(sections))
+        said = html.escape(sentences.get(name, ""))
+        sections.append(_SECTION.format(name=html.escape(name), said=said, file_name=file_name, sheet=sheet))
+    title, notes, table = html.escape(title), html.escape(notes), _table(summary_rows, words)
+    used = {name: each for name, each in words.items() if any(name in row for row in summary_rows)}
+    page = _PAGE.format(title=title, notes=notes, table=table, meanings=_meanings(used), sections="\n".join(sections))
     index = directory / "index.html"
     index.write_text(page, encoding="utf-8", errors="replace")  # lone surrogates of undecodable names
     return index
@@ -253,9 +300,30 @@ def _one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
+@lru_cache(maxsize=64)
+def _font(size: int, is_plain: bool) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, or for letters that it lacks one of the machine's, where there is one."""
+    for name in () if is_plain else FONTS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
+def _wrapped(text: str, size: int, room: int) -> list[str]:
+    """Part a text between words into lines of at most `room` pixels; a longer word has a line of its own."""
+    font, lines = _font(size, text.isascii()), []
+    for word in _one_line(text).split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
 def _write(draw: ImageDraw.ImageDraw, at: tuple, text: str, *, size: int, room: int = 0, **style: str) -> None:
     """Write one line of text, cut to `room` pixels where that is given; `style` may hold `fill` and `anchor`."""
-    font, text = ImageFont.load_default(size), _one_line(text)
+    text = _one_line(text)
+    font = _font(size, text.isascii())
     if 0 < room < font.getlength(text):
         too_long = bisect_left(range(len(text)), room, key=lambda length: font.getlength(text[:length] + "..."))
         text = text[: max(0, too_long - 1)] + "..."
@@ -271,19 +339,26 @@ def _cell_text(column: str, value: object) -> str:
     return f"{100 * value:.1f}%" if is_fraction else f"{value:.4g}"
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict], words: Mapping[str, tuple[str, str]]) -> str:
     if not rows:
         return ""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    given = list(dict.fromkeys(column for row in rows for column in row))
+    columns = [*(name for name in words if name in given), *(name for name in given if name not in words)]
+    head = "".join(f'<th scope="col">{html.escape(words.get(name, (name,))[0])}</th>' for name in columns)
     cells = [[f"<td>{html.escape(_cell_text(name, row.get(name)))}</td>" for name in columns] for row in rows]
     body = "\n".join(f"<tr>{''.join(line)}</tr>" for line in cells)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    return table + ('<p><a href="#columns">What the columns say</a></p>' if words else "")
 
 
-_SECTION = """<section><h2>{name}</h2><a class="scroll" href="{file_name}">
+def _meanings(words: Mapping[str, tuple[str, str]]) -> str:
+    said = "".join(f"<dt>{html.escape(head)}</dt><dd>{html.escape(meaning)}</dd>" for head, meaning in words.values())
+    return f'<section id="columns"><h2>What the columns say</h2><dl>{said}</dl></section>' if said else ""
+
+
+_SECTION = """<section><h2>{name}</h2><p>{said}</p><a class="scroll" href="{file_name}">
 <img src="{file_name}" width="{sheet.width}" height="{sheet.height}" loading="lazy"
-alt="{name}: photographs, ground truth and heat maps"></a></section>"""
+alt="{name}: photographs, true defects and heat maps"></a></section>"""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -297,15 +372,21 @@ h1 {{ font-size: 1.6rem; line-height: 1.25 }} h2 {{ font-size: 1.1rem }} h1, h2 
 p {{ max-width: 70ch; color: var(--quiet); white-space: pre-line }} p:empty {{ display: none }}
 .scroll {{ display: block; overflow-x: auto; border: 1px solid var(--rule); border-radius: .5rem }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .4rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }}
-:is(th, td):first-child {{ position: sticky; left: 0; text-align: left }} th, td:first-child {{ background: var(--band) }}
+th {{ overflow-wrap: normal }} th, td {{ padding: .4rem .8rem; text-align: right; vertical-align: bottom; border-bottom: 1px solid var(--rule) }}
+:is(th, td):first-child {{ position: sticky; left: 0; text-align: left }} td {{ white-space: nowrap }} th, td:first-child {{ background: var(--band) }}
 main {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 42rem), 1fr)); gap: 2rem }}
 section {{ min-width: 0 }} main, div.scroll {{ margin-top: 1.5rem }} a.scroll {{ background: #fff }}
+a {{ color: inherit }} #columns {{ margin-top: 2rem }}
+dl {{ max-width: 90ch; display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem }} dt {{ font-weight: 600 }} dd {{ margin: 0 }}
 img {{ display: block; height: auto; max-width: max(100%, 36rem) }}
 </style></head><body>
-<h1>{title}</h1><p>{notes}</p>
-<p>Colors mean the same in every picture: blue to white up to the decision line (0.5), amber to red above it. \
-Outlined regions are above the line. Nothing is rescaled per image.</p>
+<h1>{title}</h1>
+<p>Each row is one photograph, the worst errors of a product first: the photograph, the true defect in green where a mask \
+tells it, and what the detector marks.
+Colors mean the same in every picture: blue to white up to the line between good and bad (0.5), amber to red above it. \
+Outlined regions are above the line.</p>
 {table}
 <main>{sections}</main>
+{meanings}
+<p>{notes}</p>
 </body></html>"""

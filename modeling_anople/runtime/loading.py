@@ -1,6 +1,7 @@
 """Load a detector by the name of a folder or of a repository on the Hub, and say where and in which order it computes."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
@@ -164,6 +165,7 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
 
     model, processor = _read(checkpoint, revision, read)
     model.name_or_path = checkpoint if Path(checkpoint).exists() else model.name_or_path
+    announce_mini(model.config)
     return model, processor
 
 
@@ -197,7 +199,24 @@ def load_judge(
             checkpoint, lambda: _fitting(ExportedDetector(folder), AnoPLeProcessor.from_pretrained(folder))
         )
 
-    return read_state(checkpoint, read)
+    model, processor = read_state(checkpoint, read)
+    announce_mini(model.config)
+    return model, processor
+
+
+def announce_mini(config: AnoPLeConfig) -> None:
+    """Say once in a program, where the embedded CLIP alone looks at photographs, what it is and how to do better."""
+    if (config.clip_source or {}).get("kind") == "embedded" and config.memory_encoder is None:
+        _announce_mini()
+
+
+@functools.cache
+def _announce_mini() -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+        logger.info(
+            "Photographs are seen through mini, the small CLIP of this package: it needs no download, and larger encoders find "
+            "more. Fit or enroll with --clip NAME or --memory_encoder NAME: docs/which_encoder.md compares them."
+        )
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
@@ -442,6 +461,7 @@ def _is_shard(name: str) -> bool:
 
 __all__ = [
     "Shard",
+    "announce_mini",
     "list_shards",
     "computing_device",
     "detector_sha256",

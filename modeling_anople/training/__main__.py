@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +26,14 @@ from .. import AnoPLeConfig, AnoPLeModel, AnoPLeProcessor  # by the package, whi
 from ..backbone_anople import name_of
 from ..configuration_anople import REMOVED, RENAMED
 from ..losses_anople import LossTerm, loss_weights
-from ..runtime import start_logging
-from ..runtime.loading import loader_workers, one_order_of_sums
+from ..runtime import Stopped, report_stop, start_logging
+from ..runtime.loading import announce_mini, loader_workers, one_order_of_sums
 from ..runtime.outputs import Output, check_outputs, is_of_detector, json_lines_of
 from ..saving_anople import LOCK_FILE, locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
 from .finishing import STATE_FILE, finish, load_state, remove_state, save_state, trim_log
 from .options import TrainingConfig, model_options, parse_options
+from .progress import StopRequest, Stopwatch, describe_duration, resume_command, seconds_to_finish
 
 
 logger = logging.getLogger(__name__)
@@ -129,6 +131,7 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
     Raises:
         ValueError: for a folder that already holds a detector or an unfinished fit, or data that cannot be used, with
             the remedy; and if another program changes the folder for too long.
+        Stopped: by Ctrl-C or SIGTERM, after the step at hand was saved; told twice, at once.
     """
     output_dir = Path(config.output_dir)
     alone = os.environ.get("RANK", "0") == "0"  # of several processes one keeps other programs out
@@ -136,11 +139,11 @@ def train(config: TrainingConfig, options: dict | None = None) -> Path:
         _is_finished(
             output_dir, config, dict(options or {})
         )  # refuses the folder of another hand before a lock lies in it
-    with locked(output_dir) if alone else contextlib.nullcontext():
-        return _train(config, output_dir, dict(options or {}))
+    with locked(output_dir) if alone else contextlib.nullcontext(), StopRequest(config.max_steps) as stop:
+        return _train(config, output_dir, dict(options or {}), stop)
 
 
-def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
+def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRequest) -> Path:
     """Do what [`train`] says, step by step."""
     if _is_finished(output_dir, config, options):
         if os.environ.get("RANK", "0") == "0":  # of several processes one says so
@@ -155,6 +158,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     names, revision = list(shots.files), config.clip_revision
     encoder = {"memory_encoder": config.memory_encoder, "memory_encoder_revision": config.memory_encoder_revision}
     model = AnoPLeModel.from_clip(config.clip, names, revision=revision, **encoder, **options).freeze_clip()
+    announce_mini(model.config)
     side = model.config.image_size  # of a view: an encoder of the memory's own has no part in training
     seen = {"image_size": model.config.input_size, "white_value": config.white_value}
     processor = AnoPLeProcessor.from_clip(config.clip, names, revision=revision, **seen)
@@ -181,21 +185,14 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.is_main_process:
         _make_room(output_dir, first)
+        stop.saved = first or None
     if config.report_to != "none":
         accelerator.init_trackers("anople", config={name: str(value) for name, value in settings.items()})
 
     # 5. The loop.
-    bar = tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process)
-    losses = None
-    with one_order_of_sums(accelerator.device):
-        for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
-            bar.update()
-            if step % config.log_steps == 0 or step == config.max_steps:
-                log_step(accelerator, output_dir, step, bar, losses)
-            if accelerator.is_main_process and step % config.save_steps == 0 and step < config.max_steps:
-                _require_finite(step, {name: float(value.detach()) for name, value in losses.items()})
-                save_state(output_dir, step=step, settings=settings, model=model, optimizer=optimizer)
-    bar.close()
+    parts = {"wrapped": wrapped, "optimizer": optimizer, "loader": loader, "config": config, "first": first}
+    _take_steps(accelerator, stop, output_dir, settings=settings, images=len(shots.images), **parts)
+    parts.clear()
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.
     accelerator.wait_for_everyone()
@@ -205,7 +202,10 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     vars(model).pop("forward", None)
     # The wrapper must be gone before the process group ends. Else it is the last to hold the group, and frees it with
     # Python's lock in hand, while the group's threads may wait for that lock: one fit in some thirty never ended.
-    wrapped, optimizer, loader, losses = accelerator.free_memory(wrapped, optimizer, loader, losses)
+    wrapped, optimizer, loader = accelerator.free_memory(wrapped, optimizer, loader)
+    if stop.asked:
+        accelerator.end_training()
+        raise stop.end()
     if accelerator.is_main_process:
         health = finish(model, processor, shots, validation, config)
         seen = {"processes": accelerator.num_processes, "decoder_health": health.as_dict() if health else None}
@@ -215,6 +215,57 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
+
+
+def _take_steps(
+    accelerator: Accelerator,
+    stop: StopRequest,
+    folder: Path,
+    *,
+    settings: dict,
+    images: int,
+    wrapped: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    config: TrainingConfig,
+    first: int,
+) -> None:
+    """Take the steps that are left, or those until the fit is to stop; log them, and save states to resume from."""
+    model, watch = accelerator.unwrap_model(wrapped), Stopwatch(first)
+    stop.in_loop = True
+    with (
+        one_order_of_sums(accelerator.device),
+        tqdm(total=config.max_steps, initial=first, desc="fit", disable=not accelerator.is_main_process) as bar,
+    ):
+        for step, losses in fit_steps(accelerator, wrapped, optimizer, loader, config, first=first):
+            bar.update()
+            if step % config.log_steps == 0 or step == config.max_steps:
+                log_step(accelerator, folder, step, bar, losses)
+            stopped = _is_asked(stop, accelerator)
+            if accelerator.is_main_process and (stopped or step % config.save_steps == 0 or step == config.max_steps):
+                _require_finite(step, {name: float(value.detach()) for name, value in losses.items()})
+                save_state(folder, step=step, settings=settings, model=model, optimizer=optimizer)
+                stop.saved = step
+            if stopped:
+                break
+            per_step = watch.seconds_per_step(step)
+            if per_step is not None and accelerator.is_main_process:
+                _announce_duration(config.max_steps - step, per_step, model, images, config)
+    stop.in_loop = False
+
+
+def _is_asked(stop: StopRequest, accelerator: Accelerator) -> bool:
+    """Say whether the fit is to end after this step; of several processes all end after the same one."""
+    if accelerator.num_processes > 1:
+        if stop.asked:
+            accelerator.set_trigger()
+        stop.asked = accelerator.check_trigger()
+    return stop.asked
+
+
+def _announce_duration(left: int, per_step: float, model: AnoPLeModel, images: int, config: TrainingConfig) -> None:
+    if said := describe_duration(left, per_step, seconds_to_finish(model, images, config.monitor_images)):
+        logger.info("%s", said)
 
 
 def _make_room(folder: Path, first: int) -> None:
@@ -338,8 +389,16 @@ def main(arguments: list[str] | None = None) -> Path:
     start_logging()
     config, options = parse_options("anople fit", TrainingConfig, model_options(), arguments)
     set_seed(config.seed)
-    return train(config, options)
+    try:
+        return train(config, options)
+    except Stopped as stop:
+        if stop.can_resume:
+            stop.command = resume_command(sys.argv[1:] if arguments is None else arguments)
+        raise
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Stopped as stop:
+        sys.exit(report_stop("anople fit", stop))

@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import HfArgumentParser
-
 from ..backbone_anople import MINI_CLIP
 from ..calibration_anople import check_rate
 from ..configuration_anople import RANGES, AnoPLeConfig, check_ranges
 from ..data import DataOptions
 from ..images_anople import WHITE_RANGE
-from ..runtime import parse_whole
+from ..runtime import LOOKS, MACHINE, TABLES, parse_whole
+from ..runtime.parsing import OptionsParser
 from ..tiling_anople import Rotations
 
 
@@ -55,6 +54,31 @@ FIT_RANGES = {
 }
 
 
+# --- Headings of the help. What has none stands on top: the options that people use first ---
+
+FOUNDED = "Of the paper: [K] known, [I] inferred from its relatives, [U] unknown and therefore our choice."
+BACKBONE, TRAINING = "the backbone", "training"
+# Options of the model, by heading; LOOKS has those that say how photographs are looked at.
+MODEL_HEADINGS = {
+    "model: prompts and views": (
+        *("coupling", "coupling_projection", "prompt_length", "prompt_depth", "prompt_std", "prefix", "view_grid"),
+        *("min_positive_fraction", "temperature"),
+    ),
+    "model: decoder": ("decoder_head", "decoder_widths", "decoder_layers"),
+    "model: losses": (
+        *("pixel_loss_weight", "image_loss_weight", "alignment_loss_weight", "focal_gamma", "alignment_detach"),
+        *("alignment_warmup", "latent_noise"),
+    ),
+    "model: memory": (
+        *("memory_image_size", "memory_image_mean", "memory_image_std", "memory_layers", "memory_rotations"),
+        *("memory_limit", "memory_chunk_size"),
+    ),
+    "model: fusion of the parts": ("map_fusion", "image_map", "image_fusion", "smoothing"),
+    "model: products and threshold": (*("class_identity", "class_prediction", "unknown_product_rate", "threshold"),),
+    LOOKS: ("image_size", "tiling"),
+}
+
+
 # --- Command line options, made from dataclasses, so that an option has one home ---
 
 
@@ -63,7 +87,9 @@ class TrainingConfig(DataOptions):
     """Options of a fit; every field is a command line option."""
 
     data_root: str = field(
-        metadata={"help": "Folder with one sub-folder per product, a parquet file or a Hub dataset."}
+        metadata={
+            "help": "The same as DATA: a folder with one sub-folder per product, a parquet file or a Hub dataset."
+        }
     )
     output_dir: str = field(default="out/anople", metadata={"help": "Where the detector is written."})
     clip: str = field(
@@ -71,7 +97,8 @@ class TrainingConfig(DataOptions):
         metadata={"help": "Folder or Hub id of a CLIPModel, or mini, the small one that the package carries."},
     )
     clip_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the CLIP, where it is a Hub id."}
+        default=None,
+        metadata={"heading": BACKBONE, "help": "Branch, tag or commit of the CLIP, where it is a Hub id."},
     )
     memory_encoder: str | None = field(
         default=None,
@@ -81,7 +108,8 @@ class TrainingConfig(DataOptions):
         },
     )
     memory_encoder_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the memory encoder, where it is a Hub id."}
+        default=None,
+        metadata={"heading": BACKBONE, "help": "Branch, tag or commit of the memory encoder, where it is a Hub id."},
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Products to take; by default all."})
     recipe: Recipe = field(
@@ -96,8 +124,9 @@ class TrainingConfig(DataOptions):
     view_pattern: str | None = field(
         default=None,
         metadata={
+            "heading": TABLES,
             "help": "Take so many photographs of each view: a regular expression whose group tells the view by the file's "
-            "name, such as _(C[1-5])_ for Real-IAD."
+            "name, such as _(C[1-5])_ for Real-IAD.",
         },
     )
     seed: int = field(
@@ -105,27 +134,40 @@ class TrainingConfig(DataOptions):
     )
     max_steps: int = field(default=2000, metadata={"help": "Optimizer steps, 0 to 1000000000."})
     batch_size: int = field(
-        default=8, metadata={"help": "Photographs per step over all processes, times the views, 1 to 65536."}
+        default=8,
+        metadata={
+            "heading": TRAINING,
+            "help": "Photographs per step over all processes, times the views, 1 to 65536.",
+        },
     )
     prompt_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of prompts, projections and prefix, 0 to 10."}
+        default=1e-3, metadata={"heading": TRAINING, "help": "Of prompts, projections and prefix, 0 to 10."}
     )
     decoder_learning_rate: float = field(
-        default=3e-3, metadata={"help": "Of the decoder, which starts from nothing and wants a higher rate, 0 to 10."}
+        default=3e-3,
+        metadata={
+            "heading": TRAINING,
+            "help": "Of the decoder, which starts from nothing and wants a higher rate, 0 to 10.",
+        },
     )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW, 0 to 10."})
+    weight_decay: float = field(default=1e-4, metadata={"heading": TRAINING, "help": "Of AdamW, 0 to 10."})
     warmup_ratio: float = field(
-        default=0.05, metadata={"help": "Share of the steps with a rising learning rate, 0 to 1."}
+        default=0.05, metadata={"heading": TRAINING, "help": "Share of the steps with a rising learning rate, 0 to 1."}
     )
-    final_learning_rate_ratio: float = field(default=0.01, metadata={"help": "Where the cosine ends, 0 to 1."})
+    final_learning_rate_ratio: float = field(
+        default=0.01, metadata={"heading": TRAINING, "help": "Where the cosine ends, 0 to 1."}
+    )
     max_gradient_norm: float = field(
-        default=1.0, metadata={"help": "Longer gradients are shortened to this, 1e-06 to 1000000."}
+        default=1.0,
+        metadata={"heading": TRAINING, "help": "Longer gradients are shortened to this, 1e-06 to 1000000."},
     )
     pixel_anomaly: Literal["perlin", "cut_paste", "both", "none"] = field(
-        default="perlin", metadata={"help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."}
+        default="perlin",
+        metadata={"heading": TRAINING, "help": "Pseudo-anomaly in pixel space; none trains on latent ones alone."},
     )
     normal_turns: Rotations = field(
-        default="none", metadata={"help": "Turn training photographs, for products that lie any way round."}
+        default="none",
+        metadata={"heading": TRAINING, "help": "Turn training photographs, for products that lie any way round."},
     )
     max_false_alarm_rate: float = field(
         default=0.05, metadata={"help": "Share of good photographs above the line, from 0.0001 to below 0.5."}
@@ -133,39 +175,46 @@ class TrainingConfig(DataOptions):
     white_value: float | None = field(
         default=None,
         metadata={
-            "help": "White of photographs with more than 8 bits, 1e-06 to 4294967296; 4095 for a 12-bit camera."
+            "heading": LOOKS,
+            "help": "White of photographs with more than 8 bits, 1e-06 to 4294967296; 4095 for a 12-bit camera.",
         },
     )
     ignore_masks: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with a picture NAME.png per product that wants one; what is not black does not count."
+            "heading": LOOKS,
+            "help": "Folder with a picture NAME.png per product that wants one; what is not black does not count.",
         },
     )
-    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "Precision of the forward pass."})
+    mixed_precision: Literal["no", "bf16"] = field(
+        default="no", metadata={"heading": MACHINE, "help": "Precision of the forward pass."}
+    )
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Parts in which a batch is computed, 1 to 65536."}
+        default=1, metadata={"heading": TRAINING, "help": "Parts in which a batch is computed, 1 to 65536."}
     )
     num_workers: int | None = field(
         default=None,
         metadata={
-            "help": "Processes that prepare photographs, 0 to 256; by default none for a CPU, up to 8 for a GPU."
+            "heading": MACHINE,
+            "help": "Processes that prepare photographs, 0 to 256; by default none for a CPU, up to 8 for a GPU.",
         },
     )
     monitor_images: int = field(
         default=16,
         metadata={
-            "help": "Held-back photographs that check the decoder, 0 to 100000, at least one per product; 0 for none."
+            "heading": TRAINING,
+            "help": "Held-back photographs that check the decoder, 0 to 100000, at least one per product; 0 for none.",
         },
     )
     save_steps: int = field(
-        default=100, metadata={"help": "Steps between two states to resume from, 1 to 1000000000."}
+        default=100, metadata={"heading": MACHINE, "help": "Steps between two states to resume from, 1 to 1000000000."}
     )
     log_steps: int = field(
-        default=10, metadata={"help": "Steps between two lines of training_log.jsonl, 1 to 1000000000."}
+        default=10,
+        metadata={"heading": MACHINE, "help": "Steps between two lines of training_log.jsonl, 1 to 1000000000."},
     )
     report_to: Literal["none", "tensorboard", "trackio"] = field(
-        default="none", metadata={"help": "Where to log, too."}
+        default="none", metadata={"heading": MACHINE, "help": "Where to log, too."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished fit in output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a detector that output_dir already holds."})
@@ -204,11 +253,13 @@ def model_options() -> type:
     """Make a dataclass of all fields of [`AnoPLeConfig`] that a person may choose, with their help texts."""
     own = AnoPLeConfig.__annotations__.keys() - KEPT_FIELDS
     helps = field_helps(AnoPLeConfig.__doc__)
+    headings = {name: heading for heading, names in MODEL_HEADINGS.items() for name in names}
     fields = []
     for entry in dataclasses.fields(AnoPLeConfig):
         if entry.name in own:
             default = None if entry.default is dataclasses.MISSING else entry.default
-            kept = dataclasses.field(default=default, metadata={"help": helps.get(entry.name, "")})
+            metadata = {"heading": headings[entry.name], "help": helps.get(entry.name, "")}
+            kept = dataclasses.field(default=default, metadata=metadata)
             fields.append((entry.name, TYPES_ON_COMMAND_LINE.get(entry.type, entry.type), kept))
     return dataclasses.make_dataclass("ModelOptions", fields)
 
@@ -234,7 +285,7 @@ def parse_options(program: str, options: type, model: type, arguments: list[str]
     Raises:
         ValueError: for what is no option, or a number out of range.
     """
-    parser = HfArgumentParser([options, model], prog=program, allow_abbrev=False)
+    parser = OptionsParser([options, model], prog=program, usage=f"{program} DATA [options]", epilog=FOUNDED)
     preset = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     preset.add_argument("--recipe", default=TrainingConfig.recipe)
     preset.add_argument("--memory_encoder")

@@ -149,7 +149,9 @@ def test_predict_writes_overlays_at_the_images_own_size(capsys, tmp_path, checkp
     for line, path in zip(lines, pictures, strict=True):
         picture, original = Image.open(line["overlay"]), load_image(path)
         width, height = original.size
-        assert picture.height == max(height, MIN_LEGEND_HEIGHT) and picture.width > width  # the scale at its right
+        assert (
+            picture.height > max(height, MIN_LEGEND_HEIGHT) and picture.width > width
+        )  # a band below, the scale beside
         [prediction] = predict(model, processor, [path], class_names="bolt")
         expected = overlay(original, prediction.full_size_map())
         difference = np.asarray(picture.crop((0, 0, width, height))) - np.asarray(expected, dtype=float)
@@ -198,7 +200,7 @@ def test_undecodable_file_names_survive(capsys, tmp_path, checkpoint, photograph
         capsys, "predict", checkpoint, tmp_path, "--class", "bolt", "--output", tmp_path.parent / "undecodable"
     )
     [line] = map(json.loads, output.splitlines())
-    assert line["path"] == str(tmp_path / name) and Image.open(line["overlay"]).height == MIN_LEGEND_HEIGHT
+    assert line["path"] == str(tmp_path / name) and Image.open(line["overlay"]).height > MIN_LEGEND_HEIGHT
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,7 @@ def test_judging_needs_none_of_the_extras(capsys, monkeypatch, checkpoint, pictu
     from modeling_anople.cli import main as bare_main
 
     assert bare_main(["predict", str(checkpoint), str(pictures[0])]) == 0
+    assert bare_main(["doctor", str(checkpoint)]) in (0, 1)  # by what this machine has
     for arguments, extra in ((["evaluate", str(checkpoint), str(drawn)], "evaluate"), (["fit", str(drawn)], "train")):
         assert bare_main(arguments) == 2
         assert f"pip install 'anople[{extra}]'" in capsys.readouterr().err
@@ -315,15 +318,13 @@ def test_the_version_is_said(capsys):
     assert capsys.readouterr().out == f"anople {__version__}\n"
 
 
-@pytest.mark.parametrize(("command", "more"), [("fit", "the same command with --resume goes on"), ("predict", "")])
-def test_an_interrupted_command_ends_with_a_line(capsys, monkeypatch, command, more):
+def test_an_interrupted_command_ends_with_a_line(capsys, monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(program.COMMANDS, command, interrupted)
-    assert main([command, "x"]) == 130
-    said = capsys.readouterr().err
-    assert said.strip() == f"anople {command}: stopped{': ' if more else ''}{more}."
+    monkeypatch.setitem(program.COMMANDS, "predict", interrupted)
+    assert main(["predict", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "anople predict: stopped."
 
 
 @pytest.mark.parametrize("words", [["--explain"], ["--explain", "true"], ["--explain", "no"]])

@@ -1,0 +1,51 @@
+"""What a fit says of its time, and with which command it goes on; that it goes on exactly is in test_checkpointing.py."""
+
+import logging
+
+import pytest
+
+from modeling_anople.training import progress
+from modeling_anople.training.progress import describe_duration, minutes, resume_command
+
+from . import fitting
+from .fitting import write_products
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["--data_root", "my data", "--shots", "2"], "anople fit 'my data' --shots 2 --resume"),
+        (["data", "--overwrite", "--seed", "1"], "anople fit data --seed 1 --resume"),
+        (["data", "--overwrite", "yes", "--resume", "false"], "anople fit data --resume"),
+        (["data", "--overwrite=true", "--resume"], "anople fit data --resume"),
+    ],
+)
+def test_the_command_that_goes_on_overwrites_nothing(arguments, command):
+    assert resume_command(arguments) == command
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 second"), (5.4, "5 seconds"), (100, "2 minutes"), (3000, "50 minutes"), (9000, "2.5 hours")],
+)
+def test_a_duration_is_said_as_people_do(seconds, said):
+    assert minutes(seconds) == said
+
+
+def test_a_long_fit_names_a_short_one():
+    said = describe_duration(2000, per_step=1.5, finish=30)
+    assert said == (
+        "About 50 minutes for 2000 steps, and 30 seconds for memory and lines after them. To try things, --max_steps 80 "
+        "takes about 2 minutes."
+    )
+    assert "--max_steps" not in describe_duration(100, per_step=1.5, finish=30)
+    assert describe_duration(20, per_step=1.5, finish=30) == ""
+
+
+def test_a_fit_says_once_how_long_it_will_take(tmp_path, photograph, small_clip_folder, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LONG", 0)
+    products = write_products(tmp_path / "products", photograph)
+    with caplog.at_level(logging.INFO, logger="modeling_anople"):
+        fitting.fit("--max_steps", "6", data=products, clip=small_clip_folder, output=tmp_path / "detector")
+    [said] = [line for line in caplog.messages if line.startswith("About")]
+    assert "for 1 step, and 1 second for memory and lines" in said
