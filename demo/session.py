@@ -276,6 +276,10 @@ class Session:
         model, processor = self.own_detector()
         rename(model, processor, product, name)
         self.normal_images = {name if each == product else each: images for each, images in self.normal_images.items()}
+        self._call(product, name)
+
+    def _call(self, product: str, name: str) -> None:
+        """Let what was inspected name a product otherwise."""
         for inspection in self.inspections:
             inspection.product = name if inspection.product == product else inspection.product
         last = [name if each == product else each for each in (self.last_product, self.last_requested)]
@@ -332,6 +336,8 @@ class Session:
             raise ValueError("The detector was changed since: it cannot be undone.")
         self.model, self.processor, self.normal_images, self._owns_detector = before
         self._before = None
+        if history and history[-1]["action"] == "rename":
+            self._call(history[-1]["class_name"], history[-1]["former_name"])
         self._drop_unknown()
 
     def adopt(self, model: AnoPLeModel, processor: AnoPLeProcessor) -> None:

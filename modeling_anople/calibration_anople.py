@@ -115,7 +115,7 @@ def _describe_costs(threshold: "ProductThreshold", defects: "KnownDefects") -> s
     text = (
         f"The line was set by {_defects(missed)} and {_photographs(len(normals))}, where a miss (cost {defects.miss_cost:g}) "
         f"and a false alarm (cost {defects.false_alarm_cost:g}) are expected to cost least. {alarms} of {len(normals)} good "
-        f"ones lie above it: false alarms between {percent(low)} and {percent(high)} (95 %)."
+        f"ones, which helped to set it, lie above it: false alarms between {percent(low)} and {percent(high)} (95 %)."
     )
     if found is None:
         return f"{text} 1 defect says nothing of how many are found: between 0 and 100 %."

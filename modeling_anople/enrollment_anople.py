@@ -367,6 +367,8 @@ def enroll(
     with _reads_by(model, processor, white_value), products.transaction():
         normals = open_normals(images, processor, tiling=setting, ignore_mask=ignore_mask)
         _warn_of_others(normals, model, [product.name for product in products if product is not old])
+        if old is not None:
+            _reject_defects(model, normals, old_id)
         ids = model.tokenize_class(class_name, processor.tokenizer)
         record = ProductRecord(class_name, tiling=SAME if setting == config.tiling else setting)
         # 3. Learn it, whole or not at all.
@@ -375,9 +377,11 @@ def enroll(
             products.remove(old_id)
             products.log("forget", class_name, date=date)
             class_id -= 1
+            products[class_id].keep_prints(old.unpacked_prints("defect_prints"), "defect_prints")
         if (mask := normals.common_mask(ignore_mask)) is not None:
             products.keep_mask(class_id, mask)
         threshold = _learn(model, normals, class_id, max_false_alarm_rate, batch_size)
+        _warn_of_costs(class_name, old.record.threshold if old else None, threshold)
         products.log("enroll", class_name, files=normals.files, **normals.traces, date=date)
     processor.class_names = list(config.class_names)
     return threshold
@@ -488,6 +492,10 @@ def calibrate(
             files = [None if file is None else os.path.basename(file) for file in bad.files]
             scores = score_images(model, bad.images, class_id, batch_size=batch_size)
             threshold = fit_costs(threshold, KnownDefects(scores, files=files, digests=bad.digests, **costs))
+            known = product.unpacked_prints("defect_prints")
+            again = same_pictures([*known, *bad.prints], known=len(known))
+            new = [each for number, each in enumerate(bad.prints, len(known)) if number not in again]
+            product.keep_prints(new, "defect_prints")
             model.products.set_threshold(class_id, threshold)
             good = normals.images if remembered is None else remembered
             _compare(model, good, bad.images, class_id, remembered=remembered is not None, **costs)
@@ -667,9 +675,14 @@ def _reject_known(model: AnoPLeModel, normals: NormalImages, class_id: int) -> N
     again = seen_before(model, class_id, normals.digests, normals.prints)
     _reject([_name(normals.files, number) for number in again])
     _reject([_name(normals.files, number) for number in near_duplicates(model, normals.images, class_id)])
-    threshold = model.products[class_id].record.threshold
-    bad = set(threshold.defects.digests) if threshold and threshold.defects else set()
-    _reject_both([_name(normals.files, number) for number, each in enumerate(normals.digests) if each in bad])
+    _reject_defects(model, normals, class_id)
+
+
+def _reject_defects(model: AnoPLeModel, normals: NormalImages, class_id: int) -> None:
+    """Refuse good images that a product knows as defective ones, be it in another file format."""
+    bad = model.products[class_id].unpacked_prints("defect_prints")
+    found = same_pictures([*bad, *normals.prints], known=len(bad))
+    _reject_both([_name(normals.files, number - len(bad)) for number, first in found.items() if first < len(bad)])
 
 
 def _reject_good(model: AnoPLeModel, bad: NormalImages, normals: NormalImages, class_id: int) -> None:

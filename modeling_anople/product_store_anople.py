@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -212,6 +213,7 @@ class ProductRecord:
         threshold: fitted from its normals, `None` before.
         frame: what the frames of its normals are like as wholes, `None` before and in detectors of earlier versions.
         print_count: of how many photographs that it was given it is kept what tells them from others.
+        defect_print_count: of how many known defects, likewise.
         sensitivity: what its threshold was measured to find, `None` before, and after any change of memory, mask or threshold.
     """
 
@@ -223,6 +225,7 @@ class ProductRecord:
     threshold: ProductThreshold | None = None
     frame: FrameLimits | None = None
     print_count: int = 0
+    defect_print_count: int = 0
     sensitivity: Sensitivity | None = None
 
     @classmethod
@@ -270,7 +273,8 @@ class Product(nn.Module):
     Tensors: `bank` (see [`MemoryBank`]); `prompt_ids` (2, length) tokens of its normal and its abnormal prompt;
     `text_embeddings` (2, joint width) of them, unit length; `prototype` (joint width), the mean global feature of its
     normals; `ignore_mask`, packed eight pixels to a byte in reading order, `None` without one; `prints` (photographs,
-    `PRINT_BYTES`) of the photographs that it was given, packed, `None` without any.
+    `PRINT_BYTES`) of the photographs that it was given, packed, `None` without any; `defect_prints` likewise of known
+    defects, which never enter the memory.
     """
 
     def __init__(self, record: ProductRecord, config: AnoPLeConfig):
@@ -288,8 +292,8 @@ class Product(nn.Module):
         self.register_buffer("prototype", torch.zeros(width))
         packed = torch.zeros(record.mask_bytes, dtype=torch.uint8)
         self.register_buffer("ignore_mask", packed if record.ignore_mask_size else None)
-        prints = torch.zeros(record.print_count, PRINT_BYTES, dtype=torch.uint8)
-        self.register_buffer("prints", prints if record.print_count else None)
+        for name, count in (("prints", record.print_count), ("defect_prints", record.defect_print_count)):
+            self.register_buffer(name, torch.zeros(count, PRINT_BYTES, dtype=torch.uint8) if count else None)
 
     @property
     def name(self) -> str:
@@ -305,11 +309,20 @@ class Product(nn.Module):
         self.record.image_vectors = list(self.bank.image_vectors)
         self.record.has_boxes = self.bank.boxes is not None
         self.record.print_count = 0 if self.prints is None else len(self.prints)
+        self.record.defect_print_count = 0 if self.defect_prints is None else len(self.defect_prints)
         return asdict(self.record)
 
-    def unpacked_prints(self) -> list[PicturePrint]:
-        """Return what is kept of the photographs that it was given."""
-        return [] if self.prints is None else [PicturePrint.unpacked(row) for row in self.prints.cpu().numpy()]
+    def unpacked_prints(self, name: Literal["prints", "defect_prints"] = "prints") -> list[PicturePrint]:
+        """Return what is kept of the photographs that it was given, or of known defects."""
+        packed = getattr(self, name)
+        return [] if packed is None else [PicturePrint.unpacked(row) for row in packed.cpu().numpy()]
+
+    def keep_prints(self, prints: Sequence[PicturePrint], name: Literal["prints", "defect_prints"] = "prints") -> None:
+        """Keep what tells photographs, or known defects, from others, behind what is kept already."""
+        if prints:
+            known = getattr(self, name)
+            rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(self.prototype.device)
+            setattr(self, name, rows if known is None else torch.cat([known, rows]))
 
     def unpacked_mask(self) -> np.ndarray | None:
         """Return the ignore mask (height, width) as booleans, `None` without one."""
@@ -540,7 +553,8 @@ class ProductStore(nn.ModuleList):
             "digests": list(digests),
             "known_photographs": product.image_count if product else 0,
             "line": threshold.image_threshold if threshold else None,
-            "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold else None,
+            # a line by costs keeps none
+            "max_false_alarm_rate": threshold.max_false_alarm_rate if threshold and not threshold.defects else None,
         }
         if defects is not None:
             entry |= {"defects": defects.files, "defect_digests": defects.digests}
@@ -549,8 +563,7 @@ class ProductStore(nn.ModuleList):
             entry["former_name"] = former_name
         self.config.history = [*self.config.history, entry]
         if prints:
-            rows = torch.from_numpy(np.stack([each.packed() for each in prints])).to(product.prototype.device)
-            product.prints = rows if product.prints is None else torch.cat([product.prints, rows])
+            product.keep_prints(prints)
             self.write()
 
     def write(self) -> None:

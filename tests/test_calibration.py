@@ -686,7 +686,7 @@ def test_the_statement_of_costs_says_what_so_few_cannot_tell():
     text = describe_guarantee(by_costs([0.3, 0.35, 0.4], 10, 2))
     assert text == (
         "The line was set by 3 known defects and 6 photographs, where a miss (cost 10) and a false alarm (cost 2) are expected "
-        "to cost least. 0 of 6 good ones lie above it: false alarms between 0 % and 45.9 % (95 %). Each left out in turn, 3 of "
+        "to cost least. 0 of 6 good ones, which helped to set it, lie above it: false alarms between 0 % and 45.9 % (95 %). Each left out in turn, 3 of "
         "3 known defects are found: detections between 29.2 % and 100 % (95 %)."
     )
     assert "1 defect says nothing of how many are found" in describe_guarantee(by_costs([0.3]))

@@ -929,6 +929,29 @@ def test_known_defects_set_the_line_by_costs_and_never_enter_the_memory(detector
     assert dear.image_threshold < fitted.image_threshold
 
 
+def test_what_was_a_defect_never_becomes_a_good_one(detector, photograph, tmp_path, caplog):
+    caplog.set_level("WARNING")
+    defects, good = defects_of(photograph, 1), normals_of(photograph, 1, 6)
+    detector.calibrate("nut", defects=defects)
+    defects[0].save(tmp_path / "again.jpg", quality=97, subsampling=0)
+    for _ in range(2):  # also where the line is no longer set by them
+        for known in (defects[0], tmp_path / "again.jpg"):
+            with pytest.raises(ValueError, match="as good and as defective"):
+                detector.add_normals("nut", [known])
+        detector.add_normals("nut", [good.pop()])
+    detector.calibrate("nut", defects=defects)
+    assert len(detector.model.products.named("nut").defect_prints) == 3  # once each
+    detector.rename("nut", "washer")
+    assert detector.model.config.history[-1]["max_false_alarm_rate"] is None  # of a line by costs
+    with pytest.raises(ValueError, match="as good and as defective"):
+        detector.enroll("washer", [*good[:2], defects[1]], replace=True)
+    detector.enroll("washer", good[:2], replace=True)
+    assert "The line of washer was set by 3 known defects" in caplog.text
+    detector.save_pretrained(tmp_path / "kept")
+    with pytest.raises(ValueError, match="as good and as defective"):
+        detector_of(*load_detector(str(tmp_path / "kept"))).add_normals("washer", [defects[2]])
+
+
 def test_calibrating_without_defects_sets_the_line_by_the_good_ones_again(detector, photograph, caplog):
     plain = threshold_of(detector, "nut")
     detector.calibrate("nut", defects=defects_of(photograph, 1))

@@ -94,6 +94,7 @@ def test_a_record_is_a_product_again_with_tensors_of_its_size():
         "threshold": dataclasses.asdict(THRESHOLD),
         "frame": dataclasses.asdict(FrameLimits.of([[0.1 * number for number in range(len(FRAME_NUMBERS))]] * 2)),
         "print_count": 3,
+        "defect_print_count": 0,
         "sensitivity": dataclasses.asdict(SENSITIVITY),
     }
     product = Product(ProductRecord.from_dict(values), config)

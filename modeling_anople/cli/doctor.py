@@ -201,6 +201,7 @@ def _embedded_clip() -> Finding:
     if (folder / SUMS).is_file():
         sums = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text("utf-8").splitlines())
         wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
+        wrong += [] if "model.safetensors" in sums else [f"{SUMS} says nothing of model.safetensors"]
     if not wrong:
         return Finding("machine", "mini", "fine", "the embedded CLIP is whole")
     remedy = "install the package again"
@@ -258,15 +259,18 @@ def _products(checkpoint: str, config: "AnoPLeConfig") -> Iterator[Finding]:
             yield Finding("detector", record.name, "mend", "has no line: its photographs get no label", remedy)
             continue
         state, remedy = "fine", ""
+        defects = record.threshold.defects  # without which calibrate would set the line by good photographs alone
+        costs = f"--miss_cost {defects.miss_cost:g} --false_alarm_cost {defects.false_alarm_cost:g}" if defects else ""
+        costs = f" --defects THE_KNOWN_DEFECTS {costs}" if costs else ""
         if record.threshold.estimate != "rank":
-            state, remedy = "note", f"anople calibrate {place} {name} MORE_GOOD_PHOTOGRAPHS"
+            state, remedy = "note", f"anople calibrate {place} {name} MORE_GOOD_PHOTOGRAPHS{costs}"
         if not record.threshold.estimate:  # of an earlier version
             state = "mend"
         said = f"line at raw score {record.threshold.image_threshold:.4f}. {describe_guarantee(record.threshold)}"
         yield Finding("detector", record.name, state, said, remedy)
         if record.frame is None:
             said = "an earlier version learned it: a dark or blurred photograph is not told from a good one"
-            remedy = f"anople calibrate {place} {name} THE_GOOD_PHOTOGRAPHS_IT_WAS_TAUGHT"
+            remedy = f"anople calibrate {place} {name} THE_GOOD_PHOTOGRAPHS_IT_WAS_TAUGHT{costs}"
             yield Finding("detector", record.name, "mend", said, remedy)
 
 

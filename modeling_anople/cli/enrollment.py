@@ -371,12 +371,13 @@ def products(arguments: list[str]) -> int:
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
         limit, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither
-        drawn = "" if limit is None else f"; line {limit:.4f} for {rate:g} false alarms"
+        drawn = "" if limit is None else f"; line {limit:.4f} "
+        drawn += "" if limit is None else "by costs" if rate is None else f"for {rate:g} false alarms"
         listed = f": {files}" if files else ""
         if bad := entry.get("defects"):
             names = ", ".join(file or "(from memory)" for file in bad)
             costs = f"a miss costs {entry['miss_cost']:g}, a false alarm {entry['false_alarm_cost']:g}"
-            listed, drawn = f"{listed}; known defects {names}; {costs}", f"; line {limit:.4f} by costs"
+            listed = f"{listed}; known defects {names}; {costs}"
         if entry["action"] == "rename":
             listed = f", before: {entry['former_name']}"
         rows.append(f"{entry['date']}  {entry['action']} {entry['class_name']}{listed}{drawn}")

@@ -8,8 +8,9 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -173,6 +174,7 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
         raise ValueError(f"{checkpoint} is no folder here, so it cannot learn: give the folder of a detector.")
     with locked(place):
         config = load_config(checkpoint)
+        _require_same_name(config.history, row)
         model, processor = load_detector(checkpoint)
         digest = digest_of(load_image(path, white_value=processor.white_value))
         if digest in known_digests(config.history, row["class"]):
@@ -183,13 +185,31 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
                 return _line(row, "good", added=True, before=getattr(old, ID), after=_state_of(place), said=said)
             return _line(row, "good", said=said)
         detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
+        line = model.products.named(row["class"]).record.threshold
         threshold: ProductThreshold = detector.add_normals(row["class"], [path])
         before = _state_of(place)
         _keep_before(place, folder / BEFORE / row["id"])
         detector.save_pretrained(place, adapter=bool(config.adapter_clip_sha256))
         after = _state_of(place)
     said = f"{row['class']} has learned it: threshold at raw score {threshold.image_threshold:.4f}. {describe_guarantee(threshold)}"
+    if line is not None and line.defects is not None:
+        said += f" Before, {len(line.defects.scores)} known defects set it: give them to `anople calibrate` again."
     return _line(row, "good", added=True, before=before, after=after, said=said)
+
+
+def _require_same_name(history: Iterable[dict], row: dict) -> None:
+    """Refuse a row that names a product by what it was called, or by what another one was, before a product was renamed."""
+    for entry in history:
+        names = entry["class_name"], entry.get("former_name")
+        if entry["action"] == "rename" and row["class"] in names and _time(entry["date"]) >= _time(row["time"]):
+            raise ValueError(
+                f"{row['path']} was judged as {row['class']!r} before {names[1]!r} was renamed to {names[0]!r}: give the "
+                "photograph to `anople add_normals DETECTOR NAME PHOTOGRAPH` under the name that its product has now."
+            )
+
+
+def _time(written: str) -> datetime:
+    return datetime.fromisoformat(written)
 
 
 def _undo(checkpoint: str, folder: Path, row: dict, last: Feedback | None) -> Feedback:

@@ -54,14 +54,14 @@ def test_what_each_journey_lacks_is_read_from_the_package_and_named_with_the_com
     seen = found(capsys, code=1)
     assert (seen["anople"]["said"].split(",")[0], seen["numpy"]["state"]) == ("9.9.9", "fine")
     states = {name: each["state"] for name, each in seen.items() if each["part"] == "journey"}
-    lacking = {"anople fit", "anople demo", "anople export", "python -m hub.publish"}
+    lacking = {"anople fit", "anople demo", "anople export", "anople push"}
     assert states == {name: "missing" if name in lacking else "fine" for name in JOURNEYS.values()}
     assert seen["anople fit"]["said"] == "no-such-package is not installed"
     assert seen["anople fit"]["remedy"] == "pip install 'anople[train]'"
     assert seen["anople demo"]["said"] == "no-such-package is not installed"  # by the extra that it names
     version = importlib.metadata.version("numpy")
     assert seen["anople export"]["said"] == f"numpy {version} is there, >=99 is wanted"
-    assert "older than this program and has no extra hub" in seen["python -m hub.publish"]["said"]
+    assert "older than this program and has no extra hub" in seen["anople push"]["said"]
     assert main(["doctor"]) == 1
     table = capsys.readouterr().out
     assert "missing  anople fit " in table and "-> pip install 'anople[train]'" in table

@@ -107,7 +107,7 @@ def test_a_product_is_renamed_in_this_session_alone_and_scores_as_before(start, 
     ):
         with pytest.raises(gr.Error, match=message):
             rename("bolt M3", name, session)
-    assert choices(undo(session))[2] == ["bolt", "nut", "screw"] and session.last_product is None
+    assert choices(undo(session))[2] == ["bolt", "nut", "screw"] and session.last_product == "screw"
     assert inspect_image(session, files[3], "screw").score == before.score and session.normal_images["screw"]
 
 

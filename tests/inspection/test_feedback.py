@@ -85,6 +85,15 @@ def test_what_is_bad_is_kept_in_a_list_and_changes_nothing(checkpoint, results):
     assert contents(checkpoint) == before or row["unsure"]
 
 
+def test_a_row_from_before_a_rename_teaches_no_other_product(checkpoint, results):
+    alarm = next(row for row in rows_of(results) if row["label"] == "anomalous")
+    assert main(["rename", str(checkpoint), alarm["class"], "washer"]) == 0
+    before = contents(checkpoint)
+    with pytest.raises(ValueError, match=f"before '{alarm['class']}' was renamed to 'washer'"):
+        give_feedback(str(checkpoint), alarm["id"], "good", results=results)
+    assert contents(checkpoint) == before
+
+
 def test_a_torn_row_takes_no_other_rows_feedback(checkpoint, results):
     rows = rows_of(results)
     lines = [json.dumps(row) for row in rows]
