@@ -148,10 +148,12 @@ class Sensitivity:
         contrasts: of the defects, as shares of white.
         smallest: of each kind, at each contrast, the size as a share of the photograph's longer side from which on
             `FOUND_SHARE` of them are found; `None` where that is not so up to the largest.
-        largest: likewise the largest size that could be drawn; 0 where none could.
+        largest: likewise the largest size that tells; 0 where too few could be drawn of all sizes.
         bears: of each change of a good photograph the most at which no more false alarms came than were allowed for; `None`
             where the least was too much.
         breaks: what came at the next step, in words; nothing where the most that was tried is borne.
+        found, cases: likewise how many were found of how many that were judged, of the smallest size, else of the largest, else
+            of the one with the most cases.
     """
 
     date: str
@@ -164,19 +166,23 @@ class Sensitivity:
     largest: dict[str, list[float]]
     bears: dict[str, float | None]
     breaks: dict[str, str]
+    found: dict[str, list[int]] = field(default_factory=dict)
+    cases: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self):
-        sizes = [each for row in (*self.smallest.values(), *self.largest.values()) for each in row if each is not None]
-        numbers = [self.line, self.threshold, self.photographs, self.false_alarms, *self.contrasts, *sizes]
+        tables = (self.smallest, self.largest, self.found, self.cases)
+        cells = [each for table in tables for row in table.values() for each in row if each is not None]
+        numbers = [self.line, self.threshold, self.photographs, self.false_alarms, *self.contrasts, *cells]
         numbers += [each for each in self.bears.values() if each is not None]
         if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
             raise ValueError("its sensitivity holds what is no finite number: run anople sensitivity again.")
 
     def describe_defects(self) -> str:
-        """Say from which size on defects are found."""
+        """Say from which size on defects are found; where numbers of cases are missing, that is not known."""
         parts = []
         for kind, sizes in self.smallest.items():
-            cells = [self._cell(*pair) for pair in zip(sizes, self.largest[kind], strict=True)]
+            counts = [table.get(kind, [0] * len(sizes)) for table in (self.found, self.cases)]
+            cells = [self._cell(*values) for values in zip(sizes, self.largest[kind], *counts, strict=True)]
             parts.append(f"{kind} {' / '.join(cells)}")
         contrasts = " / ".join(f"{100 * each:g}" for each in self.contrasts)
         return (
@@ -185,10 +191,13 @@ class Sensitivity:
         )
 
     @staticmethod
-    def _cell(smallest: float | None, largest: float) -> str:
-        if smallest is None:
-            return f"not up to {100 * largest:g}" if largest else "not drawn"
-        return f"from {100 * smallest:g}"
+    def _cell(smallest: float | None, largest: float, found: int, cases: int) -> str:
+        if not cases:
+            return "not measured"
+        said = "too few could be drawn" if not largest else f"not up to {100 * largest:g}"
+        if smallest is not None:
+            said = f"from {100 * smallest:g}"
+        return f"{said} ({found} of {cases})"
 
     def describe_changes(self) -> str:
         """Say what a good photograph bears."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -117,6 +118,38 @@ def launch_processes(
         text=True,
         timeout=240,
     )
+
+
+def in_two_processes(act: Callable[[int | None], int]) -> list[int]:
+    """
+    Fork two processes that accelerate joins.
+
+    Args:
+        act: what each does, the first with the id of the other; it returns an exit code.
+
+    Returns:
+        The exit codes; -9 of one that does not end.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+
+    def run(rank: int, other: int | None) -> None:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        os.environ.update(address, **ranks)
+        torch.set_num_threads(1)
+        sys.exit(act(other))
+
+    forks = multiprocessing.get_context("fork")
+    second = forks.Process(target=run, args=(1, None))
+    second.start()
+    first = forks.Process(target=run, args=(0, second.pid))
+    first.start()
+    for process in (first, second):
+        process.join(60)
+        process.kill()
+        process.join()
+    return [first.exitcode, second.exitcode]
 
 
 def read_log(detector: Path) -> list[dict[str, float]]:

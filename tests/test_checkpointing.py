@@ -141,6 +141,27 @@ def test_a_fit_that_is_told_to_stop_keeps_its_steps(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_processes_stop_together_where_one_is_asked_while_another_saves_the_last_step(
+    products, small_clip_folder, tmp_path
+):
+    folder = tmp_path / "detector"
+    arguments = ["fit", products, "--clip", small_clip_folder, "--output_dir", folder, *FEW]
+
+    def fit_one(other: int | None) -> int:
+        waiting = [other] if other else []
+
+        def send(path: str) -> None:
+            if waiting and STATE_FILE in path:
+                os.kill(waiting.pop(), signal.SIGTERM)
+                time.sleep(0.3)  # until it is there
+
+        with fitting.watching_files(send):
+            return cli.main([*map(str, arguments), "--save_steps", "6"])
+
+    assert fitting.in_two_processes(fit_one) == [128 + signal.SIGINT, 128 + signal.SIGTERM]
+    assert steps_done(folder) == 6 and not (folder / "model.safetensors").exists()
+
+
 def test_a_fit_that_is_stopped_before_its_first_step_keeps_nothing(products, small_clip_folder, tmp_path, capfd):
     arguments = [products, "--clip", small_clip_folder, "--output_dir", tmp_path / "detector", *FEW]
     assert stop_at(0, tmp_path / "detector", arguments, signal.SIGTERM) == 143

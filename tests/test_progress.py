@@ -1,11 +1,16 @@
 """What a fit says of its time, and with which command it goes on; that it goes on exactly is in test_checkpointing.py."""
 
 import logging
+import os
+import signal
+import time
 
 import pytest
+from accelerate import Accelerator
 
 from modeling_anople.training import progress
-from modeling_anople.training.progress import describe_duration, minutes, resume_command
+from modeling_anople.training.__main__ import _is_asked
+from modeling_anople.training.progress import StopRequest, describe_duration, minutes, resume_command
 
 from . import fitting
 from .fitting import write_products
@@ -49,3 +54,33 @@ def test_a_fit_says_once_how_long_it_will_take(tmp_path, photograph, small_clip_
         fitting.fit("--max_steps", "6", data=products, clip=small_clip_folder, output=tmp_path / "detector")
     [said] = [line for line in caplog.messages if line.startswith("About")]
     assert "for 1 step, and 1 second for memory and lines" in said
+
+
+def test_a_process_that_is_asked_while_all_agree_is_heard_at_the_next_look():
+    def look(other: int | None) -> int:
+        accelerator = Accelerator()
+        with StopRequest(10) as stop:
+            stop.in_loop = True
+            accelerator.wait_for_everyone()
+            if other is not None:
+                time.sleep(0.3)  # until the other one waits for this one's look
+                os.kill(other, signal.SIGTERM)
+            looks = [_is_asked(stop, accelerator) for _ in range(2)]
+        accelerator.end_training()
+        return 0 if looks == [False, True] else 1
+
+    assert fitting.in_two_processes(look) == [0, 0]
+
+
+def test_workers_of_the_data_loader_leave_it_to_the_fit(capfd):
+    with StopRequest(10) as stop:
+        stop.in_loop = True
+        worker = os.fork()
+        if worker == 0:
+            try:
+                for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # the second one ends a fit at once
+                    signal.raise_signal(number)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+        assert not stop.asked and capfd.readouterr().err == ""

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from modeling_anople.calibration_anople import fit_threshold
 from modeling_anople.cli import main
@@ -23,11 +23,16 @@ from modeling_anople.evaluation.sensitivity import (
     draw_sensitivity,
     measure_sensitivity,
 )
+from modeling_anople.pipeline_anople import Prediction
 from modeling_anople.product_store_anople import ProductRecord, Sensitivity
+from modeling_anople.runtime.heat_maps import FONTS
 from modeling_anople.runtime.loading import detector_sha256, load_config, load_detector
-from modeling_anople.saving_anople import content_sha256
+from modeling_anople.saving_anople import LOCK_FILE, content_sha256
 
 from .detectors import detector_of, normals_of, write_detector
+
+
+DARKER = "darker, stops"
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +66,29 @@ def test_every_kind_size_and_contrast_is_counted_on_photographs_called_normal(se
 
 def test_the_command_counts_the_same_keeps_it_and_shows_it(sensitive, report, photograph, tmp_path, capsys, caplog):
     model, _, [fresh] = sensitive
-    folder, pictures = shutil.copytree(model.name_or_path, tmp_path / "detector"), tmp_path / "nut/train/good"
+    folder, pictures = shutil.copytree(model.name_or_path, tmp_path / "detector"), tmp_path / "data/nut/train/good"
     pictures.mkdir(parents=True)
     fresh.save(pictures / "fresh.png")
     normals_of(photograph, 1)[0].save(pictures / "known.png")
     (pictures / "torn.png").write_bytes(b"no picture")
     output = tmp_path / "out"
-    assert main(["sensitivity", str(folder), str(tmp_path), "--class", "nut", "--output", str(output)]) == 1
+    output.mkdir()
+    words = [
+        "sensitivity",
+        str(folder),
+        str(tmp_path / "data"),
+        "--class",
+        "nut",
+        "--output",
+        str(output),
+        "--overwrite",
+    ]
+    for name in ("01-bolt.png", "02-mine.png"):  # an earlier list names the first of them
+        fresh.save(output / name)
+    earlier = {"detector_sha256": "0", "products": {"bolt": {"picture": "01-bolt.png"}}, "refused": {}}
+    (output / "sensitivity.json").write_text(json.dumps(earlier))
+    assert main(words) == 1
+    assert {path.name for path in output.iterdir()} == {"sensitivity.json", "01-nut.png", "02-mine.png"}
     said = capsys.readouterr()
     assert (
         "torn.png is left out" in caplog.text
@@ -87,10 +108,57 @@ def test_the_command_counts_the_same_keeps_it_and_shows_it(sensitive, report, ph
     ]
 
 
+def test_a_folder_that_can_keep_nothing_is_said_before_it_is_measured(
+    sensitive, photograph, tmp_path, caplog, monkeypatch
+):
+    model, _, [fresh] = sensitive
+    folder, paths = shutil.copytree(model.name_or_path, tmp_path / "detector"), []
+    lock = folder / LOCK_FILE
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # as good as a folder that cannot be written, for any user
+    for number, image in enumerate(
+        [fresh, *normals_of(photograph, 1)[:1], *(photograph(60 + each) for each in range(3))]
+    ):
+        paths.append(str(tmp_path / f"{number}.png"))
+        image.save(paths[-1])
+    measured = []
+    monkeypatch.setattr(
+        "modeling_anople.evaluation.sensitivity.choose_photographs",
+        lambda *args, **options: measured.append(caplog.text) or choose_photographs(*args, **options),
+    )
+    words = ["sensitivity", str(folder), *paths, "--class", "nut", "--photographs", "1"]
+    assert main(words) == 1
+    assert "keeps nothing of it" in measured[0] and "make it writable" in measured[0]
+    assert "nut: left out, of 5 photographs, 1, each of which is known" in caplog.text
+
+
+def test_copies_that_cannot_be_judged_are_counted_and_said():
+    report, broken = fixed({0.16: 10}), Prediction(None, "Its scores are not finite.")
+    report.changes["darker, stops", 0.3] = Count()
+    failing = report.defects["scratch", 0.32, 0.05], report.defects["broken", 0.32, 0.05], report.changes[DARKER, 0.3]
+    for count in failing:
+        count.add(broken)
+    said = "1 could not be judged: Its scores are not finite."
+    assert report.cell("broken", 0.05) == said and report.failed == {broken.error: 3}
+    assert report.cell("scratch", 0.05) == f"from 16 % (16 px; 10 of 10); {said}"
+    assert report.bears(DARKER) == (0.2, f"at 0.3: {said}")
+    assert failing[0].to_dict()["failed"] == {broken.error: 1} and failing[0].cases == 0
+
+
 def test_the_picture_is_as_wide_as_two_phones_and_shows_each_kind(report):
     picture = draw_sensitivity(report)
     assert picture.width == 780 and picture.height > 250 * len(SIZED_DEFECTS)
     assert len(picture.getcolors(2**20)) > 200
+    if any(map(is_there, FONTS)):  # else letters that Pillow's own font lacks are boxes
+        heads = [draw_sensitivity(replace(report, class_name=name)).crop((0, 0, 780, 50)) for name in ("Ш", "Я")]
+        assert heads[0] != heads[1]
+
+
+def is_there(font: str) -> bool:
+    try:
+        return bool(ImageFont.truetype(font))
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -104,13 +172,14 @@ def test_changes_grow_with_their_amount_and_keep_the_size(photograph, change):
     assert apart[0] < apart[len(apart) // 2] < max(apart) and apart[-1] > 2
 
 
-def fixed(found: dict[float, int], cases: int = 10) -> SensitivityReport:
-    """A report in which so many scratches of each size are found, and nothing else was drawn."""
+def fixed(found: dict[float, int | tuple[int, int]]) -> SensitivityReport:
+    """A report in which so many scratches of each size are found, of ten or of the second number, and else none drawn."""
     limit = fit_threshold([0.1, 0.2, 0.15], [0.1] * 3, max_false_alarm_rate=0.05)
     report = SensitivityReport("nut", limit, 0.5, 0, "2026-11-30", pixels=(100, 100))
     report.defects = {(k, s, c): Count() for k in SIZED_DEFECTS for s in SIZES for c in CONTRASTS}
     report.changes = {(name, amount): Count(cases=10) for name, each in CHANGES.items() for amount in each.amounts}
-    for size, flagged in found.items():
+    for size, each in found.items():
+        flagged, cases = each if isinstance(each, tuple) else (each, 10)
         report.defects["scratch", size, 0.05] = Count(cases, flagged)
     return report
 
@@ -121,6 +190,10 @@ def fixed(found: dict[float, int], cases: int = 10) -> SensitivityReport:
         ({0.08: 2, 0.16: 9, 0.32: 10}, (0.16, 0.32), "from 16 % (16 px; 9 of 10)"),
         ({0.08: 10, 0.16: 8, 0.32: 10}, (0.32, 0.32), "from 32 % (32 px; 10 of 10)"),  # a larger one is missed
         ({0.08: 2, 0.16: 8}, (None, 0.16), "not found up to size 16 % (16 px; at best 80 %)"),
+        ({0.32: (3, 3), 0.16: (3, 4)}, (None, 0.16), "not found up to size 16 % (16 px; at best 75 %)"),
+        ({0.32: (1, 2), 0.16: 10}, (None, 0.32), "not found up to size 32 % (32 px; at best 100 %)"),
+        ({0.32: (2, 2), 0.16: (4, 4)}, (0.16, 0.16), "from 16 % (16 px; 4 of 4)"),  # two tell nothing
+        ({0.32: (1, 1), 0.16: (3, 3)}, (None, 0.0), "too few could be drawn (3 of 3)"),
         ({}, (None, 0.0), "cannot be drawn"),
     ],
 )
@@ -203,7 +276,7 @@ def test_a_sensitivity_names_no_other_state_than_without(make_detector, report):
 def test_a_sensitivity_that_cannot_be_is_refused(report):
     values = asdict(ProductRecord("nut", sensitivity=report.to_record()))
     assert ProductRecord.from_dict(json.loads(json.dumps(values))).sensitivity == report.to_record()
-    for name, value in (("line", float("nan")), ("bears", {"darker, stops": "much"}), ("smallest", {"scratch": 3})):
+    for name, value in (("line", float("nan")), ("bears", {"darker, stops": "much"}), ("cases", {"scratch": 3})):
         broken = {**values, "sensitivity": {**values["sensitivity"], name: value}}
         with pytest.raises(ValueError, match="'nut': .* Copy the detector again"):
             ProductRecord.from_dict(broken)
@@ -212,13 +285,16 @@ def test_a_sensitivity_that_cannot_be_is_refused(report):
 def test_it_is_said_in_two_sentences():
     entry = Sensitivity(
         "2026-11-30T10:00:00+00:00", 12, 0, 0.2, 0.5, [0.05, 0.3],
-        smallest={"scratch": [None, 0.08], "hole": [None, None]}, largest={"scratch": [0.32, 0.32], "hole": [0.16, 0]},
+        smallest={"scratch": [None, 0.08], "hole": [None, None], "chip": [None, None]},
+        largest={"scratch": [0.32, 0.32], "hole": [0, 0], "chip": [0.16, 0]},
+        found={"scratch": [9, 11], "hole": [1, 0]}, cases={"scratch": [12, 12], "hole": [1, 0]},
         bears={"darker, stops": 0.3, "turned, degrees": 45, "JPEG quality": None},
         breaks={"darker, stops": "at 0.5: 4 of 12 by their score", "JPEG quality": "at 95: 2 of 12 by their score"},
     )  # fmt: skip
     assert entry.describe_defects() == (
         "Drawn defects of which 90 % are found, by their longer side in % of the photograph's, at 5 / 30 % contrast (12 "
-        "photographs, 2026-11-30): scratch not up to 32 / from 8; hole not up to 16 / not drawn."
+        "photographs, 2026-11-30): scratch not up to 32 (9 of 12) / from 8 (11 of 12); hole too few could be drawn (1 of 1) / "
+        "not measured; chip not measured / not measured."  # in a record without numbers of cases it is not known
     )
     assert entry.describe_changes() == (
         "Changes that a good photograph bears: darker, stops: 0.3; turned, degrees: 45 (all that was tried); JPEG quality: none."

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE = "sensitivity.json"
+PICTURES = "[0-9][0-9]*-*.png"
 KEYS = ("detector_sha256", "products", "refused")
 SENSITIVITY_RANGES = {"photographs": (1, 100_000), "seed": (0, 2**32 - 1), "batch_size": (1, 65_536)}
 
@@ -54,7 +55,11 @@ class SensitivityOptions:
 
 
 def sensitivity(arguments: list[str]) -> int:
-    """Measure; exit with 1 where a photograph or a product could not be measured, or the detector could not keep it."""
+    """
+    Measure; exit with 1 where a photograph, a copy or a product could not be measured, or a detector's folder keeps it not.
+
+    A detector of the Hub and an exported one keep nothing, which is said and no failure.
+    """
     parser = make_parser("sensitivity", SensitivityOptions, checkpoint=CHECKPOINT)
     data = "Good photographs that it was not taught: folders of products as for fit, or with --class photographs."
     parser.add_argument("data", nargs="+", help=data)
@@ -66,8 +71,10 @@ def sensitivity(arguments: list[str]) -> int:
     if folder is not None:
         _check_places(folder, places, options)
     model, processor = load_judge(places.checkpoint, options.revision, options.device)
+    keeps = _keeps(places.checkpoint)
     chosen, refused = {}, {}
-    for name, sources in _sources(places.data, options.class_name, model.config.class_names).items():
+    given = _sources(places.data, options.class_name, model.config.class_names)
+    for name, sources in given.items():
         try:
             chosen[name] = choose_photographs(model, processor, name, sources, most=options.photographs)
         except ValueError as error:
@@ -86,28 +93,31 @@ def sensitivity(arguments: list[str]) -> int:
             refused[name] = str(error)
             continue
         say(*reports[-1].lines(), "")
-    _say_left_out(reports, refused)
+    _say_left_out(reports, {name: len(sources) for name, sources in given.items()}, refused)
     if not reports:
         raise ValueError("No product could be measured: see above.")
     state = detector_sha256(model)
     if folder is not None:
         _write(folder, reports, refused, state)
-    kept = _keep(places.checkpoint, reports, state)
+    kept = _keep(places.checkpoint, reports, state) if keeps else keeps is None
     return 0 if kept and not refused and not any(map(_has_failures, reports)) else 1
 
 
-def _say_left_out(reports: list["SensitivityReport"], refused: dict[str, str]) -> None:
-    from ..evaluation.sensitivity import KNOWN
+def _say_left_out(reports: list["SensitivityReport"], given: dict[str, int], refused: dict[str, str]) -> None:
+    """Say which photographs, of how many that were given, which copies and which products were not measured."""
+    from ..evaluation.sensitivity import KNOWN, describe_failed
 
     for report in reports:
         failed = {path: reason for path, reason in report.left_out.items() if reason != KNOWN}
         if known := len(report.left_out) - len(failed):
-            given = len(report.left_out) + len(report.photographs)
+            total = given[report.class_name]
             logger.warning(
-                "%s: left out, of %d photographs, %d, each of which %s.", report.class_name, given, known, KNOWN
+                "%s: left out, of %d photographs, %d, each of which %s.", report.class_name, total, known, KNOWN
             )
         for path, reason in failed.items():
             logger.warning("%s: %s is left out: %s", report.class_name, path, reason)
+        if report.failed:
+            logger.warning("%s: of its changed copies, %s", report.class_name, describe_failed(report.failed))
     for name, reason in refused.items():
         logger.warning("%s is not measured: %s", name, reason)
 
@@ -115,7 +125,7 @@ def _say_left_out(reports: list["SensitivityReport"], refused: dict[str, str]) -
 def _has_failures(report: "SensitivityReport") -> bool:
     from ..evaluation.sensitivity import KNOWN
 
-    return any(reason != KNOWN for reason in report.left_out.values())
+    return bool(report.failed) or any(reason != KNOWN for reason in report.left_out.values())
 
 
 def _sources(data: Sequence[str], class_name: str | None, known: list[str]) -> dict[str, list]:
@@ -148,29 +158,29 @@ def _sources(data: Sequence[str], class_name: str | None, known: list[str]) -> d
 
 
 def _check_places(folder: Path, places: Namespace, options: SensitivityOptions) -> None:
-    written = _written_before(folder)
+    written = {path.name for path in _written_before(folder)}
     outputs = [Output("--output", folder / FILE, json_of(KEYS))]
-    outputs += [
-        Output("--output", path, lambda path: path.name in written)
-        for path in sorted(folder.glob("[0-9][0-9]*-*.png"))
-    ]
+    outputs += [Output("--output", path, lambda path: path.name in written) for path in sorted(folder.glob(PICTURES))]
     check_outputs(outputs, inputs=places.data, overwrite=options.overwrite)
 
 
-def _written_before(folder: Path) -> list[str]:
-    """Name the pictures in a folder that its list names."""
+def _written_before(folder: Path) -> list[Path]:
+    """List the pictures in a folder that its list names."""
     try:
         products = json.loads((folder / FILE).read_text(encoding="utf-8"))["products"]
-        return [each["picture"] for each in products.values()]
+        names = [each["picture"] for each in products.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no list of ours
         return []
+    return [path for path in sorted(folder.glob(PICTURES)) if path.name in names]
 
 
 def _write(folder: Path, reports: list["SensitivityReport"], refused: dict[str, str], state: str) -> None:
-    """Write all counts and a picture of each product."""
+    """Write all counts and a picture of each product; pictures of an earlier run are removed."""
     from ..evaluation.sensitivity import draw_sensitivity
 
     folder.mkdir(parents=True, exist_ok=True)
+    for path in _written_before(folder):
+        path.unlink()
     products = {}
     for number, report in enumerate(reports, start=1):
         slug = re.sub(r"[^A-Za-z0-9]+", "-", report.class_name).strip("-")[:60] or "product"
@@ -182,13 +192,23 @@ def _write(folder: Path, reports: list["SensitivityReport"], refused: dict[str, 
     say(f"Counts and pictures: {folder}")
 
 
+def _keeps(checkpoint: str) -> bool | None:
+    """Say, before there is anything to lose, whether a detector's folder can keep a result; `None` for what is none."""
+    if not (Path(checkpoint) / "config.json").is_file() or (Path(checkpoint) / "graph.json").exists():
+        logger.warning("%s is no folder of a detector, so it keeps nothing of this.", checkpoint)
+        return None
+    try:
+        with changing(checkpoint, None):
+            return True
+    except OSError as error:
+        logger.warning("This is measured, but the detector keeps nothing of it: %s", error)
+        return False
+
+
 def _keep(checkpoint: str, reports: list["SensitivityReport"], state: str) -> bool:
     """Let the detector's folder keep what was measured, unless it was changed meanwhile; say why not where it cannot."""
     from ..runtime.loading import detector_sha256
 
-    if not (Path(checkpoint) / "config.json").is_file() or (Path(checkpoint) / "graph.json").exists():
-        logger.warning("%s is no folder of a detector, so it keeps nothing of this.", checkpoint)
-        return True
     with changing(checkpoint, None) as save:
         detector = open_detector(checkpoint)
         if detector_sha256(detector.model) != state:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from ..calibration_anople import ProductThreshold, percent
@@ -28,6 +28,7 @@ from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import FOUND_SHARE, MaskOpener, Sensitivity
 from ..runtime import printable
+from ..runtime.heat_maps import GREY, RIGHT, WHITE, WRONG, write_line
 from ..scoring_anople import Detector
 from ..tiling_anople import move
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SIZES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the photograph's longer side
 CONTRASTS = (0.05, 0.15, 0.3)  # of white
+LEAST_CASES = 4  # fewer cannot tell that 90 % are found
 ROUNDING = 1e-9
 KNOWN = "is known to the product, or given twice"
 
@@ -112,14 +114,19 @@ class Count:
         cases: how many were judged.
         flagged: how many of them were not called normal.
         reasons: of these, how many for what is wrong with their frame, by reason.
+        failed: how many more could not be judged, by reason.
     """
 
     cases: int = 0
     flagged: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
     def add(self, prediction: Prediction) -> None:
-        """Count an answer."""
+        """Count an answer; one that is missing is no case."""
+        if prediction.error is not None:
+            self.failed[prediction.error] += 1
+            return
         self.cases += 1
         self.flagged += prediction.label != "normal"
         if prediction.reason is not None:
@@ -132,14 +139,22 @@ class Count:
 
     def to_dict(self) -> dict:
         """Return plain numbers."""
-        return {"cases": self.cases, "flagged": self.flagged, "frame_check": dict(self.reasons)}
+        counts = {"cases": self.cases, "flagged": self.flagged, "frame_check": dict(self.reasons)}
+        return counts | ({"failed": dict(self.failed)} if self.failed else {})
 
     def describe(self) -> str:
-        """Say how many, and whether by score or by the frame check."""
+        """Say how many, whether by score or by the frame check, and how many could not be judged."""
         by_score = self.flagged - self.reasons.total()
         parts = [f"{by_score} of {self.cases} by their score"] if by_score else []
         parts += [f"{count} of {self.cases} by the frame check ({reason})" for reason, count in self.reasons.items()]
+        parts += [describe_failed(self.failed)] if self.failed else []
         return " and ".join(parts) or "none"
+
+
+def describe_failed(failed: Counter[str]) -> str:
+    """Say how many copies could not be judged, and the most frequent reason."""
+    [(reason, _)] = failed.most_common(1)
+    return f"{failed.total()} could not be judged: {reason}"
 
 
 @dataclass
@@ -188,26 +203,41 @@ class SensitivityReport:
         """Share of changed good photographs that may be set aside: the budget, or what it is of unchanged ones."""
         return max(self.limit.max_false_alarm_rate, self.plain.share)
 
+    @property
+    def failed(self) -> Counter[str]:
+        """How many copies could not be judged, by reason."""
+        return sum((count.failed for count in (*self.defects.values(), *self.changes.values())), Counter())
+
     def smallest(self, kind: str, contrast: float) -> tuple[float | None, float]:
         """
-        Return the size from which on, at all larger ones too, `FOUND_SHARE` are found, and the largest that was drawn.
+        Return the size from which on, at all larger ones too, `FOUND_SHARE` are found, and the largest that tells.
 
-        The former is `None` where that is no size, the latter 0 where none was drawn.
+        A size tells with at least `LEAST_CASES`, and with fewer if some of them are missed. The former is `None` where that
+        is no size, the latter 0 where no size has that many cases.
         """
-        drawn = [size for size in SIZES if self.defects[kind, size, contrast].cases]
+        counts = {size: self.defects[kind, size, contrast] for size in SIZES}
+        if all(count.cases < LEAST_CASES for count in counts.values()):
+            return None, 0.0
+        missed = {size for size, count in counts.items() if count.cases and count.share < FOUND_SHARE - ROUNDING}
+        telling = [size for size, count in counts.items() if count.cases >= LEAST_CASES or size in missed]
         found = None
-        for size in reversed(drawn):
-            if self.defects[kind, size, contrast].share < FOUND_SHARE - ROUNDING:
+        for size in reversed(telling):
+            if size in missed:
                 break
             found = size
-        return found, max(drawn, default=0.0)
+        return found, max(telling)
+
+    def shown_size(self, kind: str, contrast: float) -> float:
+        """Return the size that stands for a kind at a contrast: that of [`smallest`], or that with the most cases."""
+        found, largest = self.smallest(kind, contrast)
+        return found or largest or max(SIZES, key=lambda size: self.defects[kind, size, contrast].cases)
 
     def bears(self, name: str) -> tuple[float | None, str | None]:
         """Return the largest change up to which no more are set aside than allowed, and what came at the next step."""
         most = None
         for amount in CHANGES[name].amounts:
             count = self.changes[name, amount]
-            if count.share > self.allowed + ROUNDING:
+            if count.failed or count.share > self.allowed + ROUNDING:
                 return most, f"at {amount:g}: {count.describe()}"
             most = amount
         return most, None
@@ -224,6 +254,10 @@ class SensitivityReport:
     def to_record(self) -> Sensitivity:
         """Return what the detector keeps of it."""
         found = {kind: [self.smallest(kind, contrast) for contrast in CONTRASTS] for kind in SIZED_DEFECTS}
+        counts = {
+            kind: [self.defects[kind, self.shown_size(kind, contrast), contrast] for contrast in CONTRASTS]
+            for kind in SIZED_DEFECTS
+        }
         borne = {name: self.bears(name) for name in CHANGES}
         return Sensitivity(
             date=self.date,
@@ -234,6 +268,8 @@ class SensitivityReport:
             contrasts=list(CONTRASTS),
             smallest={kind: [each for each, _ in cells] for kind, cells in found.items()},
             largest={kind: [each for _, each in cells] for kind, cells in found.items()},
+            found={kind: [each.flagged for each in row] for kind, row in counts.items()},
+            cases={kind: [each.cases for each in row] for kind, row in counts.items()},
             bears={name: most for name, (most, _) in borne.items()},
             breaks={name: text for name, (_, text) in borne.items() if text is not None},
         )
@@ -267,7 +303,16 @@ class SensitivityReport:
     def _smallest_in_json(self, kind: str, contrast: float) -> dict:
         found, largest = self.smallest(kind, contrast)
         pixels = None if found is None else [round(found * side) for side in self.pixels]
-        return {"kind": kind, "contrast": contrast, "size": found, "pixels": pixels, "largest_drawn": largest}
+        count = self.defects[kind, self.shown_size(kind, contrast), contrast]
+        return {
+            "kind": kind,
+            "contrast": contrast,
+            "size": found,
+            "pixels": pixels,
+            "largest_drawn": largest,
+            "found": count.flagged,
+            "cases": count.cases,
+        }
 
     def pixels_of(self, size: float) -> str:
         """Write a size in pixels; of photographs of different sizes the range."""
@@ -275,15 +320,21 @@ class SensitivityReport:
         return f"{low} px" if low == high else f"{low} to {high} px"
 
     def cell(self, kind: str, contrast: float) -> str:
-        """Say of a kind at a contrast from which size on it is found."""
+        """Say of a kind at a contrast from which size on it is found, or why that is not known."""
         found, largest = self.smallest(kind, contrast)
-        if not largest:
-            return "cannot be drawn"
-        count = self.defects[kind, found or largest, contrast]
-        if found is None:
-            best = max((self.defects[kind, size, contrast].share for size in SIZES), default=0.0)
-            return f"not found up to size {percent(largest)} ({self.pixels_of(largest)}; at best {percent(best)})"
-        return f"from {percent(found)} ({self.pixels_of(found)}; {count.flagged} of {count.cases})"
+        counts = [self.defects[kind, size, contrast] for size in SIZES]
+        shown = self.defects[kind, self.shown_size(kind, contrast), contrast]
+        if found is not None:
+            said = f"from {percent(found)} ({self.pixels_of(found)}; {shown.flagged} of {shown.cases})"
+        elif largest:
+            best = max(count.share for count in counts if count.cases >= LEAST_CASES)
+            said = f"not found up to size {percent(largest)} ({self.pixels_of(largest)}; at best {percent(best)})"
+        else:
+            said = f"too few could be drawn ({shown.flagged} of {shown.cases})" if shown.cases else "cannot be drawn"
+        failed = sum((count.failed for count in counts), Counter())
+        if failed and not shown.cases:
+            return describe_failed(failed)
+        return f"{said}; {describe_failed(failed)}" if failed else said
 
     def lines(self) -> list[str]:
         """Return the tables for a terminal, in markdown."""
@@ -461,7 +512,7 @@ def measure_sensitivity(
             steps = list(report.changes)
             changed = (CHANGES[name].apply(image, amount, number % 2 == 0) for name, amount in steps)
             for step, prediction in zip(steps, judge(changed), strict=True):
-                _count(report, report.changes[step], prediction)
+                report.changes[step].add(prediction)
             bar.update()
     report.pixels = min(sides), max(sides)
     return report
@@ -483,18 +534,10 @@ def _measure_defects(report: SensitivityReport, drawn: Iterator["DrawnDefect"], 
 
     for place, prediction in enumerate(judge(pictures())):
         key, example = pieces[place]
-        _count(report, report.defects[key], prediction)
+        report.defects[key].add(prediction)
         example.found = prediction.error is None and prediction.label != "normal"
         if key not in report.examples or (example.found and not report.examples[key].found):
             report.examples[key] = example
-
-
-def _count(report: SensitivityReport, count: Count, prediction: Prediction) -> None:
-    """Count an answer; one that is missing stands among what was left out, and is no case."""
-    if prediction.error is None:
-        count.add(prediction)
-    else:
-        report.left_out[f"a copy of a photograph of {report.class_name}"] = prediction.error
 
 
 class DrawnDefect(NamedTuple):
@@ -530,7 +573,6 @@ def _defects_on(image: Image.Image, ignored: np.ndarray | None, seed: list[int])
 PICTURE_WIDTH, GAP, TEXT, TITLE = 780, 12, 24, 32  # a phone shows it at half the size
 PIECE = (PICTURE_WIDTH - 4 * GAP) // 3
 LEAST_PIECE = 40  # pixels of the photograph
-INK, GREY, FOUND_COLOR, MISSED_COLOR = "#1c2026", "#59616b", "#0a7d4f", "#b3261e"
 
 
 def _piece(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
@@ -549,10 +591,11 @@ def draw_sensitivity(report: SensitivityReport) -> Image.Image:
     """
     Draw of each kind and contrast the smallest defect that is found, or the largest that is not, and what is borne.
 
+    The writing and the colors are those of the heat maps.
+
     Returns:
         RGB, 780 pixels wide.
     """
-    font, title = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     notes = [
         f"{name}: {'none' if most is None else f'{most:g}'}" for name in CHANGES for most, _ in [report.bears(name)]
     ]
@@ -565,27 +608,24 @@ def draw_sensitivity(report: SensitivityReport) -> Image.Image:
     line = round(1.35 * TEXT)
     block = line + PIECE + 2 * line + 2 * GAP
     height = 2 * GAP + TITLE + line * (len(head) + len(notes) + 2) + block * len(SIZED_DEFECTS) + 2 * GAP
-    canvas = Image.new("RGB", (PICTURE_WIDTH, height), "white")
+    canvas = Image.new("RGB", (PICTURE_WIDTH, height), WHITE)
     draw, y = ImageDraw.Draw(canvas), GAP
-    name = report.class_name
-    while title.getlength(name) > PICTURE_WIDTH - 2 * GAP:
-        name = f"{name[:-2]}\N{HORIZONTAL ELLIPSIS}"
-    draw.text((GAP, y), name, font=title, fill=INK)
+    write_line(draw, (GAP, y), report.class_name, size=TITLE, room=PICTURE_WIDTH - 2 * GAP)
     y += TITLE + GAP
     for text in head:
-        draw.text((GAP, y), text, font=font, fill=GREY)
+        write_line(draw, (GAP, y), text, size=TEXT, fill=GREY)
         y += line
     y += GAP
     for kind in SIZED_DEFECTS:
-        draw.text((GAP, y), kind, font=font, fill=INK)
+        write_line(draw, (GAP, y), kind, size=TEXT)
         y += line
         for column, contrast in enumerate(CONTRASTS):
             _draw_cell(draw, canvas, (GAP + column * (PIECE + GAP), y), report, kind, contrast)
         y += PIECE + 2 * line + 2 * GAP
-    draw.text((GAP, y), "A good photograph bears up to", font=font, fill=INK)
+    write_line(draw, (GAP, y), "A good photograph bears up to", size=TEXT)
     for text in notes:
         y += line
-        draw.text((GAP, y), f"{text}", font=font, fill=GREY)
+        write_line(draw, (GAP, y), text, size=TEXT, fill=GREY)
     return canvas
 
 
@@ -599,19 +639,23 @@ def _draw_cell(
 ) -> None:
     """Draw one example with its caption in two lines."""
     found, largest = report.smallest(kind, contrast)
-    font, (x, y) = ImageFont.load_default(TEXT), at
-    example = report.examples.get((kind, found or largest, contrast))
+    key, (x, y) = (kind, report.shown_size(kind, contrast), contrast), at
+    count, example = report.defects[key], report.examples.get(key)
     if example is None:
         draw.rectangle((x, y, x + PIECE, y + PIECE), outline=GREY)
     else:
         canvas.paste(example.picture, (x, y))
-    draw.text((x, y + PIECE + 4), f"contrast {percent(contrast)}", font=font, fill=GREY)
+    write_line(draw, (x, y + PIECE + 4), f"contrast {percent(contrast)}", size=TEXT, fill=GREY)
     said, color = "cannot be drawn", GREY
     if found is not None:
-        said, color = f"from {percent(found)}, {example.pixels} px", FOUND_COLOR
+        said, color = f"from {percent(found)}, {example.pixels} px", RIGHT
     elif largest:
-        said, color = f"not up to {percent(largest)}", MISSED_COLOR
-    draw.text((x, y + PIECE + 4 + round(1.2 * TEXT)), said, font=font, fill=color)
+        said, color = f"not up to {percent(largest)}", WRONG
+    elif count.cases:
+        said = f"too few: {count.flagged} of {count.cases}"
+    elif any(report.defects[kind, size, contrast].failed for size in SIZES):
+        said, color = "could not be judged", WRONG
+    write_line(draw, (x, y + PIECE + 4 + round(1.2 * TEXT)), said, size=TEXT, fill=color, room=PIECE)
 
 
 __all__ = [
@@ -622,6 +666,7 @@ __all__ = [
     "SIZES",
     "SensitivityReport",
     "choose_photographs",
+    "describe_failed",
     "draw_sensitivity",
     "measure_sensitivity",
 ]

@@ -40,8 +40,8 @@ _COLOURS = np.stack([np.interp(range(256), list(_STOPS), channel) for channel in
 _COLOURS = _COLOURS.round().astype(np.uint8)  # (level, channel)
 # Share of the overlay's opacity at each level: normal regions leave the photograph visible.
 _OPACITY = np.interp(range(256), (0, 64, 127, 128, 255), (0.0, 0.06, 0.3, 0.9, 1.0))
-_WHITE, _INK, _GREY, _RULE, _PAPER = "#ffffff", "#1c2026", "#686e76", "#d5dade", "#f2f4f6"
-_RIGHT, _WRONG = "#00704f", "#b3261e"  # of words: an answer that was right, or wrong
+WHITE, INK, GREY, _RULE, _PAPER = "#ffffff", "#1c2026", "#686e76", "#d5dade", "#f2f4f6"
+RIGHT, WRONG = "#00704f", "#b3261e"  # of words: an answer that was right, or wrong
 _TRUTH = "#00be96"  # the ground-truth tint, a color that the scale does not use
 
 
@@ -82,7 +82,7 @@ def number_regions(picture: Image.Image, boxes: Sequence[tuple[float, float, flo
         x = min(max((left + right - width) / 2, edge), picture.width - width - edge)
         above, below = top - 1.4 * size, bottom + 0.2 * size
         y = above if above >= 0 else below if below + 1.2 * size <= picture.height else edge
-        draw.text((x, y), str(number), font=font, fill=_WHITE, stroke_width=edge, stroke_fill=_INK)
+        draw.text((x, y), str(number), font=font, fill=WHITE, stroke_width=edge, stroke_fill=INK)
 
 
 def legend(height: int, *, line_label: str = "line") -> Image.Image:
@@ -96,21 +96,21 @@ def legend(height: int, *, line_label: str = "line") -> Image.Image:
     labels = {1.0: "1", LINE: _one_line(f"0.5 {line_label}"), 0.0: "0"}
     room = max(ImageFont.load_default(size).getlength(label) for label in labels.values())
     left, right, tick, top, bottom = size, round(2.2 * size), size // 3, size, height - 1 - size
-    canvas = Image.new("RGB", (right + 2 * tick + int(room) + size, height), _WHITE)
+    canvas = Image.new("RGB", (right + 2 * tick + int(room) + size, height), WHITE)
     scale = np.tile(np.linspace(1, 0, bottom - top + 1)[:, None], right - left)  # 1 at the top
     canvas.paste(Image.fromarray(colorize(scale)), (left, top))
     draw = ImageDraw.Draw(canvas)
     for value, label in labels.items():
         y, start = round(bottom + (top - bottom) * value), left if value == LINE else right
-        draw.line([(start, y), (right + tick, y)], fill=_INK, width=max(1, size // 12))
-        _write(draw, (right + 2 * tick, y), label, size=size, anchor="lm")
+        draw.line([(start, y), (right + tick, y)], fill=INK, width=max(1, size // 12))
+        write_line(draw, (right + 2 * tick, y), label, size=size, anchor="lm")
     return canvas
 
 
 def with_legend(image: Image.Image) -> Image.Image:
     """Return the picture with the legend at its right; pictures lower than 64 pixels are padded with white below."""
     bar = legend(max(image.height, MIN_LEGEND_HEIGHT))
-    canvas = Image.new("RGB", (image.width + bar.width, bar.height), _WHITE)
+    canvas = Image.new("RGB", (image.width + bar.width, bar.height), WHITE)
     canvas.paste(_to_rgb(image), (0, 0))
     canvas.paste(bar, (image.width, 0))
     return canvas
@@ -123,12 +123,12 @@ def with_band(picture: Image.Image, title: str, text: str, *, color: str) -> Ima
     lines = [(line, size) for line in _wrapped(title, size, right - left)]
     lines += [(line, max(12, round(0.8 * size))) for line in _wrapped(text, max(12, round(0.8 * size)), right - left)]
     height = sum(round(1.3 * each) for _, each in lines) + size
-    canvas = Image.new("RGB", (picture.width, picture.height + height), _WHITE)
+    canvas = Image.new("RGB", (picture.width, picture.height + height), WHITE)
     canvas.paste(_to_rgb(picture), (0, 0))
     draw, top = ImageDraw.Draw(canvas), picture.height + size // 2
     draw.rectangle((0, picture.height, max(2, size // 3), canvas.height), fill=color)
     for line, each in lines:
-        _write(draw, (left, top), line, size=each, room=right - left)
+        write_line(draw, (left, top), line, size=each, room=right - left)
         top += round(1.3 * each)
     return canvas
 
@@ -158,18 +158,18 @@ def panel(
         truth = _ground_truth(small, _checked(np.asarray(mask) != 0, name="mask", size=photograph.size))
     heat_map = overlay(small, _resize_scores(scores, size))
     cell = max(size[0], MIN_PICTURE_WIDTH)
-    canvas = Image.new("RGB", (3 * cell + 4 * GAP, PANEL_TEXT_HEIGHT + PICTURE_HEIGHT + GAP), _WHITE)
+    canvas = Image.new("RGB", (3 * cell + 4 * GAP, PANEL_TEXT_HEIGHT + PICTURE_HEIGHT + GAP), WHITE)
     draw = ImageDraw.Draw(canvas)
     begin = GAP
     if verdict:
-        _write(draw, (begin, 6), verdict, size=15, fill=_RIGHT if is_right else _WRONG)
+        write_line(draw, (begin, 6), verdict, size=15, fill=RIGHT if is_right else WRONG)
         begin += round(ImageFont.load_default(15).getlength(verdict)) + GAP
-    _write(draw, (begin, 6), title, size=15, room=canvas.width - begin - GAP)
-    _write(draw, (GAP, 26), subtitle, size=12, fill=_GREY, room=canvas.width - 2 * GAP)
+    write_line(draw, (begin, 6), title, size=15, room=canvas.width - begin - GAP)
+    write_line(draw, (GAP, 26), subtitle, size=12, fill=GREY, room=canvas.width - 2 * GAP)
     true = "no defect" if mask is not None and not np.any(mask) else "true defect, green"
     columns = (("photograph", small), (true, truth), ("what the detector marks", heat_map))
     for left, (caption, picture) in zip(range(GAP, canvas.width, cell + GAP), columns, strict=False):
-        _write(draw, (left, 46), caption, size=12, fill=_GREY)
+        write_line(draw, (left, 46), caption, size=12, fill=GREY)
         _place(canvas, picture, (left, PANEL_TEXT_HEIGHT, left + cell, PANEL_TEXT_HEIGHT + PICTURE_HEIGHT))
     return canvas
 
@@ -180,10 +180,10 @@ def contact_sheet(rows: Sequence[Image.Image], *, title: str = "") -> Image.Imag
         raise ValueError("rows is empty: give at least one panel.")
     bar, top, width = legend(PICTURE_HEIGHT), 44, max(row.width for row in rows)
     height = max(sum(row.height + 1 for row in rows), PANEL_TEXT_HEIGHT + bar.height)
-    canvas = Image.new("RGB", (width + bar.width, top + height), _WHITE)
+    canvas = Image.new("RGB", (width + bar.width, top + height), WHITE)
     canvas.paste(bar, (width, top + PANEL_TEXT_HEIGHT))
     draw = ImageDraw.Draw(canvas)
-    _write(draw, (GAP, 12), title, size=20, room=canvas.width - 2 * GAP)
+    write_line(draw, (GAP, 12), title, size=20, room=canvas.width - 2 * GAP)
     for row in rows:
         draw.line([(GAP, top), (width - GAP, top)], fill=_RULE)
         canvas.paste(_to_rgb(row), (0, top + 1))
@@ -272,8 +272,8 @@ def _draw_outline(picture: Image.Image, region: np.ndarray) -> None:
     if region.any():
         width = max(1, round((picture.width * picture.height) ** 0.5 / 400))
         inner = _grow(region, width)
-        picture.paste(_INK, mask=Image.fromarray(_grow(inner, width) & ~inner))
-        picture.paste(_WHITE, mask=Image.fromarray(inner & ~region))
+        picture.paste(INK, mask=Image.fromarray(_grow(inner, width) & ~inner))
+        picture.paste(WHITE, mask=Image.fromarray(inner & ~region))
 
 
 def _ground_truth(picture: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -290,7 +290,7 @@ def _place(canvas: Image.Image, picture: Image.Image | None, box: tuple[int, int
     draw = ImageDraw.Draw(canvas)
     draw.rectangle((left - 1, top - 1, right, bottom), fill=_PAPER, outline=_RULE)
     if picture is None:
-        _write(draw, ((left + right) // 2, (top + bottom) // 2), "no mask", size=13, fill=_GREY, anchor="mm")
+        write_line(draw, ((left + right) // 2, (top + bottom) // 2), "no mask", size=13, fill=GREY, anchor="mm")
     else:
         canvas.paste(picture, ((left + right - picture.width) // 2, (top + bottom - picture.height) // 2))
 
@@ -320,14 +320,14 @@ def _wrapped(text: str, size: int, room: int) -> list[str]:
     return lines
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple, text: str, *, size: int, room: int = 0, **style: str) -> None:
+def write_line(draw: ImageDraw.ImageDraw, at: tuple, text: str, *, size: int, room: int = 0, **style: str) -> None:
     """Write one line of text, cut to `room` pixels where that is given; `style` may hold `fill` and `anchor`."""
     text = _one_line(text)
     font = _font(size, text.isascii())
     if 0 < room < font.getlength(text):
         too_long = bisect_left(range(len(text)), room, key=lambda length: font.getlength(text[:length] + "..."))
         text = text[: max(0, too_long - 1)] + "..."
-    draw.text(at, text, font=font, **({"fill": _INK} | style))
+    draw.text(at, text, font=font, **({"fill": INK} | style))
 
 
 def _cell_text(column: str, value: object) -> str:

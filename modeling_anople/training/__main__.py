@@ -191,11 +191,10 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRe
 
     # 5. The loop.
     parts = {"wrapped": wrapped, "optimizer": optimizer, "loader": loader, "config": config, "first": first}
-    _take_steps(accelerator, stop, output_dir, settings=settings, images=len(shots.images), **parts)
+    stopped = _take_steps(accelerator, stop, output_dir, settings=settings, images=len(shots.images), **parts)
     parts.clear()
 
     # 6. Memory, lines and class embeddings; then one folder with all of it.
-    accelerator.wait_for_everyone()
     # prediction is in full precision
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     # accelerate leaves an undecorated forward bound to the model: a cycle, in which it would outlive this function
@@ -203,7 +202,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRe
     # The wrapper must be gone before the process group ends. Else it is the last to hold the group, and frees it with
     # Python's lock in hand, while the group's threads may wait for that lock: one fit in some thirty never ended.
     wrapped, optimizer, loader = accelerator.free_memory(wrapped, optimizer, loader)
-    if stop.asked:
+    if stopped:
         accelerator.end_training()
         raise stop.end()
     if accelerator.is_main_process:
@@ -229,9 +228,14 @@ def _take_steps(
     loader: DataLoader,
     config: TrainingConfig,
     first: int,
-) -> None:
-    """Take the steps that are left, or those until the fit is to stop; log them, and save states to resume from."""
-    model, watch = accelerator.unwrap_model(wrapped), Stopwatch(first)
+) -> bool:
+    """
+    Take the steps that are left, or those until the fit is to stop; log them, and save states to resume from.
+
+    Returns:
+        Whether it is to stop, in which all processes agree.
+    """
+    model, watch, stopped = accelerator.unwrap_model(wrapped), Stopwatch(first), False
     stop.in_loop = True
     with (
         one_order_of_sums(accelerator.device),
@@ -251,16 +255,22 @@ def _take_steps(
             per_step = watch.seconds_per_step(step)
             if per_step is not None and accelerator.is_main_process:
                 _announce_duration(config.max_steps - step, per_step, model, images, config)
+    accelerator.wait_for_everyone()  # a process that is asked while another one saves the last step is heard below
     stop.in_loop = False
+    return stopped or _is_asked(stop, accelerator)
 
 
 def _is_asked(stop: StopRequest, accelerator: Accelerator) -> bool:
-    """Say whether the fit is to end after this step; of several processes all end after the same one."""
-    if accelerator.num_processes > 1:
-        if stop.asked:
-            accelerator.set_trigger()
-        stop.asked = accelerator.check_trigger()
-    return stop.asked
+    """
+    Say whether the fit is to end after this step; of several processes all end after the same one.
+
+    `stop` stays as it is: a process that is asked while they agree says so at the next look.
+    """
+    if accelerator.num_processes == 1:
+        return stop.asked
+    if stop.asked:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
 def _announce_duration(left: int, per_step: float, model: AnoPLeModel, images: int, config: TrainingConfig) -> None:

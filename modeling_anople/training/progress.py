@@ -27,6 +27,8 @@ class StopRequest:
     """
     Take SIGINT and SIGTERM while a fit runs, in the main thread; elsewhere nothing is changed.
 
+    Workers that are forked meanwhile pay no heed to SIGINT, which a terminal sends to them too.
+
     Attributes:
         asked: whether the loop is to end after the step at hand.
         in_loop: whether there is a loop that looks at `asked`; where there is none, the first signal ends all at once.
@@ -38,7 +40,7 @@ class StopRequest:
         self._number, self._since = signal.SIGINT, 0.0
 
     def __enter__(self) -> Self:
-        here = threading.current_thread() is threading.main_thread()
+        here, self._owner = threading.current_thread() is threading.main_thread(), os.getpid()
         self._before = {each: signal.signal(each, self._ask) for each in SIGNALS} if here else {}
         return self
 
@@ -53,6 +55,11 @@ class StopRequest:
         return Stopped(f"with {self.saved} of {self.max_steps} steps saved", number=self._number, can_resume=True)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a worker of the data loader, forked with this handler: the fit ends it
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if several and self.asked and time.monotonic() - self._since < ECHO_SECONDS:
             return

@@ -397,10 +397,13 @@ def test_a_line_by_costs_and_what_a_line_finds_are_said(config):
         {"scratch": [0.32]},
         {"turned, degrees": 45},
         {},
+        {"scratch": [11]},
+        {"scratch": [12]},
     ]
     nut["sensitivity"] = dataclasses.asdict(Sensitivity(*entry))
     card = str(make_card(config, CardFacts("me/bolts")))
     assert "## What it can find" in card and "- `nut`: Drawn defects of which 90 % are found" in card
+    assert "scratch from 8 (11 of 12)" in card
     config.threshold = 0.4  # measured with another one
     assert describe_sensitivity(config) is None
 
