@@ -273,7 +273,10 @@ class PredictOptions:
     batch_size: int = field(
         default=8, metadata={"heading": MACHINE, "help": "Photographs judged at once, 1 to 65536."}
     )
-    explain: bool = field(default=False, metadata={"help": "Say in each line what stands behind the answer."})
+    explain: bool = field(
+        default=False,
+        metadata={"help": "Say in each JSON line what stands behind the answer; prints these on a terminal, too."},
+    )
     tiling: str = field(
         default="same",
         metadata={"heading": LOOKS, "help": "auto, ROWS,COLUMNS or none; by default as each product was learned."},
@@ -401,7 +404,7 @@ def predict(arguments: list[str]) -> int:
         processor.class_id(options.class_name)  # refuses it before anything is replaced
     folder = Path(options.output) if options.output else None
     threshold = model.config.threshold if options.threshold is None else options.threshold
-    in_words = sys.stdout.isatty() and not options.json_lines
+    in_words = sys.stdout.isatty() and not (options.json_lines or options.explain)
     page = _new_page(places, options, model.config) if options.report else None
     predictions = judge(
         model,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What each extra of the package is for. Which packages it takes stands in the package's metadata alone.
 JOURNEYS = {
     "train": "anople fit",
-    "evaluate": "anople evaluate",
+    "evaluate": "anople evaluate, sensitivity",
     "demo": "anople demo",
     "serve": "anople serve",
     "line": "anople watch",
@@ -66,21 +66,27 @@ class Finding:
 
 
 def doctor(arguments: list[str]) -> int:
-    """Look at all of it; exit with 1 where something is missing or to be mended."""
+    """Look at all of it; exit with 1 where something is to be mended. What a journey lacks is said, and is no fault."""
     parser = make_parser("doctor", DoctorOptions)
     parser.add_argument("checkpoint", nargs="?", help=f"{CHECKPOINT} It is only read.")
     places, options = parse(parser, arguments)
     findings = [*look_at_packages(), *look_at_machine(Path(places.checkpoint or "."))]
     if places.checkpoint is not None:
         findings += look_at_detector(places.checkpoint)
-    bad = [each for each in findings if each.state in ("missing", "mend")]
+    bad = [each for each in findings if each.state in ("missing", "mend") and each.part != "journey"]
+    lacking = sum(each.state == "missing" and each.part == "journey" for each in findings)
     if options.json:
         text = json.dumps({"fine": not bad, "findings": [asdict(each) for each in findings]}, indent=2)
         sys.stdout.write(f"{text}\n")
     else:
         say(*_table(findings))
         say(
-            "Nothing is missing or to be mended." if not bad else f"{len(bad)} to look at: see missing and mend above."
+            f"{len(bad)} to look at: see missing and mend above." if bad else "Nothing is to be mended.",
+            *(
+                [f"{lacking} of {len(JOURNEYS)} journeys lack packages: install those that you want."]
+                if lacking
+                else []
+            ),
         )
     return 1 if bad else 0
 

@@ -149,6 +149,8 @@ def _sources(data: Sequence[str], class_name: str | None, known: list[str]) -> d
             f"{data[0]} has the products {', '.join(found)}, and the detector knows {', '.join(known)}: give folders of those, "
             "or with --class NAME the photographs of one."
         )
+    if passed := [name for name in found if name not in names] if class_name is None else []:
+        logger.warning("The detector does not know %s, which is passed over.", ", ".join(passed))
     rows = read_source(data[0], split="train", classes=wanted)
     sources: dict[str, list] = {names[name]: [] for name in wanted}
     for row in rows:

@@ -150,7 +150,7 @@ class Rows:
         self.damaged = 0  # lines, of those that were read
         if not self.path.is_file():
             raise ValueError(
-                f"{self.path} does not exist: give the folder that predict, watch or serve had as --output."
+                f"{self.path} does not exist: give the folder that predict, watch or serve had as --output, to feedback as --results."
             )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -329,7 +329,10 @@ class Report:
             if row.get("time")
             else ""
         )
-        return f"{_swatch(verdict)}{_text(describe_row(row, self.threshold, folders=FOLDERS))}{truth} {when}"
+        known = (
+            f' <span class="when">id {_text(row["id"])}</span>' if row.get("id") else ""
+        )  # as `anople feedback` wants it
+        return f"{_swatch(verdict)}{_text(describe_row(row, self.threshold, folders=FOLDERS))}{truth} {when}{known}"
 
     def _list_of_others(self) -> str:
         if not self._listed:

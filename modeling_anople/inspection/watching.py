@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from ..modeling_anople import AnoPLeModel
 from ..pipeline_anople import Prediction, predict
 from ..processing_anople import AnoPLeProcessor
 from ..product_store_anople import ProductRecord
-from ..runtime import one_line
+from ..runtime import one_line, printable
 from ..runtime.loading import load_judge
 from ..saving_anople import locked
 from .arrivals import Arrival, Arrivals, wakes
@@ -25,7 +26,7 @@ from .cameras import Camera, is_camera
 from .delivery import Courier, Receiver
 from .drift import INTERVAL, DriftWatch, changed_at, follow, rows_since
 from .records import Rows, record_id
-from .report import draw_verdict
+from .report import describe_row, draw_verdict
 from .results_folder import Judged, ResultsFolder
 
 
@@ -278,7 +279,11 @@ class _Inspector:
         for entry in entries:
             if not entry.stays:
                 self._arrivals.forget(entry.path)
-        self._look_for_drift([json.loads(entry.line) for entry in entries])
+        rows = [json.loads(entry.line) for entry in entries]
+        if sys.stderr.isatty():  # somebody looks
+            for row in rows:
+                logger.info("%s", printable(describe_row(row, self._judge.model.config.threshold)))
+        self._look_for_drift(rows)
         if entries:
             for courier in self._couriers:
                 courier.wake()
