@@ -651,7 +651,8 @@ def are_unsure(scores: Tensor, thresholds: Sequence[ProductThreshold | None]) ->
     Say which raw scores (batch,) so few photographs leave open: bool (batch,).
 
     They lie above every good photograph behind a threshold that was extrapolated beyond all of these, to keep a lower rate
-    of false alarms than the photographs alone support, or that costs put there. It counts for what is called normal, whichever threshold decides.
+    of false alarms than the photographs alone support, or that costs put there. It counts for what is called normal,
+    whichever threshold decides.
     """
     open_from = [each.open_from if each else math.inf for each in thresholds]
     return scores.float() > scores.new_tensor(open_from, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """What drawn defects a threshold finds, and what good photographs bear: measured on a fitted detector."""
 
+import importlib
 import json
 import shutil
 from collections import Counter
@@ -123,7 +124,8 @@ def test_a_folder_that_can_keep_nothing_is_said_before_it_is_measured(
         image.save(paths[-1])
     measured = []
     monkeypatch.setattr(
-        "modeling_anople.evaluation.sensitivity.choose_photographs",
+        importlib.import_module("modeling_anople.evaluation.sensitivity"),  # the one that the program imports
+        "choose_photographs",
         lambda *args, **options: measured.append(caplog.text) or choose_photographs(*args, **options),
     )
     words = ["sensitivity", str(folder), *paths, "--class", "nut", "--photographs", "1"]
