@@ -151,7 +151,7 @@ class Sensitivity:
         largest: likewise the largest size that tells; 0 where too few could be drawn of all sizes.
         bears: of each change of a good photograph the most at which no more false alarms came than were allowed for; `None`
             where the least was too much.
-        breaks: what came at the next step, in words; nothing where the most that was tried is borne.
+        breaks: of which changes the next step is not borne; of the others all that was tried is.
         found, cases: likewise how many were found of how many that were judged, of the smallest size, else of the largest, else
             of the one with the most cases.
     """
@@ -165,7 +165,7 @@ class Sensitivity:
     smallest: dict[str, list[float | None]]
     largest: dict[str, list[float]]
     bears: dict[str, float | None]
-    breaks: dict[str, str]
+    breaks: list[str]
     found: dict[str, list[int]] = field(default_factory=dict)
     cases: dict[str, list[int]] = field(default_factory=dict)
 

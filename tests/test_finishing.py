@@ -211,6 +211,11 @@ def test_a_part_at_chance_has_no_weight_and_none_outweighs_the_memory():
     assert image_weights([0.6, 0.99, 0.9], [0.5] * 3, [True, True, False]) == [1, 1, 0]
 
 
+def test_a_single_defective_place_gives_weights_too():
+    normal, defective = log_odds_of(2.0, 1.0)
+    assert all(np.isfinite(map_weights(normal, defective[:1], [True] * 2)))
+
+
 def test_a_memory_at_chance_answers_alone():
     assert map_weights(*log_odds_of(0.0, 3.0), [False, True]) == [1, 0]
     assert map_weights(*log_odds_of(-1.0, 3.0), [True, True]) == [1, 0]

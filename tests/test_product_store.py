@@ -29,7 +29,7 @@ from .detectors import detector_of, normals_of, pixel_images
 THRESHOLD = fit_threshold([0.1, 0.2], [0.3, 0.4], max_false_alarm_rate=0.05)
 OTHER = fit_threshold([0.5, 0.6], [0.7, 0.8], max_false_alarm_rate=0.1)
 SENSITIVITY = Sensitivity(
-    *("2026-11-30", 12, 0, 0.2, 0.5, [0.3], {"scratch": [0.08]}, {"scratch": [0.32]}, {"turned, degrees": 45}, {}),
+    *("2026-11-30", 12, 0, 0.2, 0.5, [0.3], {"scratch": [0.08]}, {"scratch": [0.32]}, {"turned, degrees": 45}, []),
     *({"scratch": [11]}, {"scratch": [12]}),
 )
 FACTS = {field.name for field in dataclasses.fields(ProductRecord)}

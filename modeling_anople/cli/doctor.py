@@ -266,8 +266,9 @@ def _products(checkpoint: str, config: "AnoPLeConfig") -> Iterator[Finding]:
             continue
         state, remedy = "fine", ""
         defects = record.threshold.defects  # without which calibrate would set the line by good photographs alone
-        costs = f"--miss_cost {defects.miss_cost:g} --false_alarm_cost {defects.false_alarm_cost:g}" if defects else ""
-        costs = f" --defects THE_KNOWN_DEFECTS {costs}" if costs else ""
+        costs = ""
+        if defects is not None:
+            costs = f" --defects THE_KNOWN_DEFECTS --miss_cost {defects.miss_cost:g} --false_alarm_cost {defects.false_alarm_cost:g}"
         if record.threshold.estimate != "rank":
             state, remedy = "note", f"anople calibrate {place} {name} MORE_GOOD_PHOTOGRAPHS{costs}"
         if not record.threshold.estimate:  # of an earlier version

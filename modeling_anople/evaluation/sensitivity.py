@@ -271,7 +271,7 @@ class SensitivityReport:
             found={kind: [each.flagged for each in row] for kind, row in counts.items()},
             cases={kind: [each.cases for each in row] for kind, row in counts.items()},
             bears={name: most for name, (most, _) in borne.items()},
-            breaks={name: text for name, (_, text) in borne.items() if text is not None},
+            breaks=[name for name, (_, text) in borne.items() if text is not None],
         )
 
     def to_dict(self) -> dict:

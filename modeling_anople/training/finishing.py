@@ -324,7 +324,8 @@ def map_weights(normal: np.ndarray, defective: np.ndarray, sees: Sequence[bool])
     parts = [number for number, each in enumerate(sees) if each]
     shares = dict.fromkeys(range(len(sees)), 0.0) | {0: 1.0}
     if parts[:1] == [0]:
-        within = (np.cov(normal[:, parts].T) + np.cov(defective[:, parts].T)) / 2
+        # divided by the count, so that a single place has one, too
+        within = (np.cov(normal[:, parts].T, bias=True) + np.cov(defective[:, parts].T, bias=True)) / 2
         weights = np.linalg.pinv(np.atleast_2d(within)) @ (defective[:, parts].mean(0) - normal[:, parts].mean(0))
         if weights[0] > 0:
             shares |= zip(parts, weights / weights[0], strict=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_anople.calibration_anople import FrameLimits
+from modeling_anople.calibration_anople import FrameLimits, KnownDefects, fit_costs
 from modeling_anople.cli import doctor as program
 from modeling_anople.cli import main
 from modeling_anople.cli.doctor import JOURNEYS, NO_JOURNEYS, SUMS
@@ -87,6 +87,18 @@ def test_a_sound_detector_is_fine_and_stays_as_it_is(capsys, fitted, installed):
     assert seen["bolt"]["remedy"] == f"anople calibrate {fitted} bolt MORE_GOOD_PHOTOGRAPHS"
     assert seen["mini"]["state"] == "fine" and seen["Hub"]["said"] == "not asked: HF_HUB_OFFLINE is set"
     assert {path: path.read_bytes() for path in fitted.iterdir()} == before
+
+
+def test_a_line_by_costs_is_not_to_be_lost_by_what_is_advised(capsys, tmp_path, fitted, installed):
+    detector = detector_of(*load_detector(str(fitted)))
+    threshold = detector.model.products.named("nut").record.threshold
+    costs = fit_costs(threshold, KnownDefects([0.9, 0.95], miss_cost=50, false_alarm_cost=2))
+    detector.model.products.set_threshold(detector.model.products.id_of("nut"), costs)
+    detector.save_pretrained(tmp_path / "detector")
+    remedy = found(capsys, tmp_path / "detector", code=0)["nut"]["remedy"]
+    assert remedy.endswith(
+        " nut MORE_GOOD_PHOTOGRAPHS --defects THE_KNOWN_DEFECTS --miss_cost 50 --false_alarm_cost 2"
+    )
 
 
 def test_what_lies_in_a_folder_or_is_of_an_earlier_version_is_to_be_mended(capsys, tmp_path, fitted, installed):

@@ -396,7 +396,7 @@ def test_a_line_by_costs_and_what_a_line_finds_are_said(config):
         {"scratch": [0.08]},
         {"scratch": [0.32]},
         {"turned, degrees": 45},
-        {},
+        [],
         {"scratch": [11]},
         {"scratch": [12]},
     ]

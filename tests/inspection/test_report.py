@@ -101,19 +101,24 @@ def test_a_row_in_words(known, said):
     assert describe_row(known, 0.5) == said
 
 
-@pytest.mark.parametrize("options", [[], ["--json_lines"]])
+@pytest.mark.parametrize("options", [[], ["--json_lines"], ["--explain"]])
 def test_a_terminal_gets_sentences_and_a_pipe_json(detector, photograph, options, tmp_path, monkeypatch, capsys):
     photograph(1).save(tmp_path / "one.png")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert main(["predict", str(detector), str(tmp_path / "one.png"), "--class", "bolt", *options]) == 0
     told = capsys.readouterr().out
     if options:
-        assert json.loads(told)["class"] == "bolt"
+        assert json.loads(told)["class"] == "bolt" and ("explanation" in told) == ("--explain" in options)
     else:
         assert re.fullmatch(r"one\.png: (normal|anomalous) bolt.*, score 0\.\d\d \(threshold 0\.50\).*\.\n", told)
 
 
 # --- The page ---
+
+
+def test_a_picture_names_its_id_as_feedback_wants_it():
+    words = words_of(page_of(row("a.png", 0.9, "anomalous", id="0123456789abcdef"), row("b.png", 0.8, "anomalous")))
+    assert "id 0123456789abcdef" in words and words.count(" id ") == 1
 
 
 def test_verdicts_are_counted_and_explained():

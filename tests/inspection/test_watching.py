@@ -72,6 +72,15 @@ def test_photographs_are_judged_and_put_away(plant, bolts):
     assert not list((plant.output / "work").iterdir()) and len({row["id"] for row in rows}) == 8
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_terminal_is_told_of_each_photograph(plant, bolts, caplog, monkeypatch, looks):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: looks, raising=False)
+    bolts[0].save(plant.inbox / "a.png")
+    with caplog.at_level("INFO", logger="modeling_anople"), plant.watched():
+        plant.wait_for(1)
+    assert any("a.png: " in message and " bolt" in message for message in caplog.messages) == looks
+
+
 def test_a_name_is_never_taken_twice_and_a_restart_goes_on(plant, bolts):
     for number in range(3):
         with plant.watched(poll=True):
