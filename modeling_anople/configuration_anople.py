@@ -193,8 +193,8 @@ class AnoPLeConfig(PreTrainedConfig):
             Standard deviation of the Gaussian noise added to the unit-length global feature of normal views to make
             latent anomalies [U], 0 to 10. 0 turns them off.
         memory_layers (`list[int]` or `"middle"`, *optional*):
-            Blocks (0-based) of the memory's encoder whose patch tokens are remembered. "middle" takes those from a third to
-            three quarters of its depth, and so does `None` for a memory encoder. For the CLIP `None` takes those that its own
+            Blocks (0-based) of the memory's encoder whose patch tokens are remembered. "middle" takes two about the middle of
+            its depth, at 5 and 7 twelfths, and so does `None` for a memory encoder. For the CLIP `None` takes those that its own
             `vision_config.memory_layers` names, as the embedded CLIP's does, or else blocks 2 and 7 of 12, scaled to the
             tower's depth [I].
         tiling (`str`, *optional*):
@@ -336,9 +336,9 @@ class AnoPLeConfig(PreTrainedConfig):
             self.memory_image_size = pretraining_side(self.memory_encoder)
         depth = self.memory_tower.num_hidden_layers
         if self.memory_layers == "middle" or (self.memory_layers is None and self.memory_encoder is not None):
-            self.memory_layers = list(range(max(0, round(depth / 3) - 1), round(depth * 3 / 4)))
+            self.memory_layers = _blocks_at(depth, 5, 7)
         elif self.memory_layers is None:
-            usual = sorted({max(0, round(depth * place) - 1) for place in (3 / 12, 8 / 12)})
+            usual = _blocks_at(depth, 3, 8)
             self.memory_layers = getattr(self.memory_tower, "memory_layers", None) or usual
         if self.products is None:
             self.products = _earlier_products(earlier, patches=self.grid_size**2)
@@ -527,6 +527,11 @@ def _block_weights(tower: PreTrainedConfig, inner: float) -> float:
 def leads_elsewhere(name: str) -> bool:
     """Say whether a name, taken for that of a file, would lead out of its folder."""
     return name in (".", "..") or any(mark in name for mark in "/\\\0")
+
+
+def _blocks_at(depth: int, *twelfths: int) -> list[int]:
+    """Return the blocks (0-based) of a tower after which so many twelfths of its depth are done."""
+    return sorted({max(0, round(depth * each / 12) - 1) for each in twelfths})
 
 
 def _require(condition: bool, message: str) -> None:

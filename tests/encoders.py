@@ -22,7 +22,7 @@ from transformers import (
 
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+SIZE = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2}
 WIDE = {**SIZE, "intermediate_size": 48}
 SQUARE = {"image_size": 28, "patch_size": 7}  # a grid of 4 x 4
 KINDS = {

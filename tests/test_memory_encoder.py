@@ -166,9 +166,9 @@ def test_the_input_is_as_large_as_the_larger_of_the_two(make_model):
 
 @pytest.mark.parametrize(
     ("depth", "blocks"),
-    [(12, [3, 4, 5, 6, 7, 8]), (24, list(range(7, 18))), (4, [0, 1, 2]), (1, [0])],
+    [(12, [4, 6]), (24, [9, 13]), (4, [1]), (1, [0])],
 )
-def test_the_middle_blocks_are_those_from_a_third_to_three_quarters(depth, blocks):
+def test_the_middle_blocks_are_two_about_the_middle(depth, blocks):
     encoder = {"model_type": "dinov2", "num_hidden_layers": depth, "patch_size": 14, "image_size": 518}
     numbers = {name: [0.5] * 3 for name in ("memory_image_mean", "memory_image_std", "image_mean", "image_std")}
     config = AnoPLeConfig(memory_encoder=encoder, **numbers)
@@ -200,7 +200,7 @@ def test_a_given_encoder_stays_as_it_is(make_model):
     options = encoder_options()
     before = copy.deepcopy(options["memory_encoder"].state_dict())
     model = make_model(**options)
-    assert options["memory_encoder"].config.num_hidden_layers == 4
+    assert options["memory_encoder"].config.num_hidden_layers == 6
     after = options["memory_encoder"].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(weight.requires_grad for weight in model.freeze_clip().memory_encoder.parameters())
@@ -232,7 +232,7 @@ def test_a_model_without_a_grid_of_patch_tokens_is_refused(make_model, words, ma
     ("options", "words"),
     [
         ({"memory_image_size": 30}, r"memory_image_size must be a multiple of the patches' 7 pixels, got 30: take 28"),
-        ({"memory_layers": [4]}, r"memory_layers \[4\] are no blocks of a vision tower with 4: use 0 to 3"),
+        ({"memory_layers": [6]}, r"memory_layers \[6\] are no blocks of a vision tower with 6: use 0 to 5"),
         (
             {"memory_image_std": [0.1, 0.0, 0.1]},
             "memory_image_std must lie within 0.001 and 1, got 0.0",
@@ -286,7 +286,7 @@ def test_what_no_patch_needs_may_be_absent_and_is_then_the_same_each_time(make_m
 def test_a_detector_judges_and_learns_with_it(make_both, photograph, tmp_path):
     model, processor = make_both(tiling="auto", memory_rotations="quarter_turns", memory_limit=100)
     detector = detector_of(fit(model, processor, photograph), processor)
-    assert [bank.vectors.shape for bank in model.products.banks] == [(3, 100, 32)] * 2
+    assert [bank.vectors.shape for bank in model.products.banks] == [(2, 100, 32)] * 2
     pictures = [*normals_of(photograph, 0, 2), photograph(901, size=(200, 90))]  # the last one in several tiles
     results = detector(pictures, class_names=["bolt"] * 3, explain=True)
     assert [result["error"] for result in results] == [None] * 3
@@ -385,7 +385,7 @@ def test_a_saved_detector_holds_its_encoder(make_both, photograph, tmp_path):
     detector = detector_of(fit(model, processor, photograph), processor)
     detector.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    assert config["memory_encoder"]["model_type"] == "dinov2" and config["memory_encoder"]["num_hidden_layers"] == 3
+    assert config["memory_encoder"]["model_type"] == "dinov2" and config["memory_encoder"]["num_hidden_layers"] == 4
     assert config["memory_encoder_source"] == {
         "kind": "folder",
         "name": "dino",
@@ -397,7 +397,7 @@ def test_a_saved_detector_holds_its_encoder(make_both, photograph, tmp_path):
     for read in (AnoPLeModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         inputs = processor([picture], class_names="nut")
         assert_same(read(**inputs), model(**inputs))
-        assert (read.config.memory_image_mean, read.config.memory_layers) == (MEAN, [0, 1, 2])
+        assert (read.config.memory_image_mean, read.config.memory_layers) == (MEAN, [1, 3])
 
 
 def test_an_adapter_names_and_hashes_both_and_finds_the_encoder(
@@ -642,7 +642,7 @@ def test_enroll_begins_a_detector_with_an_encoder(small_clip_folder, encoder_fol
     capsys.readouterr()
     assert main(["products", str(tmp_path / "first")]) == 0
     assert (
-        f"{144:7}  {4e-6 * 144 * 3 * 32:9.1f}" in capsys.readouterr().out
+        f"{144:7}  {4e-6 * 144 * 2 * 32:9.1f}" in capsys.readouterr().out
     )  # 4 x 36 vectors of 3 layers of 32 numbers
     assert main(["enroll", str(tmp_path / "first"), "nut", paths[0], "--memory_encoder", "x/y"]) == 2
     assert "--memory_encoder is of a new detector: begin one with --clip" in capsys.readouterr().err
@@ -673,7 +673,7 @@ def test_fit_takes_an_encoder_and_goes_on_where_it_is_finished(
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real encoder is at hand")
 def test_a_real_encoder_tells_a_hole_from_a_board(make_both, photograph):
     model, processor = make_both(side=224, class_names=["board"], memory_encoder=str(REAL), image_fusion="map")
-    assert model.config.memory_layers == [3, 4, 5, 6, 7, 8] and model.config.memory_grid_size == 16
+    assert model.config.memory_layers == [4, 6] and model.config.memory_grid_size == 16
     assert model.config.memory_image_mean == [0.485, 0.456, 0.406]
     board = Image.fromarray(np.tile(np.linspace(90, 160, 224).astype(np.uint8)[:, None, None], (1, 224, 3)))
     detector = detector_of(model, processor)

@@ -160,7 +160,7 @@ TABLES = {
         "whole detector, the CLIP alone, standard",
         (
             "Rows of a memory alone need no training: nothing but the shots is looked at.",
-            "Of the encoder the blocks from a third to three quarters of its depth are remembered, which was set before any "
+            "Of the encoder two blocks about the middle of its depth are remembered, which was chosen on drawn defects before any "
             "of these figures was known.",
         ),
         needs="memory_encoder",

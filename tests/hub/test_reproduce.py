@@ -229,7 +229,7 @@ def test_rows_on_an_encoder_are_there_where_one_is_given(run, tmp_path):
     assert not any(cell.encoder for cell in cells_of(TABLES["peers"], options, blocks=12))
     with_one = dataclasses.replace(options, memory_encoder=str(encoder))
     alone, *_, best = (cell for cell in cells_of(TABLES["peers"], with_one, blocks=12) if cell.encoder)
-    assert fit_words(alone, 0, with_one, "mini", "encoder")[-2:] == ["--memory_layers", "3"]  # its last block
+    assert fit_words(alone, 0, with_one, "mini", "encoder")[-2:] == ["--memory_layers", "5"]  # its last block
     assert "--recipe" in best.fit
 
 
