@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from filelock import FileLock
 
-from ..calibration_anople import ProductThreshold, describe_guarantee
+from ..calibration_anople import ProductThreshold, describe_guarantee, describe_lost_costs
 from ..enrollment_anople import digest_of, known_digests
 from ..images_anople import RESULTS, load_image
 from ..pipeline_anople import AnomalyDetectionPipeline
@@ -201,8 +201,7 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
         detector.save_pretrained(place, adapter=bool(config.adapter_clip_sha256))
         after = _state_of(place)
     said = f"{row['class']} has learned it: threshold at raw score {threshold.image_threshold:.4f}. {describe_guarantee(threshold)}"
-    if line is not None and line.defects is not None:
-        said += f" Before, {len(line.defects.scores)} known defects set it: give them to `anople calibrate` again."
+    said = f"{said} {describe_lost_costs(row['class'], line, threshold)}".rstrip()
     return _line(row, "good", added=True, before=before, after=after, said=said)
 
 
