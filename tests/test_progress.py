@@ -91,7 +91,7 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_fit():
             with StopRequest(10) as stop:
                 stop.in_loop = True
                 batches = iter(DataLoader(range(1_000_000), num_workers=2, worker_init_fn=heed_the_fit_alone))
-                next(batches)
+                next(batches), next(batches)  # one of each: both have begun
                 os.write(writer, b".")
                 while not stop.asked:
                     next(batches)
