@@ -224,8 +224,9 @@ def add_normal_image(session: Session, product: str | None, path: str | None) ->
         raise ValueError("Choose the product first.")
     if session.image_count(name) >= MAX_NORMAL_IMAGES:
         raise ValueError(f"{name} has {MAX_NORMAL_IMAGES} photographs, which is as many as the demo takes.")
-    image = read_image(path)
+    image, before = read_image(path), session.lines
     model, processor = session.own_detector()
     add_normals(model, processor, name, [image])
     session.keep_sources(name, [image])
-    return f"Added. {name} now knows {session.image_count(name)} good photographs, and its line is set anew."
+    said = f"Added. {name} now knows {session.image_count(name)} good photographs, and its line is set anew."
+    return said + session.lost_costs(before)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from modeling_anople import AnoPLeModel, AnoPLeProcessor, load_image
+from modeling_anople.calibration_anople import ProductThreshold, describe_lost_costs
 from modeling_anople.enrollment_anople import forget, rename
 from modeling_anople.runtime.loading import announce_mini, computing_device, load_detector
 
@@ -248,6 +249,16 @@ class Session:
     def image_count(self, product: str) -> int:
         """How many good images a product's memory is of."""
         return self.model.products.named(product).image_count
+
+    @property
+    def lines(self) -> dict[str, ProductThreshold | None]:
+        """The line of each product that this person's detector knows."""
+        return {product.name: product.record.threshold for product in self.model.products}
+
+    def lost_costs(self, before: dict[str, ProductThreshold | None]) -> str:
+        """Say, with a space before it, which of these lines were set by known defects and are no longer; or nothing."""
+        said = [describe_lost_costs(name, before.get(name), line) for name, line in self.lines.items()]
+        return "".join(f" {each}" for each in said if each)
 
     def remember_last(self, inspection: Inspection) -> None:
         """Make an image the one that is explained and judged next."""

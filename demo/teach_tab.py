@@ -379,13 +379,14 @@ def replace_product(
     Arguments and errors are those of [`teach_product`], but for the name, which must be known.
     """
     name = known_product(session, checked_name(name))
-    images = [read_image(path) for path in check_count(files, MAX_SHOTS)]
+    images, before = [read_image(path) for path in check_count(files, MAX_SHOTS)], session.lines
     with session.undoable():
         model, processor = session.own_detector()
         threshold = enroll_product(model, processor, name, images, white_value=white_value, replace=True)
         session.drop_images(name)
         session.keep_sources(name, images)
-    return f"{name} is taught anew, {_taught(threshold, len(images))} What it was taught from before is forgotten."
+    said = f"{name} is taught anew, {_taught(threshold, len(images))} What it was taught from before is forgotten."
+    return said + session.lost_costs(before)
 
 
 def _taught(threshold: ProductThreshold, count: int) -> str:
@@ -460,7 +461,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
         raise ValueError(f"Fitting takes {MIN_STEPS} to {MAX_STEPS} steps, got {steps}.")
     shots = session_shots(session)
     session.stop_fit.clear()
-    before, history = session.model, session.model.config.history
+    before, history, lines = session.model, session.model.config.history, session.lines
     # A copy of all but the CLIP and the tokenizer, which fitting does not change.
     model, processor = copy_detector(before, session.processor, shared=before.frozen_towers)
     model.freeze_clip()
@@ -496,6 +497,7 @@ def fit_prompts(session: Session, steps: int) -> Iterator[FitProgress]:
         f" But the decoder has not learned yet: {' and '.join(health.problems)}." if health and health.problems else ""
     )
     progress.words = f"{ended} Memory and lines of {', '.join(session.products)} are set anew.{warning}"
+    progress.words += session.lost_costs(lines)
     yield progress
 
 

@@ -22,7 +22,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs/"
 START = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-RENAMED = {"README.md": "tour.md"}  # at the top it would be taken for the start page
+RENAMED = {"README.md": "index.md"}  # the start page
 SHOWN = (".md", ".json", ".jpg", ".png")
 TEMPLATES = ("model_card.md",)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")

@@ -106,6 +106,17 @@ def describe_guarantee(threshold: "ProductThreshold") -> str:
     )
 
 
+def describe_lost_costs(name: str, before: "ProductThreshold | None", after: "ProductThreshold | None") -> str:
+    """Say where a product's line that was set by known defects no longer is; empty where it is, or never was."""
+    if before is None or before.defects is None or (after is not None and after.defects is not None):
+        return ""
+    count = len(before.defects.scores)
+    return (
+        f"The line of {name} was set by {count} known defect{'s' if count > 1 else ''}, and is set by its good photographs alone "
+        "again: give the defects to `anople calibrate --defects` once more where they shall set it."
+    )
+
+
 def _describe_costs(threshold: "ProductThreshold", defects: "KnownDefects") -> str:
     """Say of a line that was set by costs what so few photographs tell of it, good and defective."""
     normals, line = threshold.image_scores, threshold.image_threshold
@@ -871,6 +882,7 @@ __all__ = [
     "cheapest_line",
     "check_rate",
     "describe_guarantee",
+    "describe_lost_costs",
     "fit_novelty_thresholds",
     "fit_pooled_threshold",
     "fit_threshold",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .calibration_anople import KnownDefects, ProductThreshold, check_rate, fit_costs
+from .calibration_anople import KnownDefects, ProductThreshold, check_rate, describe_lost_costs, fit_costs
 from .configuration_anople import check_range
 from .fitting_anople import (
     DEFAULT_FALSE_ALARM_RATE,
@@ -536,14 +536,8 @@ def _compare(
 
 
 def _warn_of_costs(name: str, before: ProductThreshold | None, threshold: ProductThreshold) -> None:
-    """Say where a line that was set by known defects no longer is."""
-    if before is not None and before.defects is not None and threshold.defects is None:
-        logger.warning(
-            "The line of %s was set by %d known defects, and is set by its good photographs alone again: give the defects to "
-            "calibrate once more where they shall set it.",
-            name,
-            len(before.defects.scores),
-        )
+    if said := describe_lost_costs(name, before, threshold):
+        logger.warning("%s", said)
 
 
 def forget(model: AnoPLeModel, processor: AnoPLeProcessor, class_name: str, *, date: str | None = None) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from modeling_anople import AnomalyDetectionPipeline, AnoPLeModel, AnoPLeProcessor
+from modeling_anople.calibration_anople import KnownDefects, fit_costs
 from modeling_anople.fitting_anople import calibrate_product, remember
 from modeling_anople.inference_anople import TiledImage
 
@@ -68,6 +69,13 @@ def fit(model: AnoPLeModel, processor: AnoPLeProcessor, photograph: Callable[...
         remember(model, images, class_id)
         calibrate_product(model, images, class_id)
     return model
+
+
+def set_by_costs(model: AnoPLeModel, class_name: str) -> None:
+    """Let two known defects set the line of a class."""
+    class_id = model.products.id_of(class_name)
+    defects = KnownDefects([0.9, 0.95], miss_cost=50, false_alarm_cost=2)
+    model.products.set_threshold(class_id, fit_costs(model.products[class_id].record.threshold, defects))
 
 
 def write_detector(folder: Path, clip: Path, photograph: Callable[..., Image.Image], **config) -> Path:

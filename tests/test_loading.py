@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from modeling_anople.cli import main
-from modeling_anople.runtime.loading import _announce_mini, load_detector, split_revision
+from modeling_anople.runtime.loading import _log_once, load_detector, split_revision
 
 from .detectors import detector_of
 from .fitting import REPOSITORY, start
@@ -44,19 +44,30 @@ def test_a_folder_has_no_revision(published, capsys):
         copy.rename(published.detector)
 
 
-def test_what_the_small_clip_is_is_said_once_in_a_program(make_detector, photograph, tmp_path, caplog, capsys):
-    _announce_mini.cache_clear()
+def test_what_the_small_clip_is_is_said_once_and_only_where_something_is_learned(
+    make_detector, photograph, tmp_path, caplog, capsys
+):
+    _log_once.cache_clear()
     model, processor = make_detector()
-    photograph(1).save(tmp_path / "a.png")
-    said = []
-    for kind in ("folder", "embedded", "embedded"):
-        model.config.clip_source = {"kind": kind, "name": "mini", "revision": None}
-        detector_of(model, processor).save_pretrained(tmp_path / "detector")
+    detector, paths = str(tmp_path / "detector"), [str(tmp_path / f"{number}.png") for number in range(4)]
+    for number, path in enumerate(paths):
+        photograph(number).save(path)
+
+    def run(*arguments: str) -> str:
+        caplog.clear()
         with caplog.at_level(logging.INFO, logger="modeling_anople"):
-            assert main(["predict", str(tmp_path / "detector"), str(tmp_path / "a.png"), "--class", "nut"]) == 0
-        said.append(caplog.text.count("docs/which_encoder.md"))
-    assert said == [0, 1, 1] and "--clip NAME or --memory_encoder NAME" in caplog.text
-    assert [json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()] == ["nut"] * 3
+            assert main([*arguments]) == 0
+        return caplog.text + capsys.readouterr().out
+
+    said = []
+    for kind in ("folder", "embedded"):
+        model.config.clip_source = {"kind": kind, "name": "mini", "revision": None}
+        detector_of(model, processor).save_pretrained(detector)
+        commands = [("enroll", detector, f"{kind} {number}", *paths[:2]) for number in range(2)]
+        commands += [("predict", detector, paths[3]), ("products", detector), ("doctor", detector)]
+        said += [run(*command).count("docs/which_encoder.md") for command in commands]
+    assert said == [0, 0, 0, 0, 0, 1, 0, 0, 1, 1]
+    assert "--clip NAME or --memory_encoder NAME" in run("products", detector)
 
 
 def test_offline_the_variable_is_named(capsys):

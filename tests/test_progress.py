@@ -1,16 +1,24 @@
 """What a fit says of its time, and with which command it goes on; that it goes on exactly is in test_checkpointing.py."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
 
 import pytest
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from modeling_anople.training import progress
 from modeling_anople.training.__main__ import _is_asked
-from modeling_anople.training.progress import StopRequest, describe_duration, minutes, resume_command
+from modeling_anople.training.progress import (
+    StopRequest,
+    describe_duration,
+    heed_the_fit_alone,
+    minutes,
+    resume_command,
+)
 
 from . import fitting
 from .fitting import write_products
@@ -70,6 +78,33 @@ def test_a_process_that_is_asked_while_all_agree_is_heard_at_the_next_look():
         return 0 if looks == [False, True] else 1
 
     assert fitting.in_two_processes(look) == [0, 0]
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_fit():
+    """As systemd sends it, here to the group of a program of its own: batches come on, and the workers end with the loader."""
+    reader, writer = os.pipe()
+    program = os.fork()
+    if program == 0:
+        code = 1
+        try:
+            os.setsid()
+            with StopRequest(10) as stop:
+                stop.in_loop = True
+                batches = iter(DataLoader(range(1_000_000), num_workers=2, worker_init_fn=heed_the_fit_alone))
+                next(batches), next(batches)  # one of each: both have begun
+                os.write(writer, b".")
+                while not stop.asked:
+                    next(batches)
+                after = [next(batches) for _ in range(200)]
+                workers = multiprocessing.active_children()
+                workers[0].terminate()  # as the loader does with one that hangs
+                workers[0].join(10)
+                code = 0 if (len(after), len(workers), workers[0].exitcode) == (200, 2, 0) else 2
+        finally:
+            os._exit(code)
+    os.read(reader, 1)
+    os.killpg(program, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == 0
 
 
 def test_workers_of_the_data_loader_leave_it_to_the_fit(capfd):

@@ -207,7 +207,7 @@ def _faults_of(plant: Plant, name: str, content: bytes, row: dict) -> Iterator[s
     is_photograph = not content.startswith(b"no photograph")
     if Path(row["file"]).read_bytes() != content:
         yield f"{name}: another content"
-    folder = {None: "error", "normal": "normal"}.get(row["label"], "anomalous")
+    folder = {None: "error", "normal": "unsure" if row.get("unsure") else "normal"}.get(row["label"], "anomalous")
     is_there = Path(row["file"]).relative_to(plant.output).parts[0] == folder
     if not is_there or is_photograph != (row["label"] is not None):
         yield f"{name}: in the wrong folder"
@@ -222,7 +222,7 @@ def _faults_of_folder(plant: Plant, rows: list[dict], count: int) -> list[str]:
     found = []
     stored = [
         path
-        for name in ("normal", "anomalous", "error")
+        for name in ("normal", "unsure", "anomalous", "error")
         for path in (plant.output / name).rglob("*")
         if path.is_file()
     ]

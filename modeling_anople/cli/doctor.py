@@ -228,7 +228,7 @@ def look_at_detector(checkpoint: str) -> list[Finding]:
     Raises:
         ValueError: for a folder that holds nothing, or a name that the Hub does not have, with the remedy.
     """
-    from ..runtime.loading import STATE_FILE, load_judge
+    from ..runtime.loading import STATE_FILE, describe_mini, load_judge
 
     folder = Path(checkpoint)
     left = _leftovers(folder) if folder.is_dir() else []
@@ -249,6 +249,8 @@ def look_at_detector(checkpoint: str) -> list[Finding]:
     if config.content_sha256 is None:
         remedy = "save it anew, which any change by anople does"
         found[0] = Finding("detector", "loads", "mend", f"{said}: an earlier version saved it unverifiable", remedy)
+    if said := describe_mini(config):
+        found.append(Finding("detector", "backbone", "note", said))
     return [*found, *_products(checkpoint, config), *left]
 
 

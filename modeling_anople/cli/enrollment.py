@@ -208,12 +208,15 @@ def _learn(command: str, kind: type, arguments: list[str]) -> int:
 
     from ..calibration_anople import describe_guarantee
     from ..images_anople import list_images
+    from ..runtime.loading import announce_mini
 
     verb, begun = command, command == "enroll" and options.clip is not None
     if begun:
         verb = "add_normals"
     with changing(places.checkpoint, options.output, begun=begun) as save:
         detector = _begin(places.name, options) if begun else open_detector(places.checkpoint)
+        if command != "calibrate":  # which remembers nothing
+            announce_mini(detector.model.config)
         paths = list_images(places.images) if places.images else None
         threshold = getattr(detector, verb)(
             places.name,
@@ -270,14 +273,12 @@ def _begin(name: str, options: EnrollOptions) -> "AnomalyDetectionPipeline":
     from ..pipeline_anople import AnomalyDetectionPipeline
     from ..processing_anople import AnoPLeProcessor
     from ..product_store_anople import new_name
-    from ..runtime.loading import announce_mini
 
     name = new_name(name, [])
     tiling = None if options.tiling in ("same", "none") else options.tiling
     fusion = {"map_fusion": "memory", "image_fusion": "map", "tiling": tiling}
     sight = {option: value for option in NEW_DETECTOR if (value := getattr(options, option)) is not None}
     model = AnoPLeModel.from_clip(options.clip, [name], **fusion, **sight)
-    announce_mini(model.config)
     processor = AnoPLeProcessor.from_clip(options.clip, [name], image_size=model.config.input_size)
     detector = AnomalyDetectionPipeline(model, processor=processor, device=model.device)
     if options.ignore_mask not in (None, "none"):
@@ -339,7 +340,7 @@ def products(arguments: list[str]) -> int:
     places, _ = parse(make_parser("products", ProductsOptions, checkpoint=CHECKPOINT), arguments)
     from ..calibration_anople import describe_guarantee
     from ..product_store_anople import ProductRecord
-    from ..runtime.loading import load_config
+    from ..runtime.loading import describe_mini, load_config
 
     config = load_config(places.checkpoint)
     records = [ProductRecord.from_dict(values) for values in config.products]
@@ -368,6 +369,7 @@ def products(arguments: list[str]) -> int:
             )
         if record.ignore_mask_size:
             rows.append(f"{record.name}: {_kept_mask(record)}")
+    rows += filter(None, [describe_mini(config)])
     for entry in config.history:
         files = ", ".join(file or "(from memory)" for file in entry["files"])
         limit, rate = entry.get("line"), entry.get("max_false_alarm_rate")  # earlier versions kept neither

@@ -46,7 +46,7 @@ class WatchOptions(DriftOptions):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the results: normal, anomalous, error, overlays, results.jsonl, results.csv. The same one goes on "
+            "help": "Folder of the results: normal, unsure, anomalous, error, overlays, results.jsonl, results.csv. The same one goes on "
             "where it was ended."
         },
     )

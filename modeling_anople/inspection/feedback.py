@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from filelock import FileLock
 
-from ..calibration_anople import ProductThreshold, describe_guarantee
+from ..calibration_anople import ProductThreshold, describe_guarantee, describe_lost_costs
 from ..enrollment_anople import digest_of, known_digests
 from ..images_anople import RESULTS, load_image
 from ..pipeline_anople import AnomalyDetectionPipeline
@@ -117,16 +117,25 @@ def find_row(folder: Path, id: str) -> dict:
 
 
 def read_feedback(folder: Path) -> Iterator[Feedback]:
-    """Read the list of a folder of results; torn lines are passed over."""
+    """Read the list of a folder of results; torn lines, and those that nobody can have said, are passed over."""
     path = folder / FEEDBACK
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError):
-            yield Feedback(**json.loads(line))
+            given = Feedback(**json.loads(line))
+            texts = (given.id, given.verdict, given.label or "")
+            if all(isinstance(each, str) for each in texts) and given.verdict in get_args(Verdict):
+                yield given
 
 
 def last_feedback(folder: Path, id: str) -> Feedback | None:
     """Return what was said last of a result."""
     return next((each for each in reversed([*read_feedback(folder)]) if each.id == id), None)
+
+
+def answers_in(folder: Path) -> dict[str, Feedback]:
+    """Return what is said of results by their id: the last "good" or "bad" of each, where that was not taken back."""
+    last = {each.id: each for each in read_feedback(folder)}
+    return {id: each for id, each in last.items() if each.verdict != "undo"}
 
 
 def _line(row: dict, verdict: Verdict, **more: object) -> Feedback:
@@ -192,8 +201,7 @@ def _learn(checkpoint: str, folder: Path, row: dict) -> Feedback:
         detector.save_pretrained(place, adapter=bool(config.adapter_clip_sha256))
         after = _state_of(place)
     said = f"{row['class']} has learned it: threshold at raw score {threshold.image_threshold:.4f}. {describe_guarantee(threshold)}"
-    if line is not None and line.defects is not None:
-        said += f" Before, {len(line.defects.scores)} known defects set it: give them to `anople calibrate` again."
+    said = f"{said} {describe_lost_costs(row['class'], line, threshold)}".rstrip()
     return _line(row, "good", added=True, before=before, after=after, said=said)
 
 
@@ -272,4 +280,4 @@ def _files_of(folder: Path) -> list[Path]:
     ]
 
 
-__all__ = ["FEEDBACK", "Feedback", "find_row", "give_feedback", "last_feedback", "read_feedback"]
+__all__ = ["FEEDBACK", "Feedback", "answers_in", "find_row", "give_feedback", "last_feedback", "read_feedback"]

@@ -26,10 +26,11 @@ from ..configuration_anople import AnoPLeConfig
 from ..images_anople import ImageError, load_image
 from ..product_store_anople import UNKNOWN_PRODUCT, ProductRecord
 from ..runtime.heat_maps import overlay, with_band, with_legend
+from .feedback import Feedback, answers_in
 from .records import Rows
 
 
-MOST_PICTURES, MOST_LISTED = 24, 500  # of a page
+MOST_PICTURES, MOST_LISTED = 24, 500  # of a page; so many of what people said are listed, too
 PICTURE_SIDE, JPEG_QUALITY = 560, 82
 FOLDERS = 2  # that are named with a photograph: names alone are often numbers
 MOST_BARS, WIDEST_BAR = 40, 30  # of the course of time; 600 are the page's width
@@ -46,6 +47,10 @@ MEANINGS = {
     "no verdict": "of a product without a threshold",
     "error": "could not be judged",
 }
+
+
+SET_ASIDE = {"normal": False, "unsure": False, UNKNOWN_PRODUCT: True, "anomalous": True}  # verdict -> whether it is
+SAID = {"good": "good", "bad": "defective"}  # what people say -> of a part
 
 
 # --- A row in words ---
@@ -144,6 +149,12 @@ def picture_of(row: dict[str, Any], folder: Path) -> Image.Image | None:
 # --- The page ---
 
 
+def _was_wrong(verdict: str | None, said: Feedback | None) -> bool | None:
+    """Say whether a verdict was wrong by what somebody said; `None` where either is missing."""
+    set_aside = SET_ASIDE.get(verdict)
+    return None if said is None or set_aside is None else set_aside != (said.verdict == "bad")
+
+
 @dataclass(order=True)
 class _Shown:
     """A row with its picture; the least urgent comes first."""
@@ -151,6 +162,7 @@ class _Shown:
     urgency: tuple[int, float]
     number: int
     row: dict[str, Any]
+    said: Feedback | None = None
     jpeg: bytes | None = None
 
 
@@ -183,16 +195,20 @@ class Report:
         self._minutes: dict[int, Counter[str]] = defaultdict(Counter)
         self._truths: dict[str, Counter[str]] = defaultdict(Counter)
         self._shown: list[_Shown] = []  # a heap
-        self._listed: list[tuple[tuple[int, float], int, str]] = []  # a heap
+        self._listed: list[tuple[tuple[int, float], int, str]] = []  # a heap; the items of a list
+        self._answers: dict[str, tuple[Feedback, str]] = {}  # by id, with the item of a list
         self._unlisted, self._numbers = 0, count()
 
-    def add(self, row: dict[str, Any], draw: Callable[[], Image.Image | None]) -> None:
+    def add(
+        self, row: dict[str, Any], draw: Callable[[], Image.Image | None], *, said: Feedback | None = None
+    ) -> None:
         """
         Add a row.
 
         Args:
             row: as of `records.to_row`; where the truth is known, `is_defective` and `defect` say it.
             draw: makes its picture; called only where the row is among the most urgent so far.
+            said: what a person said of it, if anybody did.
         """
         verdict, product = verdict_of(row), row.get("class") or "no product"
         self._counts[product][verdict] += 1
@@ -202,9 +218,11 @@ class Report:
         if defective is not None and verdict not in ("error", "no verdict"):
             called = "anomalous" if verdict == "anomalous" else "normal"
             self._truths[product][f"{'defective' if defective else 'good'} {called}"] += 1
-        if (urgency := self._urgency(row, verdict)) is None:
+        if said is not None:
+            self._answers[said.id] = said, self._item(row, said)
+        if (urgency := self._urgency(row, verdict, said)) is None:
             return
-        shown = _Shown(urgency, -next(self._numbers), row)
+        shown = _Shown(urgency, -next(self._numbers), row, said)
         if verdict == "error" or (len(self._shown) >= MOST_PICTURES and shown < self._shown[0]):
             self._list(shown)
             return
@@ -214,7 +232,7 @@ class Report:
         if len(self._shown) > MOST_PICTURES:
             self._list(heapq.heappop(self._shown))
 
-    def _urgency(self, row: dict[str, Any], verdict: str) -> tuple[int, float] | None:
+    def _urgency(self, row: dict[str, Any], verdict: str, said: Feedback | None) -> tuple[int, float] | None:
         """Order what somebody should look at, by its rank and then its score; `None` for what nobody need look at."""
         if verdict == "error":
             return 9, 0.0
@@ -222,13 +240,17 @@ class Report:
             wrong = row["is_defective"] != (verdict == "anomalous")
             if verdict != "no verdict" and wrong:
                 return 5, 1 - row["score"] if row["is_defective"] else row["score"]
+        if _was_wrong(verdict, said):
+            return 5, 1 - row["score"] if said.verdict == "bad" else row["score"]
         rank = {"anomalous": 4, UNKNOWN_PRODUCT: 3, "unsure": 2, "no verdict": 1}.get(verdict)
         return None if rank is None else (rank, 2.0 if row.get("reason") else row["score"])
 
+    def _item(self, row: dict[str, Any], said: Feedback | None) -> str:
+        words = _text(describe_row(row, self.threshold, folders=FOLDERS))
+        return f"<li{_class_of(row, said)}>{words}{_words_of(row, said)}</li>"
+
     def _list(self, shown: _Shown) -> None:
-        heapq.heappush(
-            self._listed, (shown.urgency, shown.number, describe_row(shown.row, self.threshold, folders=FOLDERS))
-        )
+        heapq.heappush(self._listed, (shown.urgency, shown.number, self._item(shown.row, shown.said)))
         if len(self._listed) > MOST_LISTED:
             heapq.heappop(self._listed)
             self._unlisted += 1
@@ -246,6 +268,7 @@ class Report:
         sections = [
             _section("Verdicts", self._summary(total) + self._table()),
             _section("Over time", self._course()),
+            *self._said(),
             _section("Look at these first", self._pictures(total)),
             _section("Also look at", self._list_of_others()),
             _section("What the verdicts are worth", self._worth()),
@@ -270,15 +293,20 @@ class Report:
     def _table(self) -> str:
         columns = [name for name in reversed(VERDICTS) if any(counts[name] for counts in self._counts.values())]
         head = "".join(f'<th scope="col">{_swatch(name)}{_text(name)}</th>' for name in columns)
+
+        def cells(counts: Counter[str]) -> str:
+            return "".join(
+                f'<td data-name="{_text(name)}" style="--color:{COLORS[name]}">{counts[name]}</td>' for name in columns
+            )
+
         rows = [
-            f'<tr><th scope="row">{_text(product)}</th><td>{counts.total()}</td>'
-            f"{''.join(f'<td>{counts[name]}</td>' for name in columns)}</tr>"
+            f'<tr><th scope="row">{_text(product)}</th><td data-name="inspected">{counts.total()}</td>{cells(counts)}</tr>'
             for product, counts in sorted(self._counts.items(), key=lambda pair: _severity(pair[1]), reverse=True)
         ]
         meanings = "; ".join(f"{name}: {MEANINGS[name]}" for name in columns)
         return (
-            f'<div class="wide"><table><thead><tr><th scope="col">product</th><th scope="col">inspected</th>{head}</tr>'
-            f'</thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">{_text(meanings)}.</p>'
+            f'<table class="counts"><thead><tr><th scope="col">product</th><th scope="col">inspected</th>{head}</tr>'
+            f'</thead><tbody>{"".join(rows)}</tbody></table><p class="note">{_text(meanings)}.</p>'
         )
 
     def _course(self) -> str:
@@ -302,6 +330,38 @@ class Report:
             words += f" The largest share of anomalous ones, {percent(share)}, was from {_clock((begin + worst) * step)} on."
         return f"<p>{_text(words)}</p>{_bars(bars, most)}"
 
+    def _said(self) -> list[str]:
+        """Say what people said, and how often the detector was right by it; with a box that hides where it was."""
+        if not self._answers:
+            return []
+        wrong, right, listed = Counter(), 0, []
+        for said, item in self._answers.values():
+            was_wrong = _was_wrong(said.label, said)
+            wrong[said.verdict] += bool(was_wrong)
+            right += was_wrong is False
+            listed.append((not was_wrong, item))
+        answers = len(listed)
+        words = f"There {'is 1 answer' if answers == 1 else f'are {answers} answers'} of people. "
+        if judged := right + wrong.total():
+            words += f"By these the detector was right on {right} of {judged} ({percent(right / judged)})"
+            kinds = {"bad": "defective, and called normal", "good": "good, and set aside"}
+            told = [
+                f"{wrong[said]} {'was' if wrong[said] == 1 else 'were'} {kinds[said]}" for said in kinds if wrong[said]
+            ]
+            words += f": {'; '.join(told)}." if told else "."
+            words += " People answer mostly where something looks wrong, so this is no rate of errors."
+        items = [item for _, item in sorted(listed, key=lambda each: each[0])]
+        more = f"<p>And {answers - MOST_LISTED} more, which the results name.</p>" if answers > MOST_LISTED else ""
+        box = (
+            '<input type="checkbox" id="wrong"><label for="wrong">Show only those on which the detector was wrong '
+            f"({wrong.total()})</label>"
+        )
+        return [
+            _section("What people said", f"<p>{_text(words)}</p>"),
+            box if wrong.total() else "",
+            f'<section><ul class="list">{"".join(items[:MOST_LISTED])}</ul>{more}</section>',
+        ]
+
     def _pictures(self, total: Counter[str]) -> str:
         if not self._shown:
             return ""
@@ -311,19 +371,21 @@ class Report:
             if shown.jpeg:
                 data = base64.b64encode(shown.jpeg).decode("ascii")
                 picture = f'<img alt="Heat map over {_text(_name_of(shown.row, FOLDERS))}" src="data:image/jpeg;base64,{data}">'
-            cards.append(f"<figure>{picture}<figcaption>{self._caption(shown.row)}</figcaption></figure>")
+            caption = f"<figcaption>{self._caption(shown.row, shown.said)}</figcaption>"
+            cards.append(f"<figure{_class_of(shown.row, shown.said)}>{picture}{caption}</figure>")
         words = (
             "Worst first. Amber to red is above the threshold and outlined; blue to white is below. Colors mean the same in "
             "all pictures."
         )
         return f'<p>{words}</p><div class="cards">{"".join(cards)}</div>'
 
-    def _caption(self, row: dict[str, Any]) -> str:
+    def _caption(self, row: dict[str, Any], said: Feedback | None) -> str:
         verdict = verdict_of(row)
         truth = ""
         if (defective := row.get("is_defective")) is not None:
             kind = f"defective ({row['defect']})" if defective else "good"
             truth = f" <em>In truth it is {_text(kind)}.</em>"
+        truth += _words_of(row, said)
         when = (
             f'<span class="when">{_text(str(row["time"]).replace("T", " ").rstrip("Z"))}</span>'
             if row.get("time")
@@ -337,7 +399,7 @@ class Report:
     def _list_of_others(self) -> str:
         if not self._listed:
             return ""
-        items = "".join(f"<li>{_text(words)}</li>" for _, _, words in sorted(self._listed, reverse=True))
+        items = "".join(item for _, _, item in sorted(self._listed, reverse=True))
         more = f"<p>And {self._unlisted} more, which the results name.</p>" if self._unlisted else ""
         return f'<ul class="list">{items}</ul>{more}'
 
@@ -408,6 +470,17 @@ def _measured(truths: Counter[str]) -> str:
             hits = truths[f"{kind} {called}"]
             said.append(f"Of {known} {kind} photographs {hits} ({percent(hits / known)}) {words}.")
     return " ".join(said)
+
+
+def _class_of(row: dict[str, Any], said: Feedback | None) -> str:
+    return ' class="wrong"' if _was_wrong(verdict_of(row), said) else ""
+
+
+def _words_of(row: dict[str, Any], said: Feedback | None) -> str:
+    if said is None:
+        return ""
+    wrong = ", so this verdict was wrong" if _was_wrong(verdict_of(row), said) else ""
+    return f" <em>A person said it is {SAID[said.verdict]}{wrong}.</em>"
 
 
 def _severity(counts: Counter[str]) -> tuple[float, float]:
@@ -489,8 +562,9 @@ body {{ margin: 0 auto; max-width: 72rem; padding: 1.2rem; color: var(--ink); ba
 h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem }} h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}
 p, li {{ max-width: 75ch }} p {{ margin: .4rem 0 }} .lead {{ font-size: 1.1rem }} .note, .when {{ color: var(--quiet) }}
 .note {{ font-size: .85rem }} .when {{ display: block; font-size: .8rem }} ul {{ padding-left: 1.2rem }} li {{ margin: .3rem 0 }}
-.list {{ font-size: .9rem; columns: 26rem 2; column-gap: 2.5rem }} .list li {{ break-inside: avoid }} .wide {{ overflow-x: auto; margin: .8rem 0 }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+.list {{ font-size: .9rem; columns: 26rem 2; column-gap: 2.5rem }} .list li {{ break-inside: avoid }}
+#wrong {{ margin: .8rem .5rem .8rem 0 }} #wrong:checked ~ section :is(.list li, figure):not(.wrong) {{ display: none }}
+table {{ border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums }}
 th, td {{ padding: .35rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); font-weight: 400 }}
 thead th {{ background: var(--band) }} tr > :first-child {{ text-align: left; white-space: normal; min-width: 6rem }}
 i {{ display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .4em }}
@@ -502,15 +576,19 @@ figure img {{ display: block; width: 100%; height: 14rem; object-fit: contain }}
 figcaption {{ padding: .6rem .8rem; border-top: 1px solid var(--rule); font-size: .9rem; line-height: 1.4 }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .9rem }}
 dt {{ color: var(--quiet) }} dd {{ margin: 0 }}
-@media (max-width: 40rem) {{
-  table {{ font-size: .85rem }} th, td {{ padding: .3rem .45rem }}
-  th {{ white-space: normal; overflow-wrap: normal }} tr > :first-child {{ min-width: 4rem }}
+@media screen and (max-width: 54rem) {{
+  .counts thead {{ display: none }} .counts, .counts tbody {{ display: block }}
+  .counts tr {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); padding: .4rem 0; border-bottom: 1px solid var(--rule) }}
+  .counts :is(th, td) {{ display: flex; gap: .5rem; padding: .15rem .4rem; text-align: left; border: 0; white-space: normal }}
+  .counts th {{ grid-column: 1 / -1; font-weight: 600 }} .counts td::after {{ content: attr(data-name); color: var(--quiet) }}
+  .counts td::before {{ content: ""; flex: 0 0 .3rem; background: var(--color, transparent) }}
 }}
 @page {{ size: A4; margin: 16mm }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 10pt }} .cards {{ grid-template-columns: repeat(3, 1fr); gap: 4mm }}
   figure img {{ height: 42mm }} figure, tr, li, dl {{ break-inside: avoid }} h2 {{ break-after: avoid }}
-  * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact }} .wide {{ overflow: visible }}
+  * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact }}
+  #wrong:not(:checked), #wrong:not(:checked) + label {{ display: none }}
 }}
 </style></head><body><h1>{title}</h1>
 {sections}
@@ -523,7 +601,7 @@ dt {{ color: var(--quiet) }} dd {{ margin: 0 }}
 
 def report_of_results(place: Path, *, config: AnoPLeConfig | None = None, detector: str | None = None) -> Report:
     """
-    Make the report of what predict, watch or serve have written into a folder.
+    Make the report of what predict, watch or serve have written into a folder, and of what people said of it.
 
     Args:
         place: the folder, or its file of JSON lines.
@@ -535,8 +613,9 @@ def report_of_results(place: Path, *, config: AnoPLeConfig | None = None, detect
     rows = Rows(place)
     report = Report(place.name or str(place), config=config, detector=detector, settings={"results": str(place)})
     folder = place if place.is_dir() else place.parent
+    answers = answers_in(folder)
     for row in rows:
-        report.add(row, lambda row=row: picture_of(row, folder))
+        report.add(row, lambda row=row: picture_of(row, folder), said=answers.get(row.get("id")))
     report.broken = rows.damaged
     return report
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "results.csv"
 OVERLAYS, WORK = "overlays", "work"
-FOLDERS = ("normal", "anomalous", "error")
+FOLDERS = ("normal", "anomalous", "error")  # and "unsure", from the first such photograph on
 NAME_BYTES = 240  # file systems allow 255; some are kept for numbers and endings
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -61,10 +61,12 @@ class Judged:
 
 
 def folder_of_verdict(prediction: Prediction) -> str:
-    """Name the folder of a verdict; only what is called normal is among the normal."""
+    """Name the folder of a verdict; only what is called normal without a doubt is among the normal."""
     if prediction.error is not None or prediction.label is None:
         return "error"
-    return "normal" if prediction.label == "normal" else "anomalous"
+    if prediction.label != "normal":
+        return "anomalous"
+    return "unsure" if prediction.unsure else "normal"
 
 
 class ResultsFolder:

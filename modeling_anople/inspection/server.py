@@ -246,7 +246,8 @@ class Judge:
 
 class Keeper:
     """
-    Write what was answered into a folder: a line for each photograph, the photograph, and a picture of what is not normal.
+    Write what was answered into a folder: a line for each photograph, the photograph, and a picture of what is unsure or
+    not normal.
 
     Args:
         folder: which holds `results.jsonl`, pictures and `photographs`; what is there stays, and lines are added.
@@ -563,7 +564,7 @@ class Service:
             full_map = None if prediction.error else prediction.full_size_map()
             regions = None if full_map is None else prediction.find_regions(full_map)
             row = to_row(name, prediction, regions, id=record_id(name, content=content))
-            kept = self.keeper is not None and prediction.label != "normal"
+            kept = self.keeper is not None and (prediction.label != "normal" or bool(prediction.unsure))
             picture = None
             if full_map is not None and (drawn or kept):
                 photograph = load_image(content, white_value=self.judge.processor.white_value)

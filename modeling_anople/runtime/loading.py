@@ -165,7 +165,6 @@ def load_detector(checkpoint: str, revision: str | None = None) -> tuple[AnoPLeM
 
     model, processor = _read(checkpoint, revision, read)
     model.name_or_path = checkpoint if Path(checkpoint).exists() else model.name_or_path
-    announce_mini(model.config)
     return model, processor
 
 
@@ -200,23 +199,28 @@ def load_judge(
         )
 
     model, processor = read_state(checkpoint, read)
-    announce_mini(model.config)
     return model, processor
 
 
+def describe_mini(config: AnoPLeConfig) -> str:
+    """Say what the embedded CLIP is, and how to do better; empty where it does not look at photographs alone."""
+    if (config.clip_source or {}).get("kind") != "embedded" or config.memory_encoder is not None:
+        return ""
+    return (
+        "Photographs are seen through mini, the small CLIP of this package: it needs no download, and larger encoders find "
+        "more. Fit or enroll with --clip NAME or --memory_encoder NAME: docs/which_encoder.md compares them."
+    )
+
+
 def announce_mini(config: AnoPLeConfig) -> None:
-    """Say once in a program, where the embedded CLIP alone looks at photographs, what it is and how to do better."""
-    if (config.clip_source or {}).get("kind") == "embedded" and config.memory_encoder is None:
-        _announce_mini()
+    """Say it where something is learned, once in a program."""
+    if (said := describe_mini(config)) and os.environ.get("RANK", "0") == "0":  # of several processes one says so
+        _log_once(said)
 
 
 @functools.cache
-def _announce_mini() -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes one says so
-        logger.info(
-            "Photographs are seen through mini, the small CLIP of this package: it needs no download, and larger encoders find "
-            "more. Fit or enroll with --clip NAME or --memory_encoder NAME: docs/which_encoder.md compares them."
-        )
+def _log_once(said: str) -> None:
+    logger.info("%s", said)
 
 
 def load_config(checkpoint: str, revision: str | None = None) -> AnoPLeConfig:
@@ -464,6 +468,7 @@ __all__ = [
     "announce_mini",
     "list_shards",
     "computing_device",
+    "describe_mini",
     "detector_sha256",
     "explain",
     "fetch_detector",

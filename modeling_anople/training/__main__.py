@@ -33,7 +33,14 @@ from ..saving_anople import LOCK_FILE, locked
 from .few_shot import StepSampler, choose_shots, collate_views, make_samples, make_validation_batch
 from .finishing import STATE_FILE, finish, load_state, remove_state, save_state, trim_log
 from .options import TrainingConfig, model_options, parse_options
-from .progress import StopRequest, Stopwatch, describe_duration, resume_command, seconds_to_finish
+from .progress import (
+    StopRequest,
+    Stopwatch,
+    describe_duration,
+    heed_the_fit_alone,
+    resume_command,
+    seconds_to_finish,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -180,6 +187,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRe
         sampler=StepSampler(first * config.batch_size, config.max_steps * config.batch_size),
         collate_fn=collate_views,
         num_workers=workers,
+        worker_init_fn=heed_the_fit_alone,
     )
     validation = make_validation_batch(config, processor, shots, model.config.tiling, side)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)

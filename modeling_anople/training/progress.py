@@ -27,7 +27,8 @@ class StopRequest:
     """
     Take SIGINT and SIGTERM while a fit runs, in the main thread; elsewhere nothing is changed.
 
-    Workers that are forked meanwhile pay no heed to SIGINT, which a terminal sends to them too.
+    Workers that are forked meanwhile pay no heed to SIGINT, which a terminal sends to them too, nor to a SIGTERM that is
+    sent to all processes, where [`heed_the_fit_alone`] begins them.
 
     Attributes:
         asked: whether the loop is to end after the step at hand.
@@ -55,7 +56,7 @@ class StopRequest:
         return Stopped(f"with {self.saved} of {self.max_steps} steps saved", number=self._number, can_resume=True)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a worker of the data loader, forked with this handler: the fit ends it
+        if os.getpid() != self._owner:  # a worker of the data loader that only begins: the fit ends it
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
@@ -69,6 +70,25 @@ class StopRequest:
         self.asked = True
         if os.environ.get("RANK", "0") == "0":  # no logger: its lock may be held by what this interrupts
             os.write(2, b"\nStopping after this step, which is saved; once more ends at once.\n")
+
+
+def heed_the_fit_alone(worker: int) -> None:
+    """
+    Let a worker of the data loader end by SIGTERM only where the fit, its parent, sends that.
+
+    systemd and `docker stop` may send it to all processes at once. A worker that ended by it would take the fit down with an
+    error before the step at hand is saved.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # on macOS nobody can say who sent it
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)  # as torch has it: with another code the fit would take it for a failure
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def resume_command(arguments: list[str]) -> str:
@@ -152,4 +172,12 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds < 10 * 3600 else f"{round(seconds / 3600)} hours"
 
 
-__all__ = ["StopRequest", "Stopwatch", "describe_duration", "minutes", "resume_command", "seconds_to_finish"]
+__all__ = [
+    "StopRequest",
+    "Stopwatch",
+    "describe_duration",
+    "heed_the_fit_alone",
+    "minutes",
+    "resume_command",
+    "seconds_to_finish",
+]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from modeling_anople.calibration_anople import FrameLimits, KnownDefects, fit_costs
+from modeling_anople.calibration_anople import FrameLimits
 from modeling_anople.cli import doctor as program
 from modeling_anople.cli import main
 from modeling_anople.cli.doctor import JOURNEYS, NO_JOURNEYS, SUMS
 from modeling_anople.runtime.loading import STATE_FILE, load_detector
 
-from ..detectors import detector_of
+from ..detectors import detector_of, set_by_costs
 from ..fitting import REPOSITORY
 
 
@@ -91,9 +91,7 @@ def test_a_sound_detector_is_fine_and_stays_as_it_is(capsys, fitted, installed):
 
 def test_a_line_by_costs_is_not_to_be_lost_by_what_is_advised(capsys, tmp_path, fitted, installed):
     detector = detector_of(*load_detector(str(fitted)))
-    threshold = detector.model.products.named("nut").record.threshold
-    costs = fit_costs(threshold, KnownDefects([0.9, 0.95], miss_cost=50, false_alarm_cost=2))
-    detector.model.products.set_threshold(detector.model.products.id_of("nut"), costs)
+    set_by_costs(detector.model, "nut")
     detector.save_pretrained(tmp_path / "detector")
     remedy = found(capsys, tmp_path / "detector", code=0)["nut"]["remedy"]
     assert remedy.endswith(

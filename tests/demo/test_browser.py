@@ -11,6 +11,9 @@ from selenium.webdriver.common.keys import Keys
 
 from demo.style import VERDICTS, verdict_box
 from modeling_anople.data.drawn_products import draw_product
+from modeling_anople.inspection.feedback import Feedback
+from modeling_anople.inspection.report import Report
+from modeling_anople.product_store_anople import UNKNOWN_PRODUCT
 
 from .browser import DESK, PHONE, PICTURES, Page
 
@@ -68,6 +71,27 @@ def test_the_first_result_comes_after_one_click_and_fits_every_screen(chrome, ad
         assert not page.too_wide()
         page.picture(PICTURES / f"{tab.lower()}-{name}.png")
     assert all(url.startswith(address) for url in page.asked()) and not page.faults()
+
+
+def test_the_page_of_a_report_fits_a_phone_and_finds_what_was_wrong(chrome, tmp_path):
+    report, said = Report("a day"), Feedback("", "0", "good", "", None, None, "anomalous")
+    known = {"class": "a product with a long name, 0.5 l", "score": 0.9, "unsure": True}
+    for number, label in enumerate(("anomalous", "anomalous", "normal", UNKNOWN_PRODUCT)):
+        row = {"path": f"{number}.png", "id": str(number), "label": label, **known}
+        report.add(row, lambda: None, said=None if number else said)
+    report.add({"path": "broken.png", "error": "it is cut short", "score": None, "label": None}, lambda: None)
+    report.write(tmp_path / "report.html")
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "deviceScaleFactor": 1, "mobile": True})
+    chrome.get((tmp_path / "report.html").as_uri())
+    right = "return Math.max(...[...document.querySelectorAll('*')].map(each => each.getBoundingClientRect().right))"
+    assert chrome.execute_script(right) <= PHONE["width"]
+
+    def shown() -> list[str]:
+        return [each.text for each in chrome.find_elements("css selector", "figure") if each.is_displayed()]
+
+    assert len(shown()) == 4
+    chrome.find_element("id", "wrong").click()
+    assert len(shown()) == 1 and "0.png" in shown()[0]
 
 
 def test_inspect_one_and_many(chrome, address, examples, downloads, tmp_path):

@@ -2,9 +2,11 @@
 
 import pytest
 
-from demo.judge_tab import add_normal_image, draw_threshold, judge_threshold
+from demo.judge_tab import add_normal, add_normal_image, draw_threshold, judge_threshold
 from demo.session import PREDICT_PRODUCT
 from modeling_anople.calibration_anople import describe_guarantee
+
+from ..detectors import normals_of, set_by_costs
 
 
 def test_judging_counts_the_good_images_over_the_threshold(session):
@@ -33,3 +35,11 @@ def test_an_image_that_was_fine_joins_the_good_ones(start, session, nut):
         add_normal_image(session, "nut", nut)  # twice
     with pytest.raises(ValueError, match="Choose the product first"):
         add_normal_image(session, PREDICT_PRODUCT, nut)
+
+
+def test_a_line_that_defects_had_set_is_not_lost_in_silence(session, nut, photograph, tmp_path):
+    set_by_costs(session.own_detector()[0], "nut")
+    said = add_normal("nut", nut, 0.5, session)[0]
+    assert "The line of nut was set by 2 known defects, and is set by its good photographs alone again" in said
+    normals_of(photograph, 1, 6)[5].save(tmp_path / "more.png")
+    assert "defects" not in add_normal_image(session, "nut", str(tmp_path / "more.png"))  # once

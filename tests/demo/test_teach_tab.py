@@ -28,7 +28,7 @@ from demo.transfer import pack_detector, unpack_detector
 from modeling_anople import AnoPLeModel, AnoPLeProcessor
 from modeling_anople.enrollment_anople import add_normals
 
-from ..detectors import normals_of
+from ..detectors import normals_of, set_by_costs
 from ..fitting import one_process
 from .demo_app import session_of
 
@@ -132,8 +132,13 @@ def test_a_product_is_replaced_when_that_is_asked_for_alone(start, session, file
     with pytest.raises(gr.Error, match="known already"):
         replace("nut", [files[0], files[0]], 0, session)
     assert session.image_count("nut") == 3 and session.model is start.model
+    with session.undoable():
+        set_by_costs(session.own_detector()[0], "nut")
     answer = replace("nut", files, 0, session)
     assert "nut is taught anew, from 4 good photographs" in answer[0]["words"]
+    assert (
+        "The line of nut was set by 2 known defects, and is" in answer[0]["words"] and answer[0]["words"] in answer[1]
+    )
     assert session.image_count("nut") == 4 == len(session.normal_images["nut"]) and start.image_count("nut") == 3
     assert inspect_image(session, files[0], "nut").score < inspect_image(start, files[0], "nut").score
     undo(session)
@@ -196,6 +201,7 @@ def test_fitting_changes_this_session_alone_and_renews_memory_and_thresholds(fit
 
 
 def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(fit_session, asked, photograph, tmp_path):
+    set_by_costs(fit_session.own_detector()[0], "bolt")
     before = fit_session.model
     steps = fit(200, fit_session)
     for _ in range(3):
@@ -205,6 +211,7 @@ def test_a_fit_that_is_stopped_leaves_a_detector_that_is_whole(fit_session, aske
     assert "Stopping" in stop_fit(fit_session)
     *_, (_, message) = steps
     assert "Stopped after 2 of 200 steps, and kept." in message
+    assert "The line of bolt was set by 2 known defects, and is" in message and "line of nut" not in message
     assert fit_session.model is not before
     assert inspect_image(fit_session, asked, "nut").verdict in ("normal", "anomalous")
     photograph(999).save(tmp_path / "new.png")

@@ -190,6 +190,7 @@ def test_the_backbones_license(config, tmp_path, source, license_id, words):
     config.clip_source = source
     card = check_card(str(make_card(config, CardFacts("me/bolts"))), tmp_path)
     assert words in card.text and card.data.license == (license_id or "other")
+    assert ("a larger CLIP, or an encoder for the memory, finds more" in card.text) == (source["kind"] == "embedded")
     assert card.data.get("base_model") == (source["name"] if source["kind"] == "hub" else None)
     assert check_card(str(make_card(config, CardFacts("me/bolts", license="mit"))), tmp_path).data.license == "mit"
 
@@ -465,6 +466,7 @@ def test_a_card_names_the_encoder_its_license_and_its_hash(config, tmp_path):
     config.clip_source = {"kind": "embedded", "name": "mini", "revision": None}
     card = check_card(str(make_card(config, CardFacts("me/bolts"))), tmp_path)
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "org/dino")  # both are under it
+    assert "That one is small" not in card.text
 
 
 def test_a_card_says_that_the_license_of_dinov3_differs(config, tmp_path):

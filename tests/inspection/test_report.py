@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from modeling_anople.cli import main
+from modeling_anople.inspection.feedback import Feedback
 from modeling_anople.inspection.records import Rows
-from modeling_anople.inspection.report import MOST_LISTED, MOST_PICTURES, Report, describe_row
+from modeling_anople.inspection.report import MOST_LISTED, MOST_PICTURES, Report, describe_row, report_of_results
 from modeling_anople.runtime.loading import load_config
 from modeling_anople.runtime.outputs import is_page
 
@@ -119,6 +121,54 @@ def test_a_terminal_gets_sentences_and_a_pipe_json(detector, photograph, options
 def test_a_picture_names_its_id_as_feedback_wants_it():
     words = words_of(page_of(row("a.png", 0.9, "anomalous", id="0123456789abcdef"), row("b.png", 0.8, "anomalous")))
     assert "id 0123456789abcdef" in words and words.count(" id ") == 1
+
+
+def answer(id: str, verdict: str, label: str | None) -> Feedback:
+    return Feedback("2026-12-01T06:00:00Z", id, verdict, f"{id}.png", None, "bolt", label)
+
+
+def test_what_people_said_stands_beside_the_verdicts(tmp_path):
+    """The last answer to each result counts, as long as it is not taken back; what was wrong comes first."""
+    rows = [
+        row("right.png", 0.9, "anomalous", id="r"),
+        row("alarm.png", 0.8, "anomalous", id="a"),
+        row("miss.png", 0.2, id="m"),
+        row("doubt.png", 0.4, unsure=True, id="d"),
+        row("fine.png", id="f"),
+        row("broken.png", None, None, id="e", error="broken.png: is cut short"),
+        row("unsaid.png", 0.95, "anomalous", id="u"),
+        row("undone.png", 0.7, "anomalous", id="x"),
+    ]
+    folder = write_rows(tmp_path / "results", rows)
+    said = [("r", "bad"), ("a", "bad"), ("a", "good"), ("m", "bad"), ("d", "good"), ("f", "good"), ("e", "bad")]
+    said += [("x", "good"), ("x", "undo"), ("gone", "bad")]
+    labels = {each["id"]: each["label"] for each in rows}
+    lines = [json.dumps(asdict(answer(id, verdict, labels.get(id)))) for id, verdict in said]
+    torn = json.dumps(asdict(answer("u", "good", "anomalous")) | {"id": ["u"]})
+    (folder / "feedback.jsonl").write_text("\n".join([*lines, torn, '{"torn']))
+    page = report_of_results(folder).page()
+    words = words_of(page)
+    assert "There are 6 answers of people. By these the detector was right on 3 of 5 (60 %)" in words
+    assert "1 was defective, and called normal; 1 was good, and set aside." in words
+    captions = [words_of(each) for each in re.findall(r"<figcaption>.*?</figcaption>", page)]
+    names = [re.search(r"(\w+)\.png", caption)[1] for caption in captions]
+    assert names == ["alarm", "miss", "unsaid", "right", "undone", "doubt"]
+    assert "A person said it is good, so this verdict was wrong." in captions[0]
+    assert "A person said it is defective, so this verdict was wrong." in captions[1]
+    assert "A person said it is defective." in captions[3] and "A person said it is good." in captions[5]
+    assert all("A person" not in captions[number] for number in (2, 4))
+    listed = page[page.index("What people said") : page.index("Look at these first")]
+    assert re.findall(r"(\w+)\.png: ", listed)[:2] == ["alarm", "miss"] and "fine.png: normal" in words_of(listed)
+    assert page.count('<figure class="wrong">') == page.count('<li class="wrong">') == 2
+
+
+def test_without_a_wrong_verdict_there_is_no_box_to_find_it_by():
+    assert "People" not in page_of(row())
+    report = Report("today")
+    report.add(row(id="f"), lambda: None, said=answer("f", "good", "normal"))
+    words = words_of(report.page())
+    assert "There is 1 answer of people. By these the detector was right on 1 of 1 (100 %)." in words
+    assert "Show only" not in words and "fine" not in words
 
 
 def test_verdicts_are_counted_and_explained():

@@ -9,6 +9,7 @@ import pytest
 from modeling_anople.inspection.arrivals import Arrival
 from modeling_anople.inspection.results_folder import Judged, ResultsFolder
 from modeling_anople.pipeline_anople import Prediction
+from modeling_anople.product_store_anople import UNKNOWN_PRODUCT
 
 
 @pytest.fixture
@@ -20,6 +21,26 @@ def judged(path: Path, content: bytes | None, name: str | None = None) -> Judged
     path.write_bytes(content or b"")
     prediction = Prediction(str(path), f"{path}: is not an image.")
     return Judged(Arrival.of(path), "0" * 16, content, prediction, Path(name or path.name))
+
+
+@pytest.mark.parametrize(
+    ("label", "unsure", "folder"),
+    [
+        ("normal", True, "unsure"),
+        ("normal", False, "normal"),
+        ("normal", None, "normal"),
+        ("anomalous", True, "anomalous"),
+        (UNKNOWN_PRODUCT, False, "anomalous"),
+        (None, None, "error"),
+    ],
+)
+def test_what_is_unsure_has_a_folder_of_its_own(results, tmp_path, label, unsure, folder):
+    each = judged(tmp_path / "a.png", b"a")
+    each.prediction = Prediction("a.png", None, label=label, unsure=unsure)
+    results.begin([each])
+    (entry,) = results.finish()
+    assert entry.target == Path(folder, "a.png") and (results.folder / entry.target).read_bytes() == b"a"
+    assert (results.folder / "unsure").exists() == (folder == "unsure")
 
 
 def test_what_cannot_be_read_stays_and_has_a_row(results, tmp_path):

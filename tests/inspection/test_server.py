@@ -102,6 +102,16 @@ def test_what_many_ask_at_once_is_judged_together_and_each_gets_its_own(address,
     assert total > 1.2 * batches
 
 
+def test_what_is_unsure_is_drawn_for_the_report_and_what_is_normal_is_not(address, output, photograph, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(8)]
+    for number, path in enumerate(paths):  # odder and odder
+        Image.blend(photograph(0), photograph(50), 0.08 + 0.02 * number).save(path)
+    ask(address, paths, product="bolt")
+    kept = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    drawn = {(each["unsure"], "overlay" in each) for each in kept if each["label"] == "normal"}
+    assert drawn == {(True, True), (False, False)}
+
+
 def test_what_was_answered_is_kept_with_its_photograph(address, output, photographs, photograph, tmp_path):
     odd = tmp_path / "..%2F <b>odd.png"
     Image.effect_noise((48, 40), 90).convert("RGB").save(odd)

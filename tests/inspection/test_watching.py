@@ -53,9 +53,10 @@ def test_photographs_are_judged_and_put_away(plant, bolts):
     for name in [*names, "link.png", "slow.png"]:
         row = by_name[name]
         assert row["label"] == "normal" and row["unsure"] in (True, False) and row["class"] == "bolt", row
-        assert row["file"] == str(plant.output / "normal" / name) and row["overlay"].endswith(f"normal/{name}.png")
+        place = f"{'unsure' if row['unsure'] else 'normal'}/{name}"
+        assert row["file"] == str(plant.output / place) and row["overlay"].endswith(f"overlays/{place}.png")
         assert Image.open(row["overlay"]).width > 48  # the legend stands beside it
-    assert (plant.output / "normal/slow.png").read_bytes() == content == outside.read_bytes()
+    assert Path(by_name["slow.png"]["file"]).read_bytes() == content == outside.read_bytes()
     dark, broken = by_name["dark.png"], by_name["broken.png"]
     assert dark["label"] == "anomalous" and dark["reason"] and dark["file"] == str(plant.output / "anomalous/dark.png")
     assert broken["label"] is None and "broken.png: is not an image" in broken["error"] and "overlay" not in broken
@@ -70,6 +71,25 @@ def test_photographs_are_judged_and_put_away(plant, bolts):
     with (plant.output / "results.csv").open(encoding="utf-8", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == [row["id"] for row in rows]
     assert not list((plant.output / "work").iterdir()) and len({row["id"] for row in rows}) == 8
+
+
+def test_folders_that_a_watch_has_emptied_go(plant, bolts):
+    """Not at once, as whoever fills one may pause, but for the end; nothing that holds anything, nor what it did not empty."""
+    inbox = plant.inbox
+    for number, name in enumerate(["lot 1/left", "lot 2", "hidden", "busy"]):
+        (inbox / name).mkdir(parents=True)
+        bolts[number].save(inbox / name / "0.png")
+    (inbox / "hidden/.thumbs").touch()
+    (inbox / "empty").mkdir()
+    with plant.watched(settle=0.12):
+        plant.wait_for(4)
+        assert (inbox / "busy").exists() and (inbox / "lot 1/left").exists()
+        (inbox / "busy/1.png.part").touch()
+        wait_until(lambda: not (inbox / "lot 1").exists() and not (inbox / "lot 2").exists())
+        (inbox / "lot 2").mkdir()  # a camera makes it anew
+        bolts[4].save(inbox / "lot 2/0.png")
+        plant.wait_for(5)
+    assert {path.name for path in inbox.iterdir() if path.is_dir()} == {"hidden", "busy", "empty"}
 
 
 @pytest.mark.parametrize("looks", [True, False])
