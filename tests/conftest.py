@@ -5,10 +5,10 @@ import json
 import os
 
 
-gc.disable()  # until all is imported: the libraries' objects stay, and looking through them takes a third of the time
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+if gc.isenabled():  # until all is imported: to look through what libraries hold takes a third of the time
+    gc.disable()
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
