@@ -73,9 +73,10 @@ $(OUT)/evaluated: $(OUT)/detector/config.json
 	&& $(BIN)/anople predict $(OUT)/detector "$(DATA)" --output $(OUT)/heat_maps; }
 	@touch "$@"
 
-# a process for each core, of one thread: the tests' models are so small that a second one only gets in the way
+# a process for each core, of one thread: the tests' models are so small that a second one only gets in the way; compiled
+# code is kept, whatever the user's settings: tests start many processes that need the same
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # transformers' tests are in its source distribution alone, and are taken from that of the installed version
 $(VENV)/transformers/ready: $(VENV)/ready

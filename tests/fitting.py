@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -101,9 +102,7 @@ def launch(arguments: list, folder: Path, **environment: str) -> None:
     assert process.returncode == 0, output[-3000:]
 
 
-def launch_processes(
-    processes: int, *arguments: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess:
+def launch_processes(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     """Run a module in several processes; on the CPU they go through torchrun (multi_gpu)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,7 +112,7 @@ def launch_processes(
     return subprocess.run(
         [sys.executable, *usual.split(), *spread, "-m", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, **(environment or {}), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -137,6 +136,8 @@ def in_two_processes(act: Callable[[int | None], int]) -> list[int]:
     def run(rank: int, other: int | None) -> None:
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
         os.environ.update(address, **ranks)
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run alone
+        logging.getLogger().handlers.clear()  # those of pytest: a program logs to stderr
         torch.set_num_threads(1)
         sys.exit(act(other))
 

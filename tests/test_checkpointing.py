@@ -1,10 +1,12 @@
 """A fit that is killed goes on as if nothing had happened."""
 
+import multiprocessing
 import os
 import shlex
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from modeling_anople import cli
 from modeling_anople.training.finishing import STATE_FILE, load_state, save_state, trim_log
 
 from . import fitting
-from .fitting import assert_same_weights, read_log, start, write_products
+from .fitting import assert_same_weights, read_log, write_products
 
 
 LONG = [
@@ -57,17 +59,18 @@ def fit(products, small_clip_folder, tmp_path):
 @pytest.fixture(scope="module")
 def killed_once(products, small_clip_folder, tmp_path_factory) -> Path:
     """The folder of a fit that was ended by SIGKILL soon after its first state."""
-    folder = tmp_path_factory.mktemp("killed")
-    places = ["--data_root", products, "--clip", small_clip_folder, "--output_dir", folder / "detector"]
-    process = start(["-m", "modeling_anople.training", *places, *LONG], folder)
+    detector = tmp_path_factory.mktemp("killed") / "detector"
+    fit = partial(fitting.fit, *LONG, data=products, clip=small_clip_folder, output=detector)
+    process = multiprocessing.get_context("fork").Process(target=fit)
+    process.start()
     deadline = time.monotonic() + 120
-    while not (folder / "detector" / STATE_FILE).exists():
-        assert process.poll() is None and time.monotonic() < deadline
+    while not (detector / STATE_FILE).exists():
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return folder / "detector"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return detector
 
 
 @pytest.fixture

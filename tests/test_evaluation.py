@@ -21,7 +21,7 @@ from modeling_anople.runtime.heat_maps import GAP, PANEL_TEXT_HEIGHT, PICTURE_HE
 from modeling_anople.scoring_anople import resize_maps
 
 from .detectors import fit, normals_of, write_detector
-from .fitting import launch_processes
+from .fitting import in_two_processes
 
 
 IMAGE_METRICS = {"image_auroc", "image_ap", "image_f1_max"}
@@ -339,18 +339,19 @@ def places(tmp_path_factory, small_clip_folder, photograph) -> tuple[Path, Path]
     return detector, root / "data"
 
 
-def test_two_processes_give_the_evaluation_of_one(places, tmp_path, capsys):
+def test_two_processes_give_the_evaluation_of_one(places, tmp_path, capfd):
     """In batches of 3: 3 and 2 of them, the last ones of 1 and 2, so one process has more, and of another size."""
     usual = [*map(str, places), "--batch_size", "3", "--evaluation_size", "48"]
     outputs = {
         number: ["--json", f"{tmp_path}/{number}.json", "--csv", f"{tmp_path}/{number}.csv"] for number in (1, 2)
     }
-    done = launch_processes(2, "modeling_anople.evaluation", *usual, *outputs[2])
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = in_two_processes(lambda _: main(["evaluate", *usual, *outputs[2]]))
+    done = capfd.readouterr()
+    assert ended == [0, 0], done.err[-3000:]
     assert main(["evaluate", *usual, *outputs[1]]) == 0
-    assert capsys.readouterr().out == done.stdout  # the table, once
+    assert capfd.readouterr().out == done.out  # the table, once
     assert (tmp_path / "2.json").read_text() == (tmp_path / "1.json").read_text()
-    assert done.stderr.count("is not an image") == 1  # logged once
+    assert done.err.count("is not an image") == 1  # logged once
     report = json.loads((tmp_path / "1.json").read_text())
     assert report["mean"]["normal"] == 6 and report["mean"]["anomalous"] == 5 and len(report["errors"]) == 1
     assert 0 < report["mean"]["aupro"] < 1

@@ -26,7 +26,8 @@ PROGRAMS = {
 }
 # what transformers imports takes most of the time, and knows nothing of it: it is imported once, each program run in a fork
 FORKS = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
+gc.disable()
 import huggingface_hub, scipy.optimize, torch._dynamo, torch.distributed.tensor, torch.export
 assert not {"transformers", "modeling_anople"} & set(sys.modules)
 codes = {}

@@ -16,7 +16,7 @@ from modeling_anople.runtime.loading import list_shards, load_detector
 
 from .detectors import write_detector
 from .fitting import launch_processes
-from .local_hub.client import Client, anople, api
+from .local_hub.client import Client, anople, anople_in_two_processes, api
 from .shards import answers_in, image_files, without_time, write_shards
 
 
@@ -308,14 +308,10 @@ def test_a_connection_that_is_lost_costs_nothing(client, on_hub, faults, detecto
     }
 
 
-def test_two_processes_stream_from_the_hub(hub, on_hub, detector, shards, tmp_path):
-    environment = hub.environment(tmp_path / "home", "token-of-me")
+def test_two_processes_stream_from_the_hub(client, on_hub, detector, shards, tmp_path):
     place = f"hf://datasets/{NAME}@{on_hub}"
     options = ["--class", "nut", "--output", str(tmp_path / "two")]
-    done = launch_processes(
-        2, "modeling_anople.cli", "predict", str(detector), place, *options, environment=environment
-    )
-    assert done.returncode == 1, done.stderr[-2000:]
+    assert client.call(anople_in_two_processes, "predict", detector, place, *options) == [1, 1]
     assert main(["predict", str(detector), str(shards), *options[:-1], str(tmp_path / "disk")]) == 1
     found = without_time(answers_in(tmp_path / "two"))
     assert {name.removeprefix("data-"): rows for name, rows in found.items()} == without_time(

@@ -337,9 +337,11 @@ def explain(error: Exception, revision: str | None = None) -> str:
 
 
 def _compare_hashes(name: str, folder: Path) -> None:
-    cache = folder.parents[2]  # cache / models--user--name / snapshots / commit
+    cache, hub = folder.parents[2], HfApi()  # cache / models--user--name / snapshots / commit
     try:
-        checked = HfApi().verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
+        with contextlib.suppress(HfHubHTTPError):  # its answers are for the comparison
+            hub.model_info(name, revision=folder.name)  # asks once; a comparison without a network, six times in 23 s
+        checked = hub.verify_repo_checksums(name, revision=folder.name, cache_dir=cache)
     except (httpx2.TransportError, HfHubHTTPError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
