@@ -24,8 +24,9 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from modeling_anople.cli import main
+from modeling_anople.inspection.judging import Closed, Figures, Judge, QueueFull
 from modeling_anople.inspection.records import _drawn_by
-from modeling_anople.inspection.server import Closed, Figures, Judge, Keeper, QueueFull, Settings
+from modeling_anople.inspection.server import Keeper, Settings
 from modeling_anople.runtime.loading import load_judge
 
 from ..detectors import write_detector, write_screws
