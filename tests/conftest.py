@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,6 +47,13 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector the libraries: accelerate starts it after each fit, and it would take as long as that."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> None:
+    """Take Ctrl-C as a terminal's programs do; those that a shell starts in the background would ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
