@@ -112,8 +112,8 @@ def describe_lost_costs(name: str, before: "ProductThreshold | None", after: "Pr
         return ""
     count = len(before.defects.scores)
     return (
-        f"The line of {name} was set by {count} known defect{'s' if count > 1 else ''}, and is set by its good photographs alone "
-        "again: give the defects to `anople calibrate --defects` once more where they shall set it."
+        f"The line of {name} was set by {count} known defect{'s' if count > 1 else ''}, and is set by its good photographs "
+        "alone again: to use the defects once more, give them to `anople calibrate --defects`."
     )
 
 

@@ -962,7 +962,7 @@ def test_calibrating_without_defects_sets_the_line_by_the_good_ones_again(detect
     detector.calibrate("nut", defects=defects_of(photograph, 1))
     caplog.clear()
     assert detector.add_normals("nut", normals_of(photograph, 1, 4)[3:]).defects is None
-    assert "give the defects to `anople calibrate --defects` once more" in caplog.text
+    assert "to use the defects once more, give them to `anople calibrate --defects`" in caplog.text
 
 
 def test_what_is_good_and_defective_at_once_is_refused_and_changes_nothing(detector, photograph):

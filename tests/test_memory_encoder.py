@@ -643,7 +643,7 @@ def test_enroll_begins_a_detector_with_an_encoder(small_clip_folder, encoder_fol
     assert main(["products", str(tmp_path / "first")]) == 0
     assert (
         f"{144:7}  {4e-6 * 144 * 2 * 32:9.1f}" in capsys.readouterr().out
-    )  # 4 x 36 vectors of 3 layers of 32 numbers
+    )  # 4 x 36 vectors of 2 layers of 32 numbers
     assert main(["enroll", str(tmp_path / "first"), "nut", paths[0], "--memory_encoder", "x/y"]) == 2
     assert "--memory_encoder is of a new detector: begin one with --clip" in capsys.readouterr().err
     words = ["--clip", str(small_clip_folder), "--image_size", "64"]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 from accelerate import Accelerator
@@ -91,7 +92,8 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_fit():
             others = multiprocessing.active_children()  # of the process that runs the tests
             with StopRequest(10) as stop:
                 stop.in_loop = True
-                batches = iter(DataLoader(range(1_000_000), num_workers=2, worker_init_fn=heed_the_fit_alone))
+                begin = partial(heed_the_fit_alone, fit=os.getpid())
+                batches = iter(DataLoader(range(1_000_000), num_workers=2, worker_init_fn=begin))
                 next(batches), next(batches)  # one of each: both have begun
                 os.write(writer, b".")
                 while not stop.asked:

@@ -160,8 +160,8 @@ TABLES = {
         "whole detector, the CLIP alone, standard",
         (
             "Rows of a memory alone need no training: nothing but the shots is looked at.",
-            "Of the encoder two blocks about the middle of its depth are remembered, which was chosen on drawn defects before any "
-            "of these figures was known.",
+            "Of the encoder two blocks about the middle of its depth are remembered, which was chosen on drawn defects on "
+            "training photographs, not by these figures.",
         ),
         needs="memory_encoder",
     ),

@@ -436,7 +436,8 @@ def predict(arguments: list[str]) -> int:
                 draw_files(line, prediction, full, options)
             if page:
                 page.add(line, draw)
-            labels[prediction.label or "without a line"] += prediction.error is None
+            verdict = "unsure" if prediction.unsure else prediction.label or "without a line"
+            labels[verdict] += prediction.error is None
     if page:
         page.write(Path(options.report))
         logger.info("Report: %s", options.report)

@@ -72,7 +72,6 @@ class Arrivals:
         self.passed_over = {os.path.realpath(each) for each in passed_over}
         self._seen: dict[Path, _Seen] = {}
         self._judged: dict[Path, Arrival] = {}  # which stay in the folder
-        self._left: dict[Path, float] = {}  # folders that photographs were taken out of, and when the last one was
         self._others: set[str] = set()  # endings of what is no photograph
 
     def scan(self) -> None:
@@ -132,26 +131,6 @@ class Arrivals:
         """Look at whatever has this name now: what had it is gone."""
         self._seen.pop(path, None)
         self._judged.pop(path, None)
-
-    def taken(self, path: Path) -> None:
-        """Note that the photograph of this name was taken out of the folder."""
-        self.forget(path)
-        self._left[path.parent] = time.monotonic()
-
-    def remove_emptied(self, *, at_once: bool = False) -> None:
-        """
-        Remove folders below the watched one out of which everything was taken. Whoever fills one may pause between two files,
-        so it goes after as long as a broken file waits, or `at_once`; what holds anything stays.
-        """
-        latest = time.monotonic() - (0 if at_once else self.settle * PATIENCE)
-        for folder in [folder for folder, since in self._left.items() if since <= latest]:
-            del self._left[folder]
-            while folder != self.folder and folder.is_relative_to(self.folder):
-                try:
-                    os.rmdir(folder)
-                except OSError:  # it holds something, was removed or may not be
-                    break
-                folder = folder.parent
 
     def _look_at(self, path: Path) -> None:
         arrival = Arrival.of(path)

@@ -120,10 +120,10 @@ def read_feedback(folder: Path) -> Iterator[Feedback]:
     """Read the list of a folder of results; torn lines, and those that nobody can have said, are passed over."""
     path = folder / FEEDBACK
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             given = Feedback(**json.loads(line))
-            texts = (given.id, given.verdict, given.label or "")
-            if all(isinstance(each, str) for each in texts) and given.verdict in get_args(Verdict):
+            sound = isinstance(given.id, str) and isinstance(given.label, (str, type(None)))
+            if sound and given.verdict in get_args(Verdict):
                 yield given
 
 

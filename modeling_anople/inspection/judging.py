@@ -54,7 +54,8 @@ class Figures:
 
     def count(self, row: dict) -> None:
         """Count an answered photograph."""
-        verdict = "error" if row.get("error") else row["label"] or "no threshold"
+        verdict = "unsure" if row.get("unsure") else row["label"] or "no threshold"
+        verdict = "error" if row.get("error") else verdict
         self.photographs.labels(row["class"] or "none", verdict).inc()
 
 

@@ -184,7 +184,10 @@ def _sound_row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
         if not (isinstance(row, dict) and row.keys() >= set(RESULT_KEYS) and isinstance(row["path"], str)):
             return None
-        score, texts = row["score"], [row.get(name) for name in ("class", "label", "error", "reason", "time", "file")]
+        score, texts = (
+            row["score"],
+            [row.get(name) for name in ("id", "class", "label", "error", "reason", "time", "file")],
+        )
         sound = score is None or (type(score) in (int, float) and math.isfinite(score))
         sound &= all(isinstance(text, (str, type(None))) for text in texts)
         for region in row.get("regions") or ():

@@ -149,10 +149,10 @@ def picture_of(row: dict[str, Any], folder: Path) -> Image.Image | None:
 # --- The page ---
 
 
-def _was_wrong(verdict: str | None, said: Feedback | None) -> bool | None:
-    """Say whether a verdict was wrong by what somebody said; `None` where either is missing."""
-    set_aside = SET_ASIDE.get(verdict)
-    return None if said is None or set_aside is None else set_aside != (said.verdict == "bad")
+def _was_wrong(said: Feedback | None) -> bool | None:
+    """Say whether the verdict that somebody spoke of was wrong by what was said; `None` where either is missing."""
+    set_aside = None if said is None else SET_ASIDE.get(said.label)
+    return None if set_aside is None else set_aside != (said.verdict == "bad")
 
 
 @dataclass(order=True)
@@ -240,14 +240,14 @@ class Report:
             wrong = row["is_defective"] != (verdict == "anomalous")
             if verdict != "no verdict" and wrong:
                 return 5, 1 - row["score"] if row["is_defective"] else row["score"]
-        if _was_wrong(verdict, said):
+        if _was_wrong(said):
             return 5, 1 - row["score"] if said.verdict == "bad" else row["score"]
         rank = {"anomalous": 4, UNKNOWN_PRODUCT: 3, "unsure": 2, "no verdict": 1}.get(verdict)
         return None if rank is None else (rank, 2.0 if row.get("reason") else row["score"])
 
     def _item(self, row: dict[str, Any], said: Feedback | None) -> str:
         words = _text(describe_row(row, self.threshold, folders=FOLDERS))
-        return f"<li{_class_of(row, said)}>{words}{_words_of(row, said)}</li>"
+        return f"<li{_class_of(said)}>{words}{_words_of(said)}</li>"
 
     def _list(self, shown: _Shown) -> None:
         heapq.heappush(self._listed, (shown.urgency, shown.number, self._item(shown.row, shown.said)))
@@ -336,7 +336,7 @@ class Report:
             return []
         wrong, right, listed = Counter(), 0, []
         for said, item in self._answers.values():
-            was_wrong = _was_wrong(said.label, said)
+            was_wrong = _was_wrong(said)
             wrong[said.verdict] += bool(was_wrong)
             right += was_wrong is False
             listed.append((not was_wrong, item))
@@ -372,7 +372,7 @@ class Report:
                 data = base64.b64encode(shown.jpeg).decode("ascii")
                 picture = f'<img alt="Heat map over {_text(_name_of(shown.row, FOLDERS))}" src="data:image/jpeg;base64,{data}">'
             caption = f"<figcaption>{self._caption(shown.row, shown.said)}</figcaption>"
-            cards.append(f"<figure{_class_of(shown.row, shown.said)}>{picture}{caption}</figure>")
+            cards.append(f"<figure{_class_of(shown.said)}>{picture}{caption}</figure>")
         words = (
             "Worst first. Amber to red is above the threshold and outlined; blue to white is below. Colors mean the same in "
             "all pictures."
@@ -385,7 +385,7 @@ class Report:
         if (defective := row.get("is_defective")) is not None:
             kind = f"defective ({row['defect']})" if defective else "good"
             truth = f" <em>In truth it is {_text(kind)}.</em>"
-        truth += _words_of(row, said)
+        truth += _words_of(said)
         when = (
             f'<span class="when">{_text(str(row["time"]).replace("T", " ").rstrip("Z"))}</span>'
             if row.get("time")
@@ -472,14 +472,14 @@ def _measured(truths: Counter[str]) -> str:
     return " ".join(said)
 
 
-def _class_of(row: dict[str, Any], said: Feedback | None) -> str:
-    return ' class="wrong"' if _was_wrong(verdict_of(row), said) else ""
+def _class_of(said: Feedback | None) -> str:
+    return ' class="wrong"' if _was_wrong(said) else ""
 
 
-def _words_of(row: dict[str, Any], said: Feedback | None) -> str:
+def _words_of(said: Feedback | None) -> str:
     if said is None:
         return ""
-    wrong = ", so this verdict was wrong" if _was_wrong(verdict_of(row), said) else ""
+    wrong = f", so “{said.label}” was wrong" if _was_wrong(said) else ""
     return f" <em>A person said it is {SAID[said.verdict]}{wrong}.</em>"
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "results.csv"
 OVERLAYS, WORK = "overlays", "work"
-FOLDERS = ("normal", "anomalous", "error")  # and "unsure", from the first such photograph on
+FOLDERS = ("normal", "unsure", "anomalous", "error")
 NAME_BYTES = 240  # file systems allow 255; some are kept for numbers and endings
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 

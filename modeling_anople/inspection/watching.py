@@ -25,7 +25,6 @@ from .arrivals import Arrival, Arrivals, wakes
 from .cameras import Camera, is_camera
 from .delivery import Courier, Receiver
 from .drift import INTERVAL, DriftWatch, changed_at, follow, rows_since
-from .journal import Entry
 from .records import Rows, record_id
 from .report import describe_row, draw_verdict
 from .results_folder import Judged, ResultsFolder
@@ -228,7 +227,7 @@ class _Inspector:
             passed_over=(watch.output,),
         )
         self._couriers = [Courier(journal, each) for each in watch.receivers]
-        self._place()
+        self._results.finish()
         self._drifts = self._follow()
         for courier in self._couriers:
             courier.start()
@@ -248,11 +247,9 @@ class _Inspector:
             self._inspect(ready[start : start + size])
             if self._watch.stop.is_set():
                 return
-        self._arrivals.remove_emptied()
 
     def end(self) -> None:
         """Deliver what can be delivered at once; the rest waits in the journal."""
-        self._arrivals.remove_emptied(at_once=True)
         for courier in self._couriers:
             courier.end(LAST_SECONDS)
 
@@ -278,7 +275,10 @@ class _Inspector:
 
     def _finish(self) -> None:
         """Bring what is judged to its places, and tell what follows from it."""
-        entries = self._place()
+        entries = self._results.finish()
+        for entry in entries:
+            if not entry.stays:
+                self._arrivals.forget(entry.path)
         rows = [json.loads(entry.line) for entry in entries]
         if sys.stderr.isatty():  # somebody looks
             for row in rows:
@@ -287,14 +287,6 @@ class _Inspector:
         if entries:
             for courier in self._couriers:
                 courier.wake()
-
-    def _place(self) -> list[Entry]:
-        """Bring what is judged to its places."""
-        entries = self._results.finish()
-        for entry in entries:
-            if not entry.stays:
-                self._arrivals.taken(entry.path)
-        return entries
 
     def _judge_together(self, batch: Sequence["_Read"]) -> list[Judged]:
         """Judge and describe photographs; where that fails, each alone, so that one does not take the others with it."""

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -187,7 +188,7 @@ def _train(config: TrainingConfig, output_dir: Path, options: dict, stop: StopRe
         sampler=StepSampler(first * config.batch_size, config.max_steps * config.batch_size),
         collate_fn=collate_views,
         num_workers=workers,
-        worker_init_fn=heed_the_fit_alone,
+        worker_init_fn=partial(heed_the_fit_alone, fit=os.getpid()),
     )
     validation = make_validation_batch(config, processor, shots, model.config.tiling, side)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)

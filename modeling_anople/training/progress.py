@@ -72,9 +72,9 @@ class StopRequest:
             os.write(2, b"\nStopping after this step, which is saved; once more ends at once.\n")
 
 
-def heed_the_fit_alone(worker: int) -> None:
+def heed_the_fit_alone(worker: int, *, fit: int) -> None:
     """
-    Let a worker of the data loader end by SIGTERM only where the fit, its parent, sends that.
+    Let a worker of the data loader end by SIGTERM only where the fit, the process of this id, sends that.
 
     systemd and `docker stop` may send it to all processes at once. A worker that ended by it would take the fit down with an
     error before the step at hand is saved.
@@ -84,7 +84,7 @@ def heed_the_fit_alone(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def wait() -> None:
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != fit:
             pass
         os._exit(0)  # as torch has it: with another code the fit would take it for a failure
 

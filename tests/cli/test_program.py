@@ -338,8 +338,9 @@ def test_a_folder_is_summed_up(capsys, checkpoint, numbered, tmp_path, caplog):
     (tmp_path / "photographs" / "damaged.png").write_bytes(b"no picture")
     with caplog.at_level(logging.INFO, logger="modeling_anople"):
         assert main(["predict", str(checkpoint), str(tmp_path / "photographs"), "--class", "bolt"]) == 1
-    labels = [json.loads(line).get("label") for line in capsys.readouterr().out.splitlines()]
-    counts = [f"{labels.count(label)} {label}" for label in ("anomalous", "normal") if label in labels]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    labels = ["unsure" if row.get("unsure") else row.get("label") for row in rows]
+    counts = [f"{labels.count(label)} {label}" for label in ("anomalous", "normal", "unsure") if label in labels]
     assert caplog.messages[-1] == f"4 photographs: {', '.join(counts)}, 1 that could not be used."
 
 

@@ -144,8 +144,9 @@ def test_what_people_said_stands_beside_the_verdicts(tmp_path):
     said += [("x", "good"), ("x", "undo"), ("gone", "bad")]
     labels = {each["id"]: each["label"] for each in rows}
     lines = [json.dumps(asdict(answer(id, verdict, labels.get(id)))) for id, verdict in said]
-    torn = json.dumps(asdict(answer("u", "good", "anomalous")) | {"id": ["u"]})
-    (folder / "feedback.jsonl").write_text("\n".join([*lines, torn, '{"torn']))
+    torn = [asdict(answer("u", "good", "anomalous")) | each for each in ({"id": ["u"]}, {"label": []}, {"label": {}})]
+    torn = [*map(json.dumps, torn), "[" * 100_000, '{"torn']
+    (folder / "feedback.jsonl").write_text("\n".join([*lines, *torn]))
     page = report_of_results(folder).page()
     words = words_of(page)
     assert "There are 6 answers of people. By these the detector was right on 3 of 5 (60 %)" in words
@@ -153,13 +154,22 @@ def test_what_people_said_stands_beside_the_verdicts(tmp_path):
     captions = [words_of(each) for each in re.findall(r"<figcaption>.*?</figcaption>", page)]
     names = [re.search(r"(\w+)\.png", caption)[1] for caption in captions]
     assert names == ["alarm", "miss", "unsaid", "right", "undone", "doubt"]
-    assert "A person said it is good, so this verdict was wrong." in captions[0]
-    assert "A person said it is defective, so this verdict was wrong." in captions[1]
+    assert "A person said it is good, so “anomalous” was wrong." in captions[0]
+    assert "A person said it is defective, so “normal” was wrong." in captions[1]
     assert "A person said it is defective." in captions[3] and "A person said it is good." in captions[5]
     assert all("A person" not in captions[number] for number in (2, 4))
     listed = page[page.index("What people said") : page.index("Look at these first")]
     assert re.findall(r"(\w+)\.png: ", listed)[:2] == ["alarm", "miss"] and "fine.png: normal" in words_of(listed)
     assert page.count('<figure class="wrong">') == page.count('<li class="wrong">') == 2
+
+
+def test_what_was_said_of_an_earlier_verdict_is_counted_by_that_one(tmp_path):
+    """As where feedback taught the detector, and the same photograph came again."""
+    folder = write_rows(tmp_path / "results", [row("a.png", 0.8, "anomalous", id="a"), row("a.png", 0.3, id="a")])
+    (folder / "feedback.jsonl").write_text(json.dumps(asdict(answer("a", "good", "anomalous"))))
+    page = report_of_results(folder).page()
+    assert "right on 0 of 1" in words_of(page) and "the detector was wrong (1)" in words_of(page)
+    assert '<li class="wrong">' in page and "so “anomalous” was wrong" in words_of(page)
 
 
 def test_without_a_wrong_verdict_there_is_no_box_to_find_it_by():
@@ -297,13 +307,14 @@ def test_lines_that_are_none_are_counted(tmp_path):
         "[]",
         '{"path": "x", "score": NaN, "label": "normal"}',
         '{"path": 3, "score": 1, "label": null}',
+        '{"path": "x", "score": 0.1, "label": "normal", "class": "bolt", "id": ["x"]}',
     ]
     broken.append('{"path": "x", "score": 0.1, "label": "normal", "regions": [{"area": 1}]}')
     folder = write_rows(tmp_path / "results", [row()], *broken)
     rows = Rows(folder)
-    assert list(rows) == [row()] and rows.damaged == 5
+    assert list(rows) == [row()] and rows.damaged == 6
     assert main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
-    assert "5 lines of the results are damaged and not counted here." in words_of((tmp_path / "page.html").read_text())
+    assert "6 lines of the results are damaged and not counted here." in words_of((tmp_path / "page.html").read_text())
     assert is_page(tmp_path / "page.html")
 
 

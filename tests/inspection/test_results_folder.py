@@ -40,7 +40,6 @@ def test_what_is_unsure_has_a_folder_of_its_own(results, tmp_path, label, unsure
     results.begin([each])
     (entry,) = results.finish()
     assert entry.target == Path(folder, "a.png") and (results.folder / entry.target).read_bytes() == b"a"
-    assert (results.folder / "unsure").exists() == (folder == "unsure")
 
 
 def test_what_cannot_be_read_stays_and_has_a_row(results, tmp_path):

@@ -111,6 +111,7 @@ def test_what_is_unsure_is_drawn_for_the_report_and_what_is_normal_is_not(addres
     kept = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     drawn = {(each["unsure"], "overlay" in each) for each in kept if each["label"] == "normal"}
     assert drawn == {(True, True), (False, False)}
+    assert 'anople_photographs_total{product="bolt",verdict="unsure"}' in httpx.get(f"{address}/metrics").text
 
 
 def test_what_was_answered_is_kept_with_its_photograph(address, output, photographs, photograph, tmp_path):

@@ -73,25 +73,6 @@ def test_photographs_are_judged_and_put_away(plant, bolts):
     assert not list((plant.output / "work").iterdir()) and len({row["id"] for row in rows}) == 8
 
 
-def test_folders_that_a_watch_has_emptied_go(plant, bolts):
-    """Not at once, as whoever fills one may pause, but for the end; nothing that holds anything, nor what it did not empty."""
-    inbox = plant.inbox
-    for number, name in enumerate(["lot 1/left", "lot 2", "hidden", "busy"]):
-        (inbox / name).mkdir(parents=True)
-        bolts[number].save(inbox / name / "0.png")
-    (inbox / "hidden/.thumbs").touch()
-    (inbox / "empty").mkdir()
-    with plant.watched(settle=0.12):
-        plant.wait_for(4)
-        assert (inbox / "busy").exists() and (inbox / "lot 1/left").exists()
-        (inbox / "busy/1.png.part").touch()
-        wait_until(lambda: not (inbox / "lot 1").exists() and not (inbox / "lot 2").exists())
-        (inbox / "lot 2").mkdir()  # a camera makes it anew
-        bolts[4].save(inbox / "lot 2/0.png")
-        plant.wait_for(5)
-    assert {path.name for path in inbox.iterdir() if path.is_dir()} == {"hidden", "busy", "empty"}
-
-
 @pytest.mark.parametrize("looks", [True, False])
 def test_a_terminal_is_told_of_each_photograph(plant, bolts, caplog, monkeypatch, looks):
     monkeypatch.setattr("sys.stderr.isatty", lambda: looks, raising=False)
